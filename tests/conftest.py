@@ -1,0 +1,38 @@
+"""Fixtures shared by the rooms' tests: the command line, in process and as a subprocess."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# One thread: results are compared to the bit, and the suite may share its cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A test never reaches a hub; a forgotten download must fail, not hang.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+RunWiseft = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run_wiseft(tmp_path: Path) -> RunWiseft:
+    """Run the real command in a process of its own, by default in `tmp_path`."""
+
+    def run(
+        *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-W", "error", "-m", "wiseft_cli", *map(str, arguments)],
+            cwd=cwd or tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    return run

@@ -1,0 +1,107 @@
+"""The command `wiseft`: its subcommands, and the one place that turns errors into exit codes.
+
+No subcommand is written here, and nothing heavy is imported here: `--help` of every
+subcommand works where torch cannot be imported.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from wiseft_cli import __version__
+from wiseft_cli.cli.console import print_result, talk
+from wiseft_cli.errors import WiseftError
+
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+app = typer.Typer(
+    name="wiseft",
+    help="Take a CLIP-like model from zero-shot to robustly fine-tuned, over safetensors files "
+    "(WiSE-FT, arXiv 2109.01903).",
+    epilog="Each command reads files, writes files and exits; results go to stdout, talk to stderr.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; unwinds the stack so that nothing half-written stays behind."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print_result(f"wiseft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def wiseft(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Hold the options that stand before a subcommand."""
+
+
+for _name, _module, _function in (
+    ("zeroshot-head", "zeroshot_head", "zeroshot_head"),
+    ("finetune", "finetune", "finetune"),
+    ("merge", "merge", "merge"),
+    ("eval", "eval", "eval_command"),
+    ("plot", "plot", "plot"),
+    ("inspect", "inspect", "inspect"),
+    ("diff", "diff", "diff"),
+    ("demo", "demo", "demo"),
+):
+    if importlib.util.find_spec(f"wiseft_cli.cli.{_module}"):
+        _command = getattr(importlib.import_module(f"wiseft_cli.cli.{_module}"), _function)
+        app.command(_name)(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code.
+
+    Args:
+        arguments: The words after `wiseft`; the process's own where None.
+    Returns:
+        0 done; 1 wrong input or environment; 2 usage; 3 a gate failed; 130 interrupted;
+        143 terminated. Any other failure is a defect and keeps its traceback.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(None if arguments is None else list(arguments), prog_name="wiseft")
+    except WiseftError as error:
+        talk(f"error: {error.message}")
+        if error.hint:
+            talk(f"hint: {error.hint}")
+        return error.exit_code
+    except SystemExit as leave:
+        code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+        if code == EXIT_INTERRUPTED:
+            talk("interrupted")
+        return code
+    except Terminated:
+        talk("terminated")
+        return EXIT_TERMINATED
+    return 0
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""What the person sees: results on stdout, talk on stderr, a bar only on a terminal.
+
+It does not decide anything and knows no command.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+PLAIN_INTERVAL_SECONDS = 15.0
+"""Seconds between progress lines where stderr is not a terminal."""
+
+
+def print_result(text: str) -> None:
+    """Print one line of the result on stdout."""
+    print(text, file=sys.stdout, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a JSON document on stdout."""
+    print_result(json.dumps(value, sort_keys=True, ensure_ascii=False))
+
+
+def talk(text: str) -> None:
+    """Print a line for the person on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """Print a warning on stderr."""
+    talk(f"warning: {text}")
+
+
+Advance = Callable[..., None]
+"""`advance(n=1, note="")`: n more are done; the note stands behind the bar."""
+
+
+@contextmanager
+def progress(total: int, description: str) -> Iterator[Advance]:
+    """Show progress on stderr: a bar on a terminal, a rare plain line elsewhere.
+
+    Args:
+        total: Number of steps in all.
+        description: What is counted, in a few words.
+    """
+    if sys.stderr.isatty():
+        with _bar(total, description) as advance:
+            yield advance
+    else:
+        yield _plain_lines(total, description)
+
+
+@contextmanager
+def _bar(total: int, description: str) -> Iterator[Advance]:
+    # lazy: rich costs a tenth of a second, and only a terminal needs it
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(description, total=total, note="")
+
+        def advance(n: int = 1, note: str = "") -> None:
+            bar.update(task, advance=n, note=note)
+
+        yield advance
+
+
+def _plain_lines(total: int, description: str) -> Advance:
+    done = 0
+    last = time.monotonic()
+
+    def advance(n: int = 1, note: str = "") -> None:
+        nonlocal done, last
+        done += n
+        if time.monotonic() - last >= PLAIN_INTERVAL_SECONDS:
+            last = time.monotonic()
+            talk(f"{description}: {done}/{total} {note}".rstrip())
+
+    return advance

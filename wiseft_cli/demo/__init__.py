@@ -1,0 +1,1 @@
+"""The embedded tiny CLIP, its digits, and the pipeline as real commands."""

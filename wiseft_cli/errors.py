@@ -1,0 +1,103 @@
+"""The errors a user can cause, and the exit code of each.
+
+    WiseftError                      1  the input or the environment is wrong
+    ├── UsageError                   2  options that contradict each other
+    ├── CheckpointError                 a checkpoint cannot be used
+    │   ├── NotACheckpointError         the file is no checkpoint, or not one of the kind asked for
+    │   └── IncompatibleCheckpointsError   two checkpoints do not belong together
+    ├── OutputError                     an output exists, is an input, or cannot be written
+    ├── DatasetError                    an image set cannot be read or its labels do not fit
+    ├── ClassNamesError                 a class list is wrong
+    ├── TemplatesError                  a prompt template is wrong
+    ├── ModelError                      a model cannot be built or its weights not be had
+    ├── RecipeError                     a fine-tuning option is out of range
+    ├── ResultsError                    a results file is wrong
+    ├── MissingDependencyError          an optional package is not installed
+    └── GateFailed                   3  an evaluation gate was not met
+
+Anything else that escapes is a defect of this program and keeps its traceback.
+This module does not print and does not exit; `cli/app.py` does, in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class WiseftError(Exception):
+    """A fault of the input or the environment, told without a traceback.
+
+    Args:
+        message: What failed, where, what was expected and what was found.
+        hint: The remedy, printed on a line of its own.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(WiseftError):
+    """Options are missing, unknown or contradict each other."""
+
+    exit_code = 2
+
+
+class CheckpointError(WiseftError):
+    """A checkpoint is damaged or does not fit its role."""
+
+
+class NotACheckpointError(CheckpointError):
+    """The file is not a safetensors checkpoint, or carries no card where one is needed."""
+
+
+class IncompatibleCheckpointsError(CheckpointError):
+    """Two checkpoints differ where they must agree."""
+
+
+class OutputError(WiseftError):
+    """An output exists already, is also an input, or cannot be written."""
+
+
+class DatasetError(WiseftError):
+    """An image set cannot be read, or its labels do not fit the classifier."""
+
+
+class ClassNamesError(WiseftError):
+    """A class list is empty, ambiguous or malformed."""
+
+
+class TemplatesError(WiseftError):
+    """A prompt template is empty or lacks its placeholder."""
+
+
+class ModelError(WiseftError):
+    """A model cannot be built, or its weights cannot be had."""
+
+
+class RecipeError(WiseftError):
+    """A fine-tuning option is out of its range."""
+
+
+class ResultsError(WiseftError):
+    """A results file is malformed."""
+
+
+class MissingDependencyError(WiseftError):
+    """An optional package that this step needs is not installed."""
+
+
+class GateFailed(WiseftError):
+    """An evaluation finished, and a gate on its numbers was not met."""
+
+    exit_code = 3
+
+
+def list_some(lines: Sequence[str], *, limit: int = 10) -> list[str]:
+    """Return the first `limit` lines and, where there are more, one that counts the rest."""
+    if len(lines) <= limit:
+        return list(lines)
+    return [*lines[:limit], f"... and {len(lines) - limit} more"]

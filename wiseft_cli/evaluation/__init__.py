@@ -1,0 +1,1 @@
+"""Accuracy of checkpoints, and of the interpolations between two, on image sets."""

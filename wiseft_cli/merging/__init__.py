@@ -1,0 +1,1 @@
+"""Interpolation of two checkpoints, without torch."""

@@ -1,0 +1,1 @@
+"""Everything that touches open_clip: encoders, tokenizers, transforms, heads."""

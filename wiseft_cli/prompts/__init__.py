@@ -1,0 +1,1 @@
+"""Class names and prompt templates, read as data."""

@@ -1,0 +1,1 @@
+"""Results lines, intervals, tables and plots, without torch."""

@@ -1,0 +1,201 @@
+"""Image sets as folders: one subfolder a class, the images anywhere below it.
+
+It lists files and does not open them: decoding is `images.py`, the joining of folder names
+with a classifier's classes is `label_space.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from wiseft_cli.errors import DatasetError, UsageError, list_some
+
+IMAGE_EXTENSIONS = frozenset(
+    {".apng", ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
+    | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""Endings that count as images, compared in lower case; every other file is ignored."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One image: its path below the root with `/` between parts, its label, its size."""
+
+    path: str
+    label: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A named list of labelled images below one folder.
+
+    Attributes:
+        name: The name that reports use.
+        root: The folder that `ImageRecord.path` starts from.
+        records: The images, sorted by path (code point order).
+        notes: What a person should know about the listing, one sentence each.
+    """
+
+    name: str
+    root: Path
+    records: tuple[ImageRecord, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that occur, sorted, each once."""
+        return tuple(sorted({record.label for record in self.records}))
+
+
+def parse_data_spec(spec: str) -> tuple[str, Path]:
+    """Split `[NAME=]DIR`; without a name the folder's own name is taken.
+
+    The part before the first `=` is a name where it contains no `/`: a folder called `a=b`
+    is given as `./a=b`.
+
+    Raises:
+        UsageError: The name or the folder is empty.
+    """
+    name, equals, folder = spec.partition("=")
+    if not equals or "/" in name:
+        name, folder = "", spec
+        if not folder:
+            raise UsageError("--data is empty; expected [NAME=]DIR")
+        name = Path(os.path.abspath(folder)).name
+    if not name.strip() or not folder:
+        raise UsageError(f"--data {spec!r} has no name or no folder; expected [NAME=]DIR")
+    return name.strip(), Path(folder)
+
+
+def list_image_folder(root: Path, *, name: str | None = None) -> ImageSet:
+    """List the images of a folder with one subfolder a class.
+
+    Hidden files and folders are skipped; symbolic links are followed. A class folder without
+    images gives a note and no label.
+
+    Args:
+        root: The folder whose subfolders are the classes.
+        name: Name of the set; by default the folder's own.
+    Raises:
+        DatasetError: The folder is missing, holds no class folder or no image, or an image
+            is a broken link or no regular file.
+    """
+    name = name if name is not None else Path(os.path.abspath(root)).name
+    class_folders, loose_images = _scan_root(root)
+    records: list[ImageRecord] = []
+    broken: list[str] = []
+    empty: list[str] = []
+    for label in class_folders:
+        found = list(_walk(root / label, label, parents=()))
+        if not found:
+            empty.append(label)
+        for path, size_bytes in found:
+            if size_bytes is None:
+                broken.append(path)
+            else:
+                records.append(ImageRecord(path, label, size_bytes))
+    _refuse_broken(name, root, broken)
+    _refuse_empty(name, root, class_folders, loose_images, has_images=bool(records))
+    records.sort(key=lambda record: record.path)
+    return ImageSet(name, root, tuple(records), _notes(name, empty, loose_images))
+
+
+def _scan_root(root: Path) -> tuple[list[str], int]:
+    """Return the class folders, sorted, and the number of images that lie beside them."""
+    try:
+        with os.scandir(root) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+            folders = sorted(entry.name for entry in visible if entry.is_dir())
+            loose = sum(_is_image(entry.name) for entry in visible if not entry.is_dir())
+    except FileNotFoundError:
+        raise DatasetError(f"image folder {root} does not exist") from None
+    except NotADirectoryError:
+        raise DatasetError(
+            f"{root} is a file; expected an image folder with one subfolder a class"
+        ) from None
+    except OSError as error:
+        raise DatasetError(f"image folder {root} cannot be read: {error.strerror}") from None
+    return folders, loose
+
+
+def _walk(
+    folder: Path, relative: str, *, parents: tuple[str, ...]
+) -> Iterator[tuple[str, int | None]]:
+    """Yield (relative path, size in bytes) of each image below; size None where unusable."""
+    real = os.path.realpath(folder)
+    if real in parents:  # a link to a folder above would be walked without end
+        return
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DatasetError(f"image folder {folder} cannot be read: {error.strerror}") from None
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        path = f"{relative}/{entry.name}"
+        if entry.is_dir():
+            yield from _walk(folder / entry.name, path, parents=(*parents, real))
+        elif _is_image(entry.name):
+            yield path, _size_bytes(entry)
+
+
+def _is_image(file_name: str) -> bool:
+    return os.path.splitext(file_name)[1].lower() in IMAGE_EXTENSIONS
+
+
+def _size_bytes(entry: os.DirEntry[str]) -> int | None:
+    """Size of a regular file; None for a broken link, and for a pipe, which would block."""
+    try:
+        status = entry.stat()
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _refuse_broken(name: str, root: Path, broken: list[str]) -> None:
+    if broken:
+        lines = [f"  {root / path}" for path in broken]
+        raise DatasetError(
+            "\n".join(
+                [
+                    f"image set {name!r} has {len(broken)} images that are broken links"
+                    " or no regular files:",
+                    *list_some(lines),
+                ]
+            ),
+            hint="restore or remove them",
+        )
+
+
+def _refuse_empty(
+    name: str, root: Path, class_folders: list[str], loose_images: int, *, has_images: bool
+) -> None:
+    layout = "expected one subfolder a class, as in DIR/<class id or name>/<image>"
+    if not class_folders:
+        beside = f" ({loose_images} images lie in it directly)" if loose_images else ""
+        raise DatasetError(
+            f"image set {name!r}: {root} has no class subfolder{beside}", hint=layout
+        )
+    if not has_images:
+        raise DatasetError(
+            f"image set {name!r}: the {len(class_folders)} class folders of {root}"
+            f" hold no image ({' '.join(sorted(IMAGE_EXTENSIONS))})",
+            hint=layout,
+        )
+
+
+def _notes(name: str, empty: list[str], loose_images: int) -> tuple[str, ...]:
+    notes = []
+    if empty:
+        shown = ", ".join(list_some([repr(label) for label in empty]))
+        notes.append(f"image set {name!r}: {len(empty)} class folders hold no image: {shown}")
+    if loose_images:
+        notes.append(
+            f"image set {name!r}: {loose_images} images outside every class folder are ignored"
+        )
+    return tuple(notes)

@@ -1,0 +1,91 @@
+"""Decodes one image file into a mode that open_clip's transform treats rightly.
+
+That transform resizes first and converts to RGB after. Most modes are therefore handed on as
+they are; the ones that resizing or plain conversion would spoil are converted here, and
+`docs/data.md` lists them. The orientation tag of EXIF is not applied, as in open_clip, and of
+an animation the first frame is taken.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from wiseft_cli.errors import DatasetError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+UNCHANGED_MODES = frozenset({"RGB", "L", "LA", "RGBA", "CMYK"})
+"""Modes whose bicubic resize and later conversion to RGB are right as they are."""
+
+
+def load_image(path: Path | str) -> Image.Image:
+    """Decode an image file completely.
+
+    Args:
+        path: The file.
+    Returns:
+        The picture in mode RGB, L, LA, RGBA or CMYK, eight bits a channel.
+    Raises:
+        DatasetError: The file is missing, damaged, no image, or of a size or range that is
+            refused; the message names it.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of odd metadata and of large pictures; it raises where it matters.
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                image.load()
+                return _to_eight_bits(image)
+    except Exception as error:  # a damaged file makes Pillow's decoders raise any class
+        raise DatasetError(
+            f"cannot read image {path}: {_reason(error)}", hint="replace or remove the file"
+        ) from None
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    mode = image.mode
+    if mode in UNCHANGED_MODES:
+        return image
+    if mode == "1":  # Pillow resizes bilevel and palette pictures with nearest neighbour only
+        return image.convert("L")
+    if mode in ("P", "PA"):
+        has_alpha = mode == "PA" or "transparency" in image.info
+        return image.convert("RGBA" if has_alpha else "RGB")
+    if mode.startswith("I"):
+        return _scale_integers(np.asarray(image))
+    if mode == "F":
+        return _scale_floats(np.asarray(image))
+    return image.convert("RGB")
+
+
+def _scale_integers(values: npt.NDArray[Any]) -> Image.Image:
+    """Scale 16-bit grey to 8 bits, rounded; plain conversion would clip everything above 255."""
+    wide = values.astype(np.int64)
+    if wide.size and not 0 <= int(wide.min()) <= int(wide.max()) <= 65535:
+        raise ValueError(
+            f"integer pixels from {wide.min()} to {wide.max()}; expected 16 bits, 0 to 65535"
+        )
+    return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _scale_floats(values: npt.NDArray[Any]) -> Image.Image:
+    """Scale float grey in [0, 1] to 8 bits, rounded; another range has no known white."""
+    wide = values.astype(np.float64)
+    if not bool(np.all((wide >= 0) & (wide <= 1))):
+        raise ValueError(f"float pixels from {wide.min()} to {wide.max()}; expected them in [0, 1]")
+    return Image.fromarray(np.rint(wide * 255).astype(np.uint8))
+
+
+def _reason(error: Exception) -> str:
+    """Put Pillow's exception into words that fit one line and do not repeat the path."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image in a format that Pillow knows"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

@@ -13,7 +13,7 @@
     ├── RecipeError                     a fine-tuning option is out of range
     ├── ResultsError                    a results file is wrong
     ├── MissingDependencyError          an optional package is not installed
-    └── GateFailed                   3  an evaluation gate was not met
+    └── GateFailedError                3  an evaluation gate was not met
 
 Anything else that escapes is a defect of this program and keeps its traceback.
 This module does not print and does not exit; `cli/app.py` does, in one place.
@@ -90,7 +90,7 @@ class MissingDependencyError(WiseftError):
     """An optional package that this step needs is not installed."""
 
 
-class GateFailed(WiseftError):
+class GateFailedError(WiseftError):
     """An evaluation finished, and a gate on its numbers was not met."""
 
     exit_code = 3

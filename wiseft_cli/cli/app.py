@@ -26,7 +26,8 @@ app = typer.Typer(
     name="wiseft",
     help="Take a CLIP-like model from zero-shot to robustly fine-tuned, over safetensors files "
     "(WiSE-FT, arXiv 2109.01903).",
-    epilog="Each command reads files, writes files and exits; results go to stdout, talk to stderr.",
+    epilog="Each command reads files, writes files and exits; results go to stdout, "
+    "talk to stderr.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

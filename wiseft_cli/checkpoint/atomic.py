@@ -1,0 +1,200 @@
+"""Write a file whole or not at all, and never over something that was not meant.
+
+A sibling temporary file is written, flushed to disk and renamed. A process that fails or
+is killed leaves the final name as it was. It knows nothing of what is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from wiseft_cli.errors import OutputError
+
+_TEMPORARY_MARK = ".wiseft-tmp-"
+
+
+def check_output(path: Path, *, force: bool, inputs: Sequence[Path] = ()) -> None:
+    """Refuse an output that must not be written, before any work is spent on it.
+
+    Args:
+        path: Where the output is to go.
+        force: Whether an existing file may be overwritten.
+        inputs: Files the command reads; the output may be none of them, whatever its name.
+    Raises:
+        OutputError: The output is an input (also through a link), exists without `force`, is
+            no regular file, or its folder is missing or not writable.
+    """
+    for source in inputs:
+        if path.exists() and source.exists() and os.path.samefile(path, source):
+            raise OutputError(
+                f"{path}: is also an input ({source})",
+                hint="name another output with -o; an input is never overwritten",
+            )
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder, expected a file name for the output")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: is not a regular file, so it cannot be replaced as a whole")
+    if os.path.lexists(path) and not force:
+        raise OutputError(
+            f"{path}: exists already", hint="name another output with -o, or overwrite with --force"
+        )
+    folder = _target(path).parent
+    if not folder.is_dir():
+        raise OutputError(f"{path}: its folder {folder} does not exist", hint=f"mkdir -p {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: no permission to write in the folder {folder}")
+
+
+def _target(path: Path) -> Path:
+    # A link is written through, as a plain open for writing would.
+    return Path(os.path.realpath(path))
+
+
+class AtomicFile:
+    """A file being written; it appears under its name only with `commit`.
+
+    Use it as a context manager: leaving without `commit`, by an error or not, removes the
+    temporary file. A temporary file that a killed process left beside the same output is
+    removed by the next one.
+
+    Args:
+        path: The final name.
+        force: Whether an existing file may be replaced.
+        inputs: Files that the output must not be.
+
+    Raises:
+        OutputError: See `check_output`; also a full disk or any other failure to write.
+    """
+
+    def __init__(self, path: Path, *, force: bool = False, inputs: Sequence[Path] = ()) -> None:
+        check_output(path, force=force, inputs=inputs)
+        self.path = path
+        self._force = force
+        self._target = _target(path)
+        self._remove_abandoned()
+        mark = f".{self._target.name[:120]}{_TEMPORARY_MARK}"
+        self._temporary = self._target.with_name(mark + secrets.token_hex(6))
+        self._committed = False
+        with self._telling_errors():
+            # 0o666 less the umask, as for any new file; mkstemp would give 0o600.
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._descriptor = os.open(self._temporary, flags, 0o666)
+        # Held while this process lives, so that another can tell an abandoned file by it.
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def __enter__(self) -> AtomicFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._committed:
+            with contextlib.suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
+
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+        """Write bytes at a position; safe from several threads on ranges of their own."""
+        view = memoryview(data).cast("B")
+        with self._telling_errors():
+            while view.nbytes:
+                count = os.pwrite(self._descriptor, view, offset)
+                view = view[count:]
+                offset += count
+
+    def commit(self) -> None:
+        """Flush to disk and give the file its final name.
+
+        Raises:
+            OutputError: The disk is full or failing, or the name was taken meanwhile.
+        """
+        with self._telling_errors():
+            os.fsync(self._descriptor)
+            if self._force:
+                os.replace(self._temporary, self._target)
+            else:
+                self._rename_without_replacing()
+            self._committed = True
+            _flush_folder(self._target.parent)
+
+    def _rename_without_replacing(self) -> None:
+        try:
+            # A link fails where the name exists, which a rename does not.
+            os.link(self._temporary, self._target)
+        except FileExistsError:
+            raise OutputError(
+                f"{self.path}: was created by another process meanwhile",
+                hint="name another output with -o, or overwrite with --force",
+            ) from None
+        except OSError:
+            # File systems without hard links: check as late as can be.
+            if os.path.lexists(self._target):
+                raise OutputError(f"{self.path}: exists already") from None
+            os.replace(self._temporary, self._target)
+        else:
+            self._temporary.unlink()
+
+    def _remove_abandoned(self) -> None:
+        with contextlib.suppress(OSError):
+            mark = f".{self._target.name[:120]}{_TEMPORARY_MARK}"
+            for entry in os.scandir(self._target.parent):
+                if entry.name.startswith(mark):
+                    _remove_if_abandoned(entry.path)
+
+    @contextlib.contextmanager
+    def _telling_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise OutputError(
+                    f"{self.path}: cannot be written: {error.strerror}; nothing was kept",
+                    hint=f"free space in {self._target.parent}, or name another place with -o",
+                ) from None
+            raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from None
+
+
+def _remove_if_abandoned(path: str) -> None:
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            # Refused while the process that writes it is alive.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
+        finally:
+            os.close(descriptor)
+
+
+def _flush_folder(folder: Path) -> None:
+    # The rename itself must survive a power cut; some file systems refuse to flush a folder.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_bytes_atomically(
+    path: Path, data: bytes, *, force: bool = False, inputs: Sequence[Path] = ()
+) -> None:
+    """Write a small file whole or not at all.
+
+    Raises:
+        OutputError: See `AtomicFile`.
+    """
+    with AtomicFile(path, force=force, inputs=inputs) as file:
+        file.write_at(0, data)
+        file.commit()

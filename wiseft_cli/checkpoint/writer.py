@@ -1,0 +1,193 @@
+"""Write a checkpoint tensor by tensor, with its card and its content digest.
+
+`safetensors.save_file` orders metadata by a hash map, so that the same content gives
+different bytes from run to run; this writer gives the same bytes always. The layout is
+the format's own: tensors by falling alignment, then by name, back to back.
+It does not decide what stands in the card.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from wiseft_cli.checkpoint.atomic import AtomicFile
+from wiseft_cli.checkpoint.card import METADATA_KEY, Card, render_card
+from wiseft_cli.checkpoint.digest import canonical_json, content_digest
+from wiseft_cli.checkpoint.dtypes import SIZES_BITS, safetensors_dtype
+from wiseft_cli.checkpoint.header import TensorInfo
+
+_HEADER_ALIGNMENT_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor to be written: its name, safetensors dtype and shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensor's data in bytes."""
+        bits = SIZES_BITS[self.dtype]
+        for extent in self.shape:
+            bits *= extent
+        return bits // 8
+
+
+def plan_layout(specs: Sequence[TensorSpec]) -> list[TensorInfo]:
+    """Return the tensors in file order, with offsets that count from the data's beginning.
+
+    Order: falling element size, then UTF-8 name, so that each tensor is aligned to its type.
+    """
+    ordered = sorted(specs, key=lambda spec: (-SIZES_BITS[spec.dtype], spec.name.encode()))
+    layout = []
+    position = 0
+    for spec in ordered:
+        layout.append(
+            TensorInfo(spec.name, spec.dtype, spec.shape, position, position + spec.nbytes)
+        )
+        position += spec.nbytes
+    return layout
+
+
+def render_header(layout: Sequence[TensorInfo], metadata: Mapping[str, str]) -> bytes:
+    """Return the length and the JSON header, padded with spaces to eight bytes."""
+    members = [f'"__metadata__":{canonical_json(dict(metadata))}']
+    for info in layout:
+        entry = {
+            "dtype": info.dtype,
+            "shape": list(info.shape),
+            "data_offsets": [info.start, info.end],
+        }
+        members.append(f"{canonical_json(info.name)}:{canonical_json(entry)}")
+    text = ("{" + ",".join(members) + "}").encode()
+    text += b" " * (-len(text) % _HEADER_ALIGNMENT_BYTES)
+    return len(text).to_bytes(8, "little") + text
+
+
+class CheckpointWriter:
+    """A checkpoint being written; use it as a context manager and end with `commit`.
+
+    The header is written first with slots of fixed width where digests will stand, the
+    tensors follow in any order of tensors (each tensor's bytes from its beginning to its end),
+    and `commit` writes the header again with the digests in place.
+
+    Args:
+        path: The final name.
+        specs: Every tensor of the file.
+        card: The card; its digest may be unknown.
+        force: Whether an existing file may be replaced.
+        inputs: Files that the output must not be.
+        metadata: Further `__metadata__` entries to keep.
+
+    Raises:
+        OutputError: See `AtomicFile`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        specs: Sequence[TensorSpec],
+        card: Card,
+        *,
+        force: bool = False,
+        inputs: Sequence[Path] = (),
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self._layout = plan_layout(specs)
+        self._metadata = dict(metadata or {})
+        self._card = card
+        header = self._render(card)
+        self._header_bytes = len(header)
+        self._places = {info.name: info for info in self._layout}
+        self._hashes = {info.name: hashlib.sha256() for info in self._layout}
+        self._written = dict.fromkeys(self._places, 0)
+        self._file = AtomicFile(path, force=force, inputs=inputs)
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.__exit__(kind, error, trace)
+
+    def append(self, name: str, data: bytes | memoryview) -> None:
+        """Write the next bytes of a tensor; tensors may take turns, each in its own order."""
+        info = self._places[name]
+        view = memoryview(data).cast("B")
+        position = self._written[name]
+        if position + view.nbytes > info.nbytes:
+            raise ValueError(f"{name}: more than its {info.nbytes} bytes")
+        self._hashes[name].update(view)
+        self._file.write_at(self._header_bytes + info.start + position, view)
+        self._written[name] = position + view.nbytes
+
+    def commit(self, card: Card | None = None) -> str:
+        """Fill in the digests, flush, and give the file its name.
+
+        Args:
+            card: The card with digests that were unknown before; it must be as wide.
+        Returns:
+            The content digest of the file.
+        Raises:
+            OutputError: See `AtomicFile.commit`.
+        """
+        short = [name for name, info in self._places.items() if self._written[name] < info.nbytes]
+        if short:
+            raise ValueError(f"not written to the end: {', '.join(short[:10])}")
+        digest = content_digest(
+            (info.name, info.dtype, info.shape, self._hashes[info.name].hexdigest())
+            for info in self._layout
+        )
+        header = self._render(replace(card or self._card, digest=digest))
+        if len(header) != self._header_bytes:
+            raise ValueError("the card changed its width while the tensors were written")
+        self._file.write_at(0, header)
+        self._file.commit()
+        return digest
+
+    def _render(self, card: Card) -> bytes:
+        metadata = {**self._metadata, "format": "pt", METADATA_KEY: render_card(card)}
+        return render_header(self._layout, metadata)
+
+
+def write_checkpoint(
+    path: Path,
+    tensors: Mapping[str, np.ndarray],
+    card: Card,
+    *,
+    force: bool = False,
+    inputs: Sequence[Path] = (),
+) -> str:
+    """Write a checkpoint that is in memory already, and return its content digest.
+
+    Args:
+        tensors: Arrays by name, of any memory order; they are stored in C order.
+        card: The card; its digest is filled in.
+        force: Whether an existing file may be replaced.
+        inputs: Files that the output must not be.
+    Raises:
+        OutputError: See `AtomicFile`.
+    """
+    specs = [
+        TensorSpec(name, safetensors_dtype(array.dtype), array.shape)
+        for name, array in tensors.items()
+    ]
+    with CheckpointWriter(path, specs, card, force=force, inputs=inputs) as writer:
+        for name, array in tensors.items():
+            stored = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
+            if stored.nbytes:
+                writer.append(name, stored.reshape(-1).view(np.uint8).data)
+        return writer.commit()

@@ -1,0 +1,163 @@
+"""Writing whole or not at all: refusals, failures, kills, modes, links."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from wiseft_cli.checkpoint.atomic import AtomicFile, check_output, write_bytes_atomically
+from wiseft_cli.errors import OutputError
+
+WRITE_AND_WAIT = """
+import sys, time
+from pathlib import Path
+from wiseft_cli.checkpoint.atomic import AtomicFile
+with AtomicFile(Path(sys.argv[1]), force=True) as file:
+    file.write_at(0, b"half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def writer_at_work(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has written half of `path`; it is killed in the end."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITE_AND_WAIT, str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_an_existing_output_is_refused_and_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_text("old")
+    with pytest.raises(OutputError) as caught:
+        write_bytes_atomically(path, b"new")
+    assert caught.value.message == f"{path}: exists already"
+    assert caught.value.hint == "name another output with -o, or overwrite with --force"
+    assert path.read_text() == "old"
+
+
+def test_force_replaces_an_existing_output(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_text("old")
+    write_bytes_atomically(path, b"new", force=True)
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("link", ["same", "symbolic", "hard"])
+def test_an_output_that_is_an_input_is_refused_even_with_force(tmp_path: Path, link: str) -> None:
+    source = tmp_path / "in"
+    source.write_text("input")
+    output = source
+    if link != "same":
+        output = tmp_path / "out"
+        (output.symlink_to if link == "symbolic" else output.hardlink_to)(source)
+    with pytest.raises(OutputError, match="is also an input") as caught:
+        check_output(output, force=True, inputs=[source])
+    assert str(source) in caught.value.message
+
+
+def test_an_output_in_a_missing_folder_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(OutputError) as caught:
+        check_output(tmp_path / "no" / "out", force=False)
+    assert caught.value.hint == f"mkdir -p {tmp_path / 'no'}"
+
+
+def test_a_folder_and_a_device_are_refused_as_outputs(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is a folder"):
+        check_output(tmp_path, force=True)
+    with pytest.raises(OutputError, match="not a regular file"):
+        check_output(Path("/dev/null"), force=True)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_mode_follows_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    old = os.umask(umask)
+    try:
+        write_bytes_atomically(tmp_path / "out", b"x")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == mode
+
+
+def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), AtomicFile(tmp_path / "out") as file:
+        file.write_at(0, b"half")
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    write_bytes_atomically(tmp_path / "link", b"new", force=True)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "new"
+
+
+def test_a_name_taken_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with (
+        pytest.raises(OutputError, match="created by another process meanwhile"),
+        AtomicFile(path) as file,
+    ):
+        file.write_at(0, b"ours")
+        path.write_text("theirs")
+        file.commit()
+    assert path.read_text() == "theirs"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_killed_writer_leaves_the_old_output_and_the_next_one_cleans_up(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_text("old")
+    with writer_at_work(path):
+        pass
+    assert path.read_text() == "old"
+    assert len(os.listdir(tmp_path)) == 2
+    write_bytes_atomically(path, b"new", force=True)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_the_temporary_file_of_a_living_writer_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with writer_at_work(path):
+        write_bytes_atomically(path, b"mine")
+        assert len(os.listdir(tmp_path)) == 2
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        with pytest.raises(OutputError) as caught:
+            write_bytes_atomically(path, b"x" * 4096)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.message == f"{path}: cannot be written: File too large; nothing was kept"
+    assert os.listdir(tmp_path) == []
+
+
+def test_readers_never_see_a_partial_file(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"a" * 100_000)
+    with writer_at_work(path):
+        assert path.read_bytes() == b"a" * 100_000

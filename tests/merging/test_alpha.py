@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wiseft_cli.errors import UsageError
+from wiseft_cli.merging.alpha import Alpha, parse_alphas
+
+
+def texts(*arguments: str, extrapolate: bool = False) -> list[str]:
+    return [alpha.text for alpha in parse_alphas(arguments, extrapolate=extrapolate)]
+
+
+@pytest.mark.parametrize(
+    ("given_text", "expected"),
+    [
+        ("0.5", ["0.5"]),
+        (".50", ["0.5"]),
+        ("1.000", ["1"]),
+        ("-0", ["0"]),
+        ("5e-1", ["0.5"]),
+        ("1e-7", ["0.0000001"]),
+        ("0, 0.5 ,1", ["0", "0.5", "1"]),
+        ("0:1:0.25", ["0", "0.25", "0.5", "0.75", "1"]),
+        ("1:0:-0.5", ["1", "0.5", "0"]),
+        ("0:1:0.4", ["0", "0.4", "0.8"]),
+        ("0.5:0.5:0.1", ["0.5"]),
+        ("0:0.2:0.1,0.9", ["0", "0.1", "0.2", "0.9"]),
+    ],
+)
+def test_each_form_of_alpha_is_read_exactly(given_text: str, expected: list[str]) -> None:
+    assert texts(given_text) == expected
+
+
+def test_a_range_in_tenths_has_no_rounding_noise() -> None:
+    assert texts("0:1:0.1") == ["0", *(f"0.{i}" for i in range(1, 10)), "1"]
+    assert [alpha.value for alpha in parse_alphas(["0:1:0.1"])] == [
+        float(f"{i / 10:.1f}") for i in range(11)
+    ]
+
+
+def test_repeated_values_are_kept_once_in_the_order_given() -> None:
+    assert texts("0.5", "0.50,0.1", "0:0.5:0.25") == ["0.5", "0.1", "0", "0.25"]
+
+
+@given(st.integers(0, 10**9))
+def test_the_value_is_the_double_nearest_to_the_text(billionths: int) -> None:
+    text = f"0.{billionths:09d}" if billionths < 10**9 else "1"
+    (alpha,) = parse_alphas([text])
+    assert alpha == Alpha(alpha.text, float(text))
+    assert float(alpha.text) == alpha.value
+
+
+def test_a_value_outside_the_interval_names_the_switch() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_alphas(["0.5,1.5", "-0.1"])
+    assert caught.value.message == (
+        "alpha 1.5, -0.1 is outside [0, 1]; alpha is the weight of the fine-tuned model"
+    )
+    assert caught.value.hint == (
+        "add --extrapolate if you mean to leave the line between the two models"
+    )
+    assert texts("-0.1,1.5", extrapolate=True) == ["-0.1", "1.5"]
+
+
+FORMS = "a number such as 0.5, a list such as 0,0.5,1 or a range such as 0:1:0.1"
+
+
+@pytest.mark.parametrize(
+    ("given_text", "message"),
+    [
+        ("half", f"alpha: 'half' cannot be read; expected {FORMS}"),
+        ("", f"alpha: '' cannot be read; expected {FORMS}"),
+        ("0.5,", f"alpha: '0.5,' cannot be read; expected {FORMS}"),
+        ("0:1:x", f"alpha: '0:1:x' cannot be read; expected {FORMS}"),
+        ("0:1", "alpha: '0:1' is not a range; expected start:stop:step"),
+        ("0:1:0", "alpha: '0:1:0' never arrives; its step leads away from its end"),
+        ("0:1:-0.1", "alpha: '0:1:-0.1' never arrives; its step leads away from its end"),
+        ("nan", "alpha: 'nan' is not finite"),
+        ("Infinity", "alpha: 'Infinity' is not finite"),
+        ("1e-999999999", "alpha: '1e-999999999' has more than 30 digits"),
+        ("0:1:1e-9", "alpha: '0:1:1e-9' asks for more than 1001 values"),
+    ],
+)
+def test_a_malformed_alpha_is_refused_with_what_was_given(given_text: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_alphas([given_text])
+    assert caught.value.message == message
+
+
+def test_no_alpha_at_all_is_refused() -> None:
+    with pytest.raises(UsageError, match="no value is given"):
+        parse_alphas([])

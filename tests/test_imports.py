@@ -1,0 +1,110 @@
+"""The house's walls: imports go one way, and light commands stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "wiseft_cli"
+
+MAY_IMPORT = {
+    "errors": set(),
+    "checkpoint": {"errors"},
+    "prompts": {"checkpoint", "errors"},
+    "merging": {"checkpoint", "errors"},
+    "data": {"checkpoint", "errors"},
+    "reporting": {"checkpoint", "errors"},
+    "model": {"prompts", "checkpoint", "errors"},
+    "evaluation": {"model", "data", "reporting", "merging", "checkpoint", "errors"},
+    "training": {"evaluation", "model", "data", "checkpoint", "errors"},
+    "demo": {"model", "data", "reporting", "checkpoint", "errors"},
+}
+TORCH_FREE = {"checkpoint", "prompts", "merging", "reporting", "errors"}
+HEAVY = {"torch", "torchvision", "open_clip", "timm"}
+COMMANDS = ("zeroshot-head", "finetune", "merge", "eval", "plot", "inspect", "diff", "demo")
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_names(path: Path) -> list[str]:
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_downwards_only(path: Path) -> None:
+    room = room_of(path)
+    if room in ("cli", "__init__", "__main__"):
+        return
+    for name in imported_names(path):
+        parts = name.split(".")
+        if parts[0] == "wiseft_cli" and len(parts) > 1 and parts[1] not in ("__version__", room):
+            assert parts[1] in MAY_IMPORT[room], f"{room} must not import {name}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_torch_and_open_clip_stay_in_their_rooms(path: Path) -> None:
+    room = room_of(path)
+    roots = {name.split(".")[0] for name in imported_names(path)}
+    if room in TORCH_FREE:
+        assert not roots & HEAVY
+    if room != "model":
+        assert "open_clip" not in roots
+    if path.name == "__init__.py":
+        assert not roots, "a package's __init__ imports nothing"
+
+
+def run_without_heavy_packages(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = (
+        "import sys\n"
+        f"for name in {sorted(HEAVY)!r}: sys.modules[name] = None\n"
+        "from wiseft_cli.cli.app import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=PACKAGE.parent,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_works_where_torch_cannot_be_imported(command: str) -> None:
+    done = run_without_heavy_packages(*command.split(), "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Usage: wiseft" in done.stdout
+
+
+def test_help_lists_every_command() -> None:
+    listed = run_without_heavy_packages("--help").stdout
+    for command in COMMANDS:
+        assert f"\n  {command}" in listed
+
+
+def test_help_imports_neither_numpy_nor_rich() -> None:
+    program = (
+        "import sys; from wiseft_cli.cli.app import main; main(['--help']);"
+        "print([n for n in ('numpy', 'rich', 'torch', 'scipy', 'yaml') if n in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=PACKAGE.parent
+    )
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -7,7 +7,7 @@ It does not know tokens or models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from wiseft_cli.errors import TemplatesError, list_some
@@ -21,6 +21,13 @@ DEFAULT_TEMPLATES = ("a photo of a {}.",)
 def fill_template(template: str, name: str) -> str:
     """Return the template with each `{}` replaced by the class name, and nothing else changed."""
     return template.replace(PLACEHOLDER, name)
+
+
+def class_prompts(names: Sequence[str], templates: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Yield each class's index with each of its prompts, class after class."""
+    for index, name in enumerate(names):
+        for template in templates:
+            yield index, fill_template(template, name)
 
 
 def read_templates(files: Sequence[Path], inline: Sequence[str]) -> tuple[str, ...]:

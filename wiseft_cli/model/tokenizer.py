@@ -1,0 +1,147 @@
+"""The tokenizer that belongs to a model, and prompts that must not be cut.
+
+open_clip's tokenizers cut a text that is too long without a word; here it is found out before
+any prompt is encoded.
+It does not know how tokens are encoded; `text_encoder.py` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.pretrained import download_pretrained_from_hf
+from torch import Tensor
+
+from wiseft_cli.errors import MissingDependencyError, ModelError, TemplatesError, list_some
+from wiseft_cli.model.model_source import HUB_PREFIX, ModelSource
+from wiseft_cli.model.quiet import quiet_libraries
+
+_CHECK_CHUNK = 4096
+_SPECIAL_TOKENS = 2
+"""Start and end of text, which each prompt gets."""
+
+
+@dataclass(frozen=True)
+class PromptTokenizer:
+    """A tokenizer with the model's context length.
+
+    Attributes:
+        tokenize: open_clip's tokenizer; called with texts and a context length.
+        context_length: Longest prompt the text tower takes, in tokens, both ends included.
+        pad_id: What stands behind a prompt that is shorter.
+    """
+
+    tokenize: Callable[..., Tensor]
+    context_length: int
+    pad_id: int = 0
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """Return tokens, int64 of shape (len(prompts), context_length).
+
+        Raises:
+            TemplatesError: Prompts that do not fit the context, each named.
+        """
+        tokens = self._with_room(prompts)
+        _refuse_long(self, [prompts[row] for row in self._long_rows(tokens)])
+        return tokens[:, : self.context_length]
+
+    def check(self, prompts: Iterable[str]) -> None:
+        """Refuse prompts that do not fit the context, all at once, in bounded memory.
+
+        A prompt has at most as many tokens as UTF-8 bytes, and two more, so that most need no
+        tokenizing here; one that cleaning makes longer is found when it is encoded.
+
+        Raises:
+            TemplatesError: Prompts that do not fit, each named.
+        """
+        room = self.context_length - _SPECIAL_TOKENS
+        doubtful = (prompt for prompt in prompts if len(prompt.encode()) > room)
+        long: list[str] = []
+        while chunk := list(islice(doubtful, _CHECK_CHUNK)):
+            long += [chunk[row] for row in self._long_rows(self._with_room(chunk))]
+        _refuse_long(self, long)
+
+    def _with_room(self, prompts: Sequence[str]) -> Tensor:
+        """Tokens with one place more than the context, which only long prompts reach."""
+        return self.tokenize(list(prompts), context_length=self.context_length + 1)
+
+    def _long_rows(self, tokens: Tensor) -> list[int]:
+        rows: list[int] = (tokens[:, -1] != self.pad_id).nonzero().flatten().tolist()
+        return rows
+
+
+def load_tokenizer(source: ModelSource) -> PromptTokenizer:
+    """Return the tokenizer of a model, and make sure that it is the model's.
+
+    Raises:
+        ModelError: It cannot be had, or its vocabulary is not the model's.
+        MissingDependencyError: It needs `transformers`.
+    """
+    text_config = source.config["text_cfg"]
+    try:
+        with quiet_libraries():
+            tokenizer = open_clip.get_tokenizer(
+                source.identifier, **_merges_of(source, text_config)
+            )
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the tokenizer of {source.name} needs a package that is not installed: {error}",
+            hint="pip install 'transformers[sentencepiece]'",
+        ) from None
+    except Exception as error:  # hub, file and format errors of two libraries
+        raise ModelError(f"the tokenizer of {source.name} cannot be had: {error}") from None
+    _check_vocabulary(source.name, tokenizer, text_config.get("vocab_size", 49408))
+    inner = getattr(tokenizer, "tokenizer", None)
+    return PromptTokenizer(
+        tokenizer,
+        context_length=text_config.get("context_length", 77),
+        pad_id=0 if inner is None else int(inner.pad_token_id or 0),
+    )
+
+
+def _merges_of(source: ModelSource, text_config: Mapping[str, Any]) -> dict[str, str]:
+    """A byte-pair file of the model's own, by a path that open_clip can open.
+
+    open_clip takes a relative `bpe_path` as relative to the working directory.
+    """
+    bpe_path = (text_config.get("tokenizer_kwargs") or {}).get("bpe_path")
+    if bpe_path is None:
+        return {}
+    if source.folder is not None:
+        path = source.folder.resolve() / bpe_path
+        if not path.is_file():
+            raise ModelError(f"{path}: is missing; the model's config names it as its bpe_path")
+    elif source.identifier.startswith(HUB_PREFIX):
+        repository = source.identifier.removeprefix(HUB_PREFIX)
+        path = Path(download_pretrained_from_hf(repository, filename=bpe_path))
+    else:
+        return {}
+    return {"bpe_path": str(path)}
+
+
+def _check_vocabulary(name: str, tokenizer: Any, expected: int) -> None:
+    """A byte-pair vocabulary is exactly the model's; a hub one may leave embeddings unused."""
+    inner = getattr(tokenizer, "tokenizer", None)
+    found = tokenizer.vocab_size if inner is None else len(inner)
+    fits = found == expected if inner is None else found <= expected
+    if not fits:
+        raise ModelError(
+            f"the tokenizer of {name} has {found} tokens, but its text tower has {expected}",
+            hint="for a local-dir model name the tokenizer's merges in text_cfg.tokenizer_kwargs."
+            "bpe_path, relative to the folder",
+        )
+
+
+def _refuse_long(tokenizer: PromptTokenizer, prompts: Sequence[str]) -> None:
+    if prompts:
+        count = "1 prompt has" if len(prompts) == 1 else f"{len(prompts)} prompts have"
+        lines = "".join(f"\n  {prompt}" for prompt in list_some(prompts))
+        raise TemplatesError(
+            f"{count} more than the {tokenizer.context_length} tokens that the model reads{lines}",
+            hint="shorten the templates or the class names",
+        )

@@ -24,6 +24,7 @@ from torch import Tensor
 from wiseft_cli.demo import shifts
 from wiseft_cli.demo.captions import DIGIT_NAMES
 from wiseft_cli.demo.digits import DigitAssets, LabelledDigits, load_digits
+from wiseft_cli.demo.effect import SHIFTS
 
 OPTDIGITS_PER_CLASS = 100
 DERIVED_PER_CLASS = 50
@@ -50,7 +51,7 @@ class DemoData:
         train: In-distribution folder to fine-tune on.
         validation: In-distribution folder to choose a recipe on.
         test: In-distribution folder to report on.
-        shifts: Name to folder, in the order of `shifts.SHIFTS`.
+        shifts: Name to folder, in the order of `effect.SHIFTS`.
         classes: Class list file.
         templates: Template file.
     """
@@ -71,7 +72,7 @@ def demo_paths(out: Path) -> DemoData:
         train=mnist / "train",
         validation=mnist / "val",
         test=mnist / "test",
-        shifts={name: data / name for name in shifts.SHIFTS},
+        shifts={name: data / name for name in SHIFTS},
         classes=out / "classes.txt",
         templates=out / "templates.txt",
     )
@@ -105,7 +106,7 @@ def write_image_folders(out: Path, *, seed: int = 0) -> DemoData:
 def make_shift(
     name: str, digits: DigitAssets, *, seed: int = 0
 ) -> tuple[Tensor, NDArray[np.uint8]]:
-    """Make one set of `shifts.SHIFTS`.
+    """Make one set of `effect.SHIFTS`.
 
     Each has a generator of its own, so that no set depends on which others are made.
 

@@ -23,10 +23,6 @@ from wiseft_cli.demo.attributes import (
 )
 from wiseft_cli.demo.synthesis import IMAGE_SIZE, blur, render_background, warp_masks
 
-INDEPENDENT = ("optdigits", "fonts", "fonts-colored")
-DERIVED = ("inverted", "colored", "rotated", "noisy", "outlined", "thin", "small")
-SHIFTS = (*INDEPENDENT, *DERIVED)
-
 FONT_SCALE = 0.75  # of the picture's side
 
 

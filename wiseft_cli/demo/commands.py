@@ -15,14 +15,14 @@ from wiseft_cli.demo.effect import IN_DISTRIBUTION
 from wiseft_cli.errors import WiseftError
 
 LEARNING_RATE = "2e-3"
-RECIPE = ("--epochs", "10", "--batch-size", "64", "--batch-norm", "frozen", "--augment", "none")
-"""What the fine-tuning of a model this small on 2,000 images needs; docs/demo.md says how it was
-chosen. All else is the default of `wiseft finetune`."""
+RECIPE = ("--epochs", "10", "--batch-size", "64", "--batch-norm", "frozen")
+"""A batch that makes 320 steps of 2,000 images, and BatchNorm kept at pretraining's statistics. The
+learning rate is chosen by `study`; all else is the default of `wiseft finetune`, the paper's."""
 
 Say = Callable[[str], None]
 
 
-class StepFailed(WiseftError):
+class DemoStepError(WiseftError):
     """A command of the demo failed; it has said why, and its exit code is passed on."""
 
     def __init__(self, command: Sequence[str], exit_code: int) -> None:
@@ -42,7 +42,7 @@ def run_command(command: Sequence[str], *, say: Say) -> str:
     so that it can remove what it had half written.
 
     Raises:
-        StepFailed: It ended with another exit code than 0.
+        DemoStepError: It ended with another exit code than 0.
     """
     say(f"$ {show_command(command)}")
     process = subprocess.Popen(
@@ -56,7 +56,7 @@ def run_command(command: Sequence[str], *, say: Say) -> str:
         raise
     if process.returncode != 0:
         code = process.returncode
-        raise StepFailed(command, code if code > 0 else 128 - code)
+        raise DemoStepError(command, code if code > 0 else 128 - code)
     return output
 
 

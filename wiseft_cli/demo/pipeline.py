@@ -53,7 +53,7 @@ def run_demo(out: Path, *, force: bool = False, say: Say = lambda line: None) ->
         say: Called with a line of text before each step.
     Raises:
         OutputError: `out` is in use; nothing was written.
-        StepFailed: A command failed; what was written before it stays.
+        DemoStepError: A command failed; what was written before it stays.
     """
     check_out(out, force=force)
     remove_own_files(out)
@@ -100,11 +100,9 @@ def check_out(out: Path, *, force: bool) -> None:
         )
     foreign = sorted(_files_below_data(out) - set(_own_files(out)))
     if foreign:
+        listed = list_some([str(path.relative_to(out)) for path in foreign])
         raise OutputError(
-            "\n  ".join(
-                [f"{out / 'data'} holds {len(foreign)} files that the demo does not write"]
-                + list_some([str(path.relative_to(out)) for path in foreign])
-            ),
+            "\n  ".join([f"{out}: {len(foreign)} files that the demo does not write", *listed]),
             hint="they would be evaluated as data; move them away or name another --out",
         )
 

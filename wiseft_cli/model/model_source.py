@@ -119,8 +119,10 @@ def _with_named_weights(named: ModelSource, pretrained: str | None) -> ModelSour
         return _with_tag(named, pretrained)
     if Path(pretrained).is_file():
         return _with_file(named, Path(pretrained))
-    kind = "a file that exists" if Path(pretrained).suffix in SUFFIXES else "a tag or a file"
-    raise ModelError(f"--pretrained {pretrained}: is not {kind} for {named.name}", hint=known)
+    raise ModelError(
+        f"--pretrained {pretrained}: is no tag of {named.name}, and there is no such file",
+        hint=known,
+    )
 
 
 def _with_tag(named: ModelSource, tag: str) -> ModelSource:
@@ -130,7 +132,7 @@ def _with_tag(named: ModelSource, tag: str) -> ModelSource:
             weights = Path(open_clip.download_pretrained(settings))
     except Exception as error:  # whatever strikes the download: network, permission, disk
         raise _not_had(
-            f"the weights of {named.name}, tag {tag}", error, "with --pretrained FILE"
+            f"the weights {tag} of {named.name}", error, "with --pretrained FILE"
         ) from None
     notes: tuple[str, ...] = ()
     config = dict(named.config)
@@ -251,15 +253,15 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _not_had(what: str, error: Exception, local_form: str) -> ModelError:
     reason = " ".join(str(error).split())
-    local = f"download it where there is a network, and give it {local_form}"
+    local = f"fetch them where there is a network, and give them {local_form}"
     if hub_constants.HF_HUB_OFFLINE:
         return ModelError(
-            f"{what} is not on this machine, and HF_HUB_OFFLINE forbids downloads",
+            f"{what}: not on this machine, and HF_HUB_OFFLINE forbids downloads",
             hint=f"unset HF_HUB_OFFLINE, or {local}",
         )
     if "gated" in reason.lower() or "401" in reason or "403" in reason:
         return ModelError(
-            f"{what} may not be downloaded: {reason}",
+            f"{what}: no permission to download: {reason}",
             hint=f"accept its terms on the hub and run `hf auth login`, or {local}",
         )
-    return ModelError(f"{what} could not be downloaded: {reason}", hint=local)
+    return ModelError(f"{what}: the download failed: {reason}", hint=local)

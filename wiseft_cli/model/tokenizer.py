@@ -17,7 +17,13 @@ import open_clip
 from open_clip.pretrained import download_pretrained_from_hf
 from torch import Tensor
 
-from wiseft_cli.errors import MissingDependencyError, ModelError, TemplatesError, list_some
+from wiseft_cli.errors import (
+    MissingDependencyError,
+    ModelError,
+    TemplatesError,
+    WiseftError,
+    list_some,
+)
 from wiseft_cli.model.model_source import HUB_PREFIX, ModelSource
 from wiseft_cli.model.quiet import quiet_libraries
 
@@ -93,6 +99,8 @@ def load_tokenizer(source: ModelSource) -> PromptTokenizer:
             f"the tokenizer of {source.name} needs a package that is not installed: {error}",
             hint="pip install 'transformers[sentencepiece]'",
         ) from None
+    except WiseftError:
+        raise
     except Exception as error:  # hub, file and format errors of two libraries
         raise ModelError(f"the tokenizer of {source.name} cannot be had: {error}") from None
     _check_vocabulary(source.name, tokenizer, text_config.get("vocab_size", 49408))

@@ -8,7 +8,7 @@ It does not decide which file belongs to a model; `model_source.py` does.
 from __future__ import annotations
 
 import hashlib
-import pickle
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,15 +77,26 @@ def load_weights(model: nn.Module, weights: WeightsFile) -> None:
                 model, str(weights.path), strict=False, weights_only=True
             )
         except Exception as error:  # open_clip's conversions raise whatever strikes them
-            raise _misfit(weights.path, _reasons(error)) from None
-    missing = [f"{name}: missing from the file" for name in outcome.missing_keys]
-    unknown = [
-        f"{name}: unknown to the model"
-        for name in outcome.unexpected_keys
-        if name not in OPENAI_MARKS
+            raise _misfit(weights.path, _differences(model, weights) or _reasons(error)) from None
+    unknown = set(outcome.unexpected_keys) - OPENAI_MARKS
+    if outcome.missing_keys or unknown:
+        raise _misfit(
+            weights.path,
+            [f"{name}: missing from the file" for name in outcome.missing_keys]
+            + [f"{name}: unknown to the model" for name in sorted(unknown)],
+        )
+
+
+def _differences(model: nn.Module, weights: WeightsFile) -> list[str]:
+    """Every tensor of the model that the file lacks or has in another shape."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return [
+        f"{name}: missing from the file"
+        if name not in weights.shapes
+        else f"{name}: shape {weights.shapes[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if weights.shapes.get(name) != shape
     ]
-    if missing or unknown:
-        raise _misfit(weights.path, missing + unknown)
 
 
 def _safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -99,11 +110,11 @@ def _torch_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     _refuse_torchscript(path)
     try:
         content = torch.load(path, map_location="meta", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a hostile or damaged file makes the loader raise anything
         raise ModelError(
-            f"{path}: torch's weights-only loader refuses it: {_first_line(error)}",
-            hint="nothing is unpickled here; convert the weights to .safetensors where they are "
-            "trusted, and give that file",
+            f"{path}: torch's weights-only loader refuses it{_offender(error)}",
+            hint="nothing is unpickled here; where the file is trusted, convert it to .safetensors "
+            "and give that",
         ) from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -152,8 +163,10 @@ def _reasons(error: Exception) -> list[str]:
     return lines[1:] or lines or [type(error).__name__]
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+def _offender(error: Exception) -> str:
+    """What the loader met that is not plain weights, where its report says so."""
+    match = re.search(r"GLOBAL (\S+)", str(error))
+    return f": it holds {match[1]}" if match else ", as it is no file that torch.save wrote"
 
 
 def _misfit(path: Path, problems: Sequence[str]) -> ModelError:

@@ -115,7 +115,9 @@ def _describe(full: FullClip) -> str:
     activation = "QuickGELU" if full.config["quick_gelu"] else "GELU"
     size = full.preprocess["size"]
     pixels = f"{size}" if isinstance(size, int) else "x".join(map(str, size))
-    return f"{full.name}, {full.source or 'random weights'}, {activation}, {pixels} px"
+    source = full.source or "random"
+    weights = f"{source[:19]}..." if source.startswith("sha256:") else source
+    return f"{full.name}, weights {weights}, {activation}, {pixels} px"
 
 
 def _card(full: FullClip, request: ZeroshotRequest) -> Card:

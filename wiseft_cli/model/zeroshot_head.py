@@ -76,8 +76,9 @@ def encode_prompts(
             sums.index_add_(0, classes[rows], features)
             if on_progress is not None:
                 on_progress(len(rows))
-    if sums is None or not counts.all():
-        raise ModelError("a class has no prompt")
+    without = int((counts == 0).sum())
+    if sums is None or without:
+        raise ModelError(f"{without} {'class has' if without == 1 else 'classes have'} no prompt")
     return sums / counts[:, None]
 
 
@@ -105,8 +106,9 @@ def build_zeroshot_head(
     norms = class_features.norm(dim=1, keepdim=True)
     empty = [class_ids[row] for row in (norms[:, 0] < SMALLEST_NORM).nonzero().flatten().tolist()]
     if empty:
+        count = "1 class" if len(empty) == 1 else f"{len(empty)} classes"
         raise ModelError(
-            f"the text features of {len(empty)} classes cancel out: {', '.join(list_some(empty))}",
+            f"the text features of {count} cancel out: {', '.join(list_some(empty))}",
             hint="use other templates or names for these classes",
         )
     weight = class_features / norms * logit_scale_of(logit_scale)

@@ -1,0 +1,202 @@
+"""`wiseft finetune`: a zero-shot checkpoint and labelled images in, a fine-tuned one out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wiseft_cli.cli.console import print_json, print_result, progress
+from wiseft_cli.cli.finetune_report import Reporter, tell_plan
+from wiseft_cli.data.image_folder import parse_data_spec
+from wiseft_cli.training.plan import FinetunePlan, make_plan
+from wiseft_cli.training.recipe import Recipe
+
+MAX_DEFAULT_WORKERS = 8
+
+# An option that is not given is None and leaves the key to the recipe, whose default the help
+# repeats in words.
+_Zeroshot = Annotated[Path, typer.Argument(metavar="ZEROSHOT", help="Checkpoint to start from.")]
+_Train = Annotated[
+    Path,
+    typer.Option(
+        "--train", metavar="DIR", help="Image folder, one subfolder a class (id or name)."
+    ),
+]
+_Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write.")]
+_Val = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--val",
+        metavar="[NAME=]DIR",
+        help="Image folder whose accuracy is shown after each epoch; it decides nothing. "
+        "Repeatable.",
+    ),
+]
+_Epochs = Annotated[
+    int | None, typer.Option(help="Passes over the training images.", show_default="10")
+]
+_BatchSize = Annotated[
+    int | None, typer.Option(help="Images of one optimizer step.", show_default="512")
+]
+_MicroBatchSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Images of one forward pass; fewer need less memory.", show_default="the batch size"
+    ),
+]
+_Lr = Annotated[
+    float | None, typer.Option(help="Peak learning rate of AdamW.", show_default="3e-5")
+]
+_Warmup = Annotated[
+    int | None,
+    typer.Option(
+        metavar="STEPS",
+        help="Steps of linear warm-up.",
+        show_default="10 % of the steps, at most 500",
+    ),
+]
+_WeightDecay = Annotated[
+    float | None, typer.Option(help="Weight decay of every trained tensor.", show_default="0.1")
+]
+_LabelSmoothing = Annotated[
+    float | None,
+    typer.Option(help="Share of the target spread over the classes, in [0, 1).", show_default="0"),
+]
+_ClipGradNorm = Annotated[
+    float | None,
+    typer.Option(help="Bound of the global gradient norm; 0 for none.", show_default="1"),
+]
+_Freeze = Annotated[
+    str | None,
+    typer.Option(
+        metavar="none|encoder|head",
+        help="What stays as it is. encoder: a linear classifier on features computed once; "
+        "head: the image encoder alone.",
+        show_default="none",
+    ),
+]
+_Augment = Annotated[
+    str | None,
+    typer.Option(
+        metavar="crop|none",
+        help="Random crops of 90 to 100 % of the area, or the preprocessing of eval.",
+        show_default="crop; none with --freeze encoder",
+    ),
+]
+_BatchNorm = Annotated[
+    str | None,
+    typer.Option(
+        metavar="train|frozen",
+        help="Whether BatchNorm layers follow the batches or keep their running statistics.",
+        show_default="train; frozen with --freeze encoder",
+    ),
+]
+_Seed = Annotated[int | None, typer.Option(help="Seed of all random numbers.", show_default="0")]
+_Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:N or mps.")]
+_Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Processes that decode images; 0 decodes in the main one.",
+        show_default=f"one a CPU, at most {MAX_DEFAULT_WORKERS}",
+    ),
+]
+_Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads of torch.", show_default="torch's choice")
+]
+_Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def finetune(
+    zeroshot: _Zeroshot,
+    train: _Train,
+    output: _Output,
+    val: _Val = None,
+    epochs: _Epochs = None,
+    batch_size: _BatchSize = None,
+    micro_batch_size: _MicroBatchSize = None,
+    lr: _Lr = None,
+    warmup: _Warmup = None,
+    weight_decay: _WeightDecay = None,
+    label_smoothing: _LabelSmoothing = None,
+    clip_grad_norm: _ClipGradNorm = None,
+    freeze: _Freeze = None,
+    augment: _Augment = None,
+    batch_norm: _BatchNorm = None,
+    seed: _Seed = None,
+    device: _Device = "auto",
+    workers: _Workers = None,
+    threads: _Threads = None,
+    force: _Force = False,
+    as_json: _Json = False,
+) -> None:
+    """Fine-tune a zero-shot checkpoint on an image folder, by default with the paper's recipe.
+
+    Trains the image encoder and the classification head with AdamW, linear warm-up and cosine
+    decay, and writes a checkpoint to merge with the one it started from.
+    """
+    given = {key: value for key, value in locals().items() if value is not None}
+    plan = make_plan(
+        parent=zeroshot,
+        train=train,
+        val=[parse_data_spec(spec) for spec in val or []],
+        output=output,
+        recipe=Recipe(**{key: given[key] for key in Recipe.__annotations__ if key in given}),
+        force=force,
+    )
+    tell_plan(plan)
+    digest = _run(plan, device=device, workers=workers, threads=threads)
+    if as_json:
+        print_json(
+            {
+                "path": str(plan.output),
+                "digest": digest,
+                "role": "finetuned",
+                "alpha": None,
+                "warnings": list(plan.warnings),
+            }
+        )
+    else:
+        print_result(str(plan.output))
+
+
+def _run(plan: FinetunePlan, *, device: str, workers: int | None, threads: int | None) -> str:
+    """Train with progress on stderr and return the content digest of what was written."""
+    # lazy: torch costs seconds, and a mistake that needs none of it was told by now
+    import torch
+
+    from wiseft_cli.model.devices import resolve_device
+    from wiseft_cli.training.finetune import Listener
+    from wiseft_cli.training.finetune import finetune as run_plan
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    recipe = plan.recipe
+    encoded = recipe.n_images if recipe.freeze == "encoder" else 0
+    with progress(recipe.epochs * recipe.n_images + encoded, "images") as advance:
+        reporter = Reporter(plan, advance)
+        finetuned = run_plan(
+            plan,
+            device=resolve_device(device),
+            workers=_default_workers() if workers is None else workers,
+            listener=Listener(
+                on_ready=reporter.tell_readiness,
+                on_encoded=reporter.count_encoded,
+                on_step=reporter.count_step,
+                on_epoch=reporter.tell_epoch,
+            ),
+        )
+    return finetuned.digest
+
+
+def _default_workers() -> int:
+    """Return the CPUs this process may use, at most eight; none beside a single CPU."""
+    if not hasattr(os, "sched_getaffinity"):  # not on macOS
+        usable = os.cpu_count() or 1
+    else:
+        usable = len(os.sched_getaffinity(0))
+    return min(usable, MAX_DEFAULT_WORKERS) if usable > 1 else 0

@@ -1,0 +1,128 @@
+"""What `wiseft finetune` says while it runs: the plan, the bar, a line an epoch.
+
+It computes nothing of the result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from wiseft_cli.cli.console import Advance, talk, warn
+from wiseft_cli.training.plan import FinetunePlan, LabelledSet
+
+if TYPE_CHECKING:
+    from wiseft_cli.evaluation.metrics import SetAccuracy
+    from wiseft_cli.training.finetune import EpochReport, Readiness
+    from wiseft_cli.training.optimization import StepReport
+
+RECENT_STEPS = 20
+"""Steps over which images per second are averaged."""
+
+_TRAINED = {
+    "none": "image encoder and classification head",
+    "encoder": "classification head (encoder frozen, features computed once)",
+    "head": "image encoder (classification head frozen)",
+}
+
+
+def tell_plan(plan: FinetunePlan) -> None:
+    """Print what is about to be trained, on what and for how long, and every doubt about it."""
+    recipe = plan.recipe
+    model = plan.card.model.name if plan.card.model else "?"
+    talk(f"model    {model}, {len(plan.card.classes)} classes, from {plan.parent}")
+    talk(f"train    {_describe_set(plan.train)}")
+    for labelled in plan.val:
+        talk(f"val      {_describe_set(labelled)}")
+    passes = -(-recipe.batch_size // recipe.micro_batch_size)
+    parts = f" ({passes} passes of {recipe.micro_batch_size})" if passes > 1 else ""
+    talk(
+        f"steps    {recipe.steps} = {recipe.epochs} epochs x {recipe.steps_per_epoch},"
+        f" batch size {recipe.batch_size}{parts}, warm-up {recipe.warmup_steps}"
+    )
+    talk(
+        f"recipe   AdamW, lr {recipe.lr:g} to 0 by cosine, weight decay {recipe.weight_decay:g},"
+        f" clip {recipe.clip_grad_norm:g}, label smoothing {recipe.label_smoothing:g},"
+        f" augment {recipe.augment}, batch norm {recipe.batch_norm}, seed {recipe.seed}"
+    )
+    for note in plan.notes:
+        talk(f"note: {note}")
+    for warning in plan.warnings:
+        warn(warning)
+
+
+def _describe_set(labelled: LabelledSet) -> str:
+    counts = labelled.images_per_class.values()
+    spread = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{min(counts)}"
+    return (
+        f"{labelled.images.name}: {len(labelled.images.records)} images of {len(counts)} classes"
+        f" (joined by {labelled.join.kind}), {spread} a class"
+    )
+
+
+class Reporter:
+    """Follows a run on stderr.
+
+    Args:
+        plan: The run.
+        advance: Moves the bar, which counts images.
+    """
+
+    def __init__(self, plan: FinetunePlan, advance: Advance) -> None:
+        self._plan = plan
+        self._advance = advance
+        self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT_STEPS)
+
+    def tell_readiness(self, ready: Readiness) -> None:
+        """Say what trains, where, and in which precision."""
+        talk(
+            f"trains   {_TRAINED[self._plan.recipe.freeze]}: {ready.n_parameters:,} parameters"
+            f" in {ready.n_tensors} tensors, on {ready.device}, {_describe_precision(ready)}"
+        )
+
+    def count_encoded(self, n_images: int) -> None:
+        """Count images whose features were computed."""
+        self._advance(n_images, note="computing features")
+
+    def count_step(self, step: StepReport) -> None:
+        """Move the bar by one optimizer step."""
+        now = time.monotonic()
+        note = (
+            f"epoch {step.epoch + 1}/{self._plan.recipe.epochs}"
+            f"  loss {step.loss:.4f}  lr {step.lr:.2e}"
+        )
+        if self._recent:
+            seconds = now - self._recent[0][0]
+            images = sum(count for _, count in self._recent) - self._recent[0][1] + step.n_images
+            note += f"  {images / max(seconds, 1e-9):,.0f} images/s"
+        self._recent.append((now, step.n_images))
+        self._advance(step.n_images, note=note)
+
+    def tell_epoch(self, report: EpochReport) -> None:
+        """Print the epoch's loss and the accuracies."""
+        parts = [] if report.mean_loss is None else [f"loss {report.mean_loss:.4f}"]
+        parts += [
+            f"{labelled.images.name} {_describe_accuracy(accuracy)}"
+            for labelled, accuracy in zip(self._plan.val, report.accuracies, strict=True)
+        ]
+        if parts:
+            when = f"epoch {report.epochs_done}/{self._plan.recipe.epochs}"
+            talk(f"{when if report.epochs_done else 'before'}: {', '.join(parts)}")
+        # The time of an evaluation is not the time of a step.
+        self._recent.clear()
+
+
+def _describe_accuracy(accuracy: SetAccuracy) -> str:
+    return f"{100 * accuracy.top1:.2f} % ({accuracy.n_correct['top1']}/{accuracy.n_images})"
+
+
+def _describe_precision(ready: Readiness) -> str:
+    if ready.device.type != "cuda":
+        return "float32"
+    # lazy: loaded by now, but this module must not cost a second where --help is asked for
+    import torch
+
+    matmul = "off" if torch.get_float32_matmul_precision() == "highest" else "on"
+    convolution = "on" if torch.backends.cudnn.allow_tf32 else "off"
+    return f"float32 (TF32 {matmul} in matrix products, {convolution} in convolutions)"

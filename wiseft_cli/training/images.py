@@ -1,0 +1,105 @@
+"""Training images in batches: decoded by workers, augmented by what they are, not by who does it.
+
+An image's augmentation is seeded by (seed, epoch, image index), and the loader has a generator
+of its own (its iterator would draw from the global one otherwise). The same draws thus give the
+same pixels for any number of workers.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from wiseft_cli.data.dataset import (
+    ImageBatch,
+    ImageDataset,
+    ImageItem,
+    UnreadableImage,
+    collate_images,
+    refuse_unreadable,
+)
+from wiseft_cli.errors import DatasetError
+from wiseft_cli.training.batches import Draw
+from wiseft_cli.training.seeding import Purpose, derive_seed, seeded_cpu_generator
+
+
+class AugmentedImages(Dataset["ImageItem | UnreadableImage"]):
+    """An image dataset whose items are draws, each with random numbers of its own.
+
+    Args:
+        images: The dataset, with the training transform.
+        seed: The run's seed.
+    """
+
+    def __init__(self, images: ImageDataset, *, seed: int) -> None:
+        self._images = images
+        self._seed = seed
+
+    def __getitem__(self, draw: Draw) -> ImageItem | UnreadableImage:
+        """Return (image (3, H, W), class index, index), or the reason why there is none."""
+        with seeded_cpu_generator(derive_seed(self._seed, Purpose.AUGMENTATION, *draw)):
+            return self._images[draw.image]
+
+
+def load_batches(
+    images: ImageDataset,
+    draws: Iterable[list[Draw]],
+    *,
+    seed: int,
+    workers: int,
+    device: torch.device,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Decode and augment the images of each batch and move them to the device.
+
+    Args:
+        images: The dataset, with the training transform.
+        draws: The batches in order; read ahead by the workers.
+        seed: The run's seed.
+        workers: Processes that decode; 0 decodes in this one.
+        device: Where the model computes.
+    Yields:
+        images (B, 3, H, W) and class indices (B,), on the device.
+    Raises:
+        DatasetError: An image cannot be read, or a worker process died.
+    """
+    loader: DataLoader[ImageItem | UnreadableImage] = DataLoader(
+        AugmentedImages(images, seed=seed),
+        batch_sampler=draws,
+        collate_fn=collate_images,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),
+        worker_init_fn=leave_signals_to_the_parent,
+    )
+    for batch in _telling_dead_workers(loader, workers):
+        refuse_unreadable(batch.unreadable)
+        yield (
+            batch.images.to(device, non_blocking=True),
+            batch.targets.to(device, non_blocking=True),
+        )
+
+
+def leave_signals_to_the_parent(_worker: int) -> None:
+    """Let a worker process ignore Ctrl-C and end at SIGTERM: its parent says what happens."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _telling_dead_workers(loader: Iterable[ImageBatch], workers: int) -> Iterator[ImageBatch]:
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DatasetError(
+                f"one of the {workers} processes that decode images died: {error}",
+                hint="often the machine or /dev/shm is out of memory; use fewer --workers",
+            ) from None
+        yield batch

@@ -1,0 +1,152 @@
+"""Everything about a fine-tuning run that can be known, and refused, before torch is imported.
+
+Reads headers and lists folders; opens no image and loads no weights.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wiseft_cli.checkpoint.atomic import check_output
+from wiseft_cli.checkpoint.card import Card
+from wiseft_cli.checkpoint.reader import read_card
+from wiseft_cli.data.fingerprint import data_fingerprint
+from wiseft_cli.data.image_folder import ImageSet, list_image_folder
+from wiseft_cli.data.label_space import LabelJoin, join_labels
+from wiseft_cli.errors import CheckpointError, list_some
+from wiseft_cli.training.recipe import Recipe, ResolvedRecipe, doubts, resolve
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """An image set and how its labels find the head's classes."""
+
+    images: ImageSet
+    join: LabelJoin
+
+    @property
+    def targets(self) -> list[int]:
+        """Class index of each image."""
+        return [self.join.index[record.label] for record in self.images.records]
+
+    @property
+    def images_per_class(self) -> Counter[int]:
+        """Number of images of each class index that occurs."""
+        return Counter(self.targets)
+
+
+@dataclass(frozen=True)
+class FinetunePlan:
+    """A run that is about to begin.
+
+    Attributes:
+        parent: The checkpoint to start from.
+        card: Its card.
+        parent_digest: Its content digest.
+        train: The training set.
+        train_fingerprint: What names the training set in the history.
+        val: Sets whose accuracy is shown after each epoch and decides nothing.
+        recipe: The resolved recipe.
+        output: Where the fine-tuned checkpoint goes.
+        force: Whether an existing output may be replaced.
+        notes: What a person should know, one sentence each.
+        warnings: What is allowed but seldom meant, one sentence each.
+    """
+
+    parent: Path
+    card: Card
+    parent_digest: str
+    train: LabelledSet
+    train_fingerprint: str
+    val: tuple[LabelledSet, ...]
+    recipe: ResolvedRecipe
+    output: Path
+    force: bool
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def make_plan(
+    *,
+    parent: Path,
+    train: Path,
+    val: Sequence[tuple[str, Path]] = (),
+    output: Path,
+    recipe: Recipe,
+    force: bool = False,
+) -> FinetunePlan:
+    """Check the inputs and the output of a run and settle its recipe.
+
+    Args:
+        parent: A checkpoint with a card: zero-shot, or fine-tuned or merged to go on from.
+        train: Image folder, one subfolder a class.
+        val: Name and image folder of each validation set.
+        output: Where the fine-tuned checkpoint is to go.
+        recipe: What the person chose.
+        force: Whether an existing output may be replaced.
+    Raises:
+        OutputError: The output must not be written.
+        CheckpointError: The parent is no checkpoint with a model and classes.
+        DatasetError: A folder cannot be listed, or a label is no class of the head.
+        RecipeError: The recipe does not fit the training set.
+    """
+    check_output(output, force=force, inputs=[parent])
+    card, parent_digest = _read_parent_card(parent)
+    train_set = _join(list_image_folder(train), card)
+    val_sets = tuple(_join(list_image_folder(path, name=name), card) for name, path in val)
+    resolved = resolve(recipe, len(train_set.images.records))
+    return FinetunePlan(
+        parent=parent,
+        card=card,
+        parent_digest=parent_digest,
+        train=train_set,
+        train_fingerprint=data_fingerprint(train_set.images),
+        val=val_sets,
+        recipe=resolved,
+        output=output,
+        force=force,
+        notes=_notes(card, train_set, val_sets),
+        warnings=(*_classes_without_images(train_set, card), *doubts(resolved)),
+    )
+
+
+def _read_parent_card(path: Path) -> tuple[Card, str]:
+    """Return the card and the content digest of a checkpoint that can be trained."""
+    card = read_card(path)
+    needed = {
+        "model": card.model,
+        "preprocessing": card.preprocess,
+        "classes": card.classes,
+        "digest": card.digest,
+    }
+    missing = [what for what, value in needed.items() if not value]
+    if missing or card.digest is None:
+        raise CheckpointError(
+            f"{path}: its card has no {' and no '.join(missing)}, so it cannot be fine-tuned",
+            hint="start from a checkpoint that `wiseft zeroshot-head` wrote",
+        )
+    return card, card.digest
+
+
+def _join(images: ImageSet, card: Card) -> LabelledSet:
+    return LabelledSet(images, join_labels(images.labels, card.classes, set_name=images.name))
+
+
+def _classes_without_images(train: LabelledSet, card: Card) -> list[str]:
+    missing = sorted(set(range(len(card.classes))) - set(train.join.class_indices))
+    if not missing:
+        return []
+    names = ", ".join(list_some([repr(card.classes[index].name) for index in missing]))
+    return [f"{len(missing)} of {len(card.classes)} classes have no training image: {names}"]
+
+
+def _notes(card: Card, train: LabelledSet, val: Sequence[LabelledSet]) -> tuple[str, ...]:
+    notes = [note for labelled in (train, *val) for note in labelled.images.notes]
+    if card.role != "zeroshot":
+        notes.insert(
+            0, f"starting from a {card.role} checkpoint: this run goes on from earlier training"
+        )
+    return tuple(notes)

@@ -114,6 +114,28 @@ class AtomicFile:
                 view = view[count:]
                 offset += count
 
+    def reserve(self, size_bytes: int) -> None:
+        """Give the file its final size, so that a lack of room shows before any work is done.
+
+        Raises:
+            OutputError: The disk has less room, or the process may not write files so large.
+        """
+        with self._telling_errors():
+            os.ftruncate(self._descriptor, size_bytes)
+            disk = os.fstatvfs(self._descriptor)
+        free_bytes = disk.f_bavail * disk.f_frsize
+        if free_bytes < size_bytes:
+            raise OutputError(
+                f"{self.path}: needs {size_bytes:,} bytes, and {free_bytes:,} are free",
+                hint=self._room_hint,
+            )
+
+    def flush(self) -> None:
+        """Wait until what was written so far is on the disk."""
+        with self._telling_errors():
+            # fdatasync where there is one: the file's times need not be on the disk yet.
+            getattr(os, "fdatasync", os.fsync)(self._descriptor)
+
     def commit(self) -> None:
         """Flush to disk and give the file its final name.
 
@@ -153,6 +175,10 @@ class AtomicFile:
                 if entry.name.startswith(mark):
                     _remove_if_abandoned(entry.path)
 
+    @property
+    def _room_hint(self) -> str:
+        return f"free space in {self._target.parent}, or name another place with -o"
+
     @contextlib.contextmanager
     def _telling_errors(self) -> Iterator[None]:
         try:
@@ -161,7 +187,7 @@ class AtomicFile:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise OutputError(
                     f"{self.path}: cannot be written: {error.strerror}; nothing was kept",
-                    hint=f"free space in {self._target.parent}, or name another place with -o",
+                    hint=self._room_hint,
                 ) from None
             raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from None
 

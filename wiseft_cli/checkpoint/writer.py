@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from wiseft_cli.checkpoint.card import METADATA_KEY, Card, render_card
 from wiseft_cli.checkpoint.digest import canonical_json, content_digest
 from wiseft_cli.checkpoint.dtypes import SIZES_BITS, safetensors_dtype
 from wiseft_cli.checkpoint.header import TensorInfo
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 _HEADER_ALIGNMENT_BYTES = 8
 
@@ -108,9 +112,17 @@ class CheckpointWriter:
         header = self._render(card)
         self._header_bytes = len(header)
         self._places = {info.name: info for info in self._layout}
-        self._hashes = {info.name: hashlib.sha256() for info in self._layout}
-        self._written = dict.fromkeys(self._places, 0)
+        # Of a tensor that is being written: its hash so far, and how many bytes that covers.
+        self._unfinished: dict[str, tuple[Hash | None, int]] = {}
+        self._sha256 = {
+            info.name: hashlib.sha256().hexdigest() for info in self._layout if not info.nbytes
+        }
         self._file = AtomicFile(path, force=force, inputs=inputs)
+        try:
+            self._file.reserve(len(header) + sum(info.nbytes for info in self._layout))
+        except BaseException as error:
+            self._file.__exit__(type(error), error, error.__traceback__)
+            raise
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -124,15 +136,36 @@ class CheckpointWriter:
         self._file.__exit__(kind, error, trace)
 
     def append(self, name: str, data: bytes | memoryview) -> None:
-        """Write the next bytes of a tensor; tensors may take turns, each in its own order."""
+        """Write the next bytes of a tensor, and hash them.
+
+        Tensors may take turns, each in its own order; different tensors may be written from
+        different threads.
+        """
         info = self._places[name]
         view = memoryview(data).cast("B")
-        position = self._written[name]
-        if position + view.nbytes > info.nbytes:
+        if not view.nbytes:
+            return
+        digest, position = self._unfinished.pop(name, (None, 0))
+        digest = digest or hashlib.sha256()
+        end = position + view.nbytes
+        if end > info.nbytes or name in self._sha256:
             raise ValueError(f"{name}: more than its {info.nbytes} bytes")
-        self._hashes[name].update(view)
+        digest.update(view)
         self._file.write_at(self._header_bytes + info.start + position, view)
-        self._written[name] = position + view.nbytes
+        if end < info.nbytes:
+            self._unfinished[name] = digest, end
+        else:
+            self._sha256[name] = digest.hexdigest()
+
+    def flush(self) -> None:
+        """Wait until what was written so far is on the disk; other threads may go on writing.
+
+        Called now and then, it spreads over the whole time what `commit` must wait for.
+
+        Raises:
+            OutputError: The disk is full or failing.
+        """
+        self._file.flush()
 
     def commit(self, card: Card | None = None) -> str:
         """Fill in the digests, flush, and give the file its name.
@@ -144,12 +177,11 @@ class CheckpointWriter:
         Raises:
             OutputError: See `AtomicFile.commit`.
         """
-        short = [name for name, info in self._places.items() if self._written[name] < info.nbytes]
+        short = [name for name in self._places if name not in self._sha256]
         if short:
             raise ValueError(f"not written to the end: {', '.join(short[:10])}")
         digest = content_digest(
-            (info.name, info.dtype, info.shape, self._hashes[info.name].hexdigest())
-            for info in self._layout
+            (info.name, info.dtype, info.shape, self._sha256[info.name]) for info in self._layout
         )
         header = self._render(replace(card or self._card, digest=digest))
         if len(header) != self._header_bytes:

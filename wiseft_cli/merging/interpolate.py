@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 FLOATING = frozenset({"float64", "float32", *FORMATS})
 """numpy's names of the types that can be interpolated."""
 
-BLOCK = 1 << 15
+BLOCK = 1 << 16
 """Numbers handled at a time: few enough for the processor's cache, many enough for numpy."""
 
 
@@ -30,16 +30,21 @@ class BlockInterpolation:
 
     `load` widens a block of both tensors to float64 once; `store` then writes it at one alpha.
     An instance belongs to one thread.
+
+    Attributes:
+        block: The longest block it takes.
+        loaded: Length of the block that is loaded.
     """
 
     def __init__(self, block: int = BLOCK) -> None:
         self.block = block
+        self.loaded = 0
         self._wide = np.empty((4, block))
         self._rounding = RoundingScratch(block)
 
     def load(self, theta_0: Array, theta_1: Array) -> None:
         """Take a block of each tensor, shape (n,), n at most `block`, of types in `FLOATING`."""
-        n = len(theta_0)
+        self.loaded = n = len(theta_0)
         self._theta_0, self._theta_1 = theta_0, theta_1
         self._x, self._y, self._value, self._term = (row[:n] for row in self._wide)
         with np.errstate(invalid="ignore"):  # a signalling NaN is quieted; its bits are kept

@@ -116,8 +116,8 @@ def _round_wide(values: Array, out: Array) -> bool:
     # Overflow to infinity is the right rounding, and NaN is replaced below.
     with np.errstate(over="ignore", invalid="ignore"):
         np.copyto(out, values, casting="same_kind")
-    limit = _LARGEST[out.dtype.name]
-    if np.maximum.reduce(values) <= limit and np.minimum.reduce(values) >= -limit:
+    limit = _LARGEST[out.dtype.name]  # NaN compares false
+    if np.maximum.reduce(out) <= limit and np.minimum.reduce(out) >= -limit:
         return True
     bits, nan = _QUIET_NANS[out.dtype.name]
     out.view(bits)[np.isnan(values)] = nan

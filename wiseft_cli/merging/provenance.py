@@ -1,0 +1,91 @@
+"""The card and the metadata of a merged checkpoint: what it is, and how it came to be.
+
+It computes no digest and writes no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from wiseft_cli import __version__
+from wiseft_cli.checkpoint.card import (
+    METADATA_KEY,
+    Card,
+    HistoryEntry,
+    HistoryInput,
+    join_histories,
+)
+from wiseft_cli.checkpoint.digest import UNKNOWN_DIGEST
+from wiseft_cli.checkpoint.source import CheckpointSource
+from wiseft_cli.errors import CheckpointError
+from wiseft_cli.merging.alpha import Alpha
+
+
+def build_merged_card(
+    card_0: Card | None,
+    card_1: Card | None,
+    alpha: Alpha,
+    *,
+    options: Mapping[str, Any],
+    digests: tuple[str | None, str | None],
+) -> Card:
+    """Return the card of a merge.
+
+    The fine-tuned side says what the model is, the other where that side has no card; a merge of
+    two foreign files has a card without model and classes, so that its digest and history stand
+    somewhere.
+
+    Args:
+        options: Those beside alpha that affect the result.
+        digests: Content digests of theta_0 and theta_1; one that is not known yet leaves a slot
+            of the same width.
+    """
+    inputs = tuple(
+        HistoryInput(role, digest or UNKNOWN_DIGEST)
+        for role, digest in zip(("zeroshot", "finetuned"), digests, strict=True)
+    )
+    entry = HistoryEntry("merge", __version__, {"alpha": alpha.text, **options}, inputs)
+    cards = [card for card in (card_0, card_1) if card]
+    history = (*join_histories(*cards), entry)
+    if not cards:
+        return Card(role="merged", alpha=alpha.text, history=history)
+    return replace(
+        cards[-1],
+        role="merged",
+        alpha=alpha.text,
+        history=history,
+        digest=None,
+        extra=_shared([card.extra for card in cards]),
+    )
+
+
+def shared_metadata(theta_0: CheckpointSource, theta_1: CheckpointSource) -> dict[str, str]:
+    """Return the `__metadata__` entries, beside the card, that both inputs have and agree on."""
+    shared = _shared([theta_0.metadata, theta_1.metadata])
+    return {key: value for key, value in shared.items() if key != METADATA_KEY}
+
+
+def _shared(mappings: list[Mapping[str, Any]]) -> dict[str, Any]:
+    first, *others = mappings
+    return {
+        key: value
+        for key, value in first.items()
+        if all(key in other and other[key] == value for other in others)
+    }
+
+
+def require_digest_of_card(source: CheckpointSource, digest: str) -> None:
+    """Refuse a checkpoint whose tensors are not those its card was written for.
+
+    Raises:
+        CheckpointError: The card's digest is another than `digest`.
+    """
+    card = source.card
+    if card is not None and card.digest != digest:
+        raise CheckpointError(
+            f"{source.path}: its tensors are not those its card was written for: "
+            f"content digest {digest}, the card says {card.digest}",
+            hint="the file was damaged or changed by another program; fetch or make it again",
+        )

@@ -150,7 +150,7 @@ def _find_fonts(folders: Sequence[Path]) -> list[_Font]:
 def _describe(path: Path) -> _Font | None:
     """Name a font file, or None when it is broken or lacks characters."""
     try:
-        with TTFont(path, fontNumber=0, lazy=True) as font:
+        with path.open("rb") as file, TTFont(file, fontNumber=0, lazy=True) as font:
             character_map = font.getBestCmap() or {}
             glyphs = {character_map.get(ord(character)) for character in CHARACTERS}
             names = font["name"]

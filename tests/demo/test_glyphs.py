@@ -1,0 +1,71 @@
+"""Glyph masks of matplotlib's fonts: legible, and split by family."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wiseft_cli.demo.glyphs import (
+    CHARACTERS,
+    GLYPH_SIZE,
+    GlyphBank,
+    render_glyph_bank,
+    split_by_family,
+)
+from wiseft_cli.errors import DatasetError
+
+
+def test_every_mask_is_centred_and_spans_the_glyph_size(glyph_bank: GlyphBank):
+    assert glyph_bank.masks.shape[1:] == (len(CHARACTERS), 48, 48)
+    rows, columns = np.any(glyph_bank.masks, axis=3), np.any(glyph_bank.masks, axis=2)
+    for ink in (rows, columns):
+        first, last = ink.argmax(-1), 47 - ink[..., ::-1].argmax(-1)
+        assert np.abs(first - (47 - last)).max() <= 2
+        assert (last - first + 1).max() <= GLYPH_SIZE
+
+
+def test_symbol_fonts_are_left_out(glyph_bank: GlyphBank):
+    # cmsy10 and cmex10 hold symbols and parts of brackets at some letters' places.
+    assert not {"cmsy10", "cmex10"} & set(glyph_bank.names)
+    assert "DejaVu Sans" in glyph_bank.names
+
+
+def test_the_bank_does_not_depend_on_where_the_fonts_lie(
+    glyph_bank: GlyphBank, font_folder: Path, tmp_path: Path
+):
+    for number, path in enumerate(sorted(font_folder.glob("*.ttf"))):
+        target = tmp_path / str(number % 3)
+        target.mkdir(exist_ok=True)
+        shutil.copyfile(path, target / path.name)
+    (tmp_path / "broken.ttf").write_bytes(b"\0\1\0\0 this is no font")
+    again = render_glyph_bank([tmp_path])
+    assert again.names == glyph_bank.names
+    assert np.array_equal(again.masks, glyph_bank.masks)
+
+
+def test_no_family_is_on_both_sides_of_the_split(glyph_bank: GlyphBank):
+    training, held_out = split_by_family(glyph_bank, held_out_fraction=0.4)
+    assert training.names
+    assert held_out.names
+    assert not set(training.families) & set(held_out.families)
+    assert len(training.names) + len(held_out.names) == len(glyph_bank.names)
+
+
+def test_removing_fonts_moves_no_other_family_across_the_split(glyph_bank: GlyphBank):
+    _, held_out = split_by_family(glyph_bank, held_out_fraction=0.4)
+    fewer = glyph_bank.select(range(0, len(glyph_bank.names), 2))
+    _, held_out_of_fewer = split_by_family(fewer, held_out_fraction=0.4)
+    assert set(held_out_of_fewer.families) == set(held_out.families) & set(fewer.families)
+
+
+def test_a_folder_without_fonts_is_refused(tmp_path: Path):
+    with pytest.raises(DatasetError, match=f"^no usable font below {tmp_path}: 0 font files"):
+        render_glyph_bank([tmp_path])
+
+
+def test_a_missing_folder_is_named(tmp_path: Path):
+    with pytest.raises(DatasetError, match=f"^no such font folder: {tmp_path / 'absent'}$"):
+        render_glyph_bank([tmp_path / "absent"])

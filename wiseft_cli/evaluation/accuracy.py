@@ -23,38 +23,9 @@ from wiseft_cli.data.dataset import (
 from wiseft_cli.data.image_folder import ImageSet
 from wiseft_cli.data.label_space import LabelJoin
 from wiseft_cli.errors import ModelError
+from wiseft_cli.evaluation.metrics import SetAccuracy, metric_names
 from wiseft_cli.model.classifier import ImageClassifier
 from wiseft_cli.model.transforms import eval_transform
-
-MIN_CLASSES_FOR_TOP5 = 6
-"""With fewer classes every image is among the top five."""
-
-
-@dataclass(frozen=True)
-class SetAccuracy:
-    """Counts of one classifier on one image set.
-
-    Attributes:
-        n_images: Images scored; unreadable ones are not among them.
-        n_correct: Images that are right, by metric: `top1`, and `top5` from six classes on.
-        n_unreadable: Images that could not be decoded.
-        n_classes: Classes of the set, over which the images were scored.
-    """
-
-    n_images: int
-    n_correct: Mapping[str, int]
-    n_unreadable: int
-    n_classes: int
-
-    @property
-    def top1(self) -> float:
-        """Share of the images whose highest logit is their class's, in [0, 1]."""
-        return self.n_correct["top1"] / self.n_images
-
-
-def metric_names(n_classes: int) -> tuple[str, ...]:
-    """Return the metrics of a set with so many classes, the primary one first."""
-    return ("top1", "top5") if n_classes >= MIN_CLASSES_FOR_TOP5 else ("top1",)
 
 
 @dataclass

@@ -1,0 +1,165 @@
+"""`wiseft eval`: checkpoints, and the points between two, on labelled image sets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wiseft_cli.checkpoint.atomic import check_output
+from wiseft_cli.cli.console import print_json, print_result, progress, talk, warn
+from wiseft_cli.data.image_folder import list_image_folder, parse_data_spec
+from wiseft_cli.evaluation.plan import (
+    Job,
+    plan_jobs,
+    plan_weight_sets,
+    read_checkpoints,
+    split_held,
+)
+from wiseft_cli.merging.alpha import parse_alphas
+from wiseft_cli.reporting.results import (
+    ResultLine,
+    add_result_lines,
+    read_result_lines,
+    result_document,
+)
+from wiseft_cli.reporting.suspicion import suspicious
+from wiseft_cli.reporting.table import render_table
+
+MAX_DEFAULT_WORKERS = 8
+
+
+def eval_command(
+    checkpoints: Annotated[
+        list[Path], typer.Argument(help="Checkpoints that wiseft wrote.", show_default=False)
+    ],
+    data: Annotated[
+        list[str],
+        typer.Option(
+            help="Image set, [NAME=]DIR with one subfolder a class; repeatable. The first one is"
+            " the in-distribution set.",
+            show_default=False,
+        ),
+    ],
+    alpha: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Evaluate the points between two checkpoints, ZEROSHOT FINETUNED, at these"
+            " weights of the fine-tuned one: 0.5, a list 0,0.5,1 or a range 0:1:0.1; repeatable."
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Name of the in-distribution set.  [default: the first]"),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(help="File of JSON lines to add to; what it holds already is not run again."),
+    ] = None,
+    max_bad: Annotated[int, typer.Option(min=0, help="Unreadable images a set to leave out.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 64,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes that decode images; 0 decodes in this one.  [default: one a CPU,"
+            f" at most {MAX_DEFAULT_WORKERS}]",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:N or mps.")
+    ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads.  [default: torch's choice]")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Run again what RESULTS holds, and overwrite it.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the results lines as a JSON list.")
+    ] = False,
+) -> None:
+    """Measure checkpoints on image sets, joined by class id or name, in one pass over the images.
+
+    The table on stdout has a row for each checkpoint or alpha and a column for each set; a set
+    with some of the head's classes is scored over those.
+    """
+    held = _read_held(results)
+    jobs = _plan(checkpoints, data, alpha or [], reference)
+    done, to_do = split_held(jobs, () if force else held, max_unreadable=max_bad)
+    if done:
+        talk(f"{results} holds {len(done)} of {len(jobs)} results already; --force runs them again")
+    if results is not None and any(line not in held for line in done.values()):
+        add_result_lines(results, list(done.values()))  # names or the reference have changed
+    if to_do:
+        if workers is None:
+            workers = min(MAX_DEFAULT_WORKERS, os.cpu_count() or 1)
+        run = _Run(batch_size, workers, device, threads, max_bad)
+        done |= _run(to_do, run, results)
+    lines = [done[job] for job in jobs]
+    if as_json:
+        print_json([result_document(line) for line in lines])
+    else:
+        print_result(render_table(lines))
+    for warning in suspicious(lines):
+        warn(warning)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The options that say how to run, and touch no result."""
+
+    batch_size: int
+    workers: int
+    device: str
+    threads: int | None
+    max_bad: int
+
+
+def _read_held(results: Path | None) -> tuple[ResultLine, ...]:
+    """Return what the results file holds, and find out early that it cannot be written."""
+    if results is None:
+        return ()
+    check_output(results, force=True)
+    return read_result_lines(results) if results.exists() else ()
+
+
+def _plan(
+    paths: Sequence[Path], data: Sequence[str], alpha: Sequence[str], reference: str | None
+) -> tuple[Job, ...]:
+    """Find every mistake that needs no model and no pixel."""
+    alphas = parse_alphas(alpha) if alpha else ()
+    specs = [parse_data_spec(spec) for spec in data]
+    weight_sets = plan_weight_sets(read_checkpoints(paths), alphas)
+    image_sets = [list_image_folder(folder, name=name) for name, folder in specs]
+    for image_set in image_sets:
+        for note in image_set.notes:
+            warn(note)
+    return plan_jobs(weight_sets, image_sets, reference=reference)
+
+
+def _run(jobs: Sequence[Job], run: _Run, results: Path | None) -> dict[Job, ResultLine]:
+    """Evaluate the jobs; each set's lines are in the file before the next set begins."""
+    # lazy: torch costs seconds
+    import torch
+
+    from wiseft_cli.evaluation.sweep import SweepSettings, sweep
+    from wiseft_cli.model.devices import resolve_device
+
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+    settings = SweepSettings(
+        run.batch_size, run.workers, resolve_device(run.device), max_unreadable=run.max_bad
+    )
+    done: dict[Job, ResultLine] = {}
+    total = sum(len(job.image_set.records) for job in jobs)
+    with progress(total, "evaluating (images times weights)") as advance:
+        for lines in sweep(jobs, settings, on_progress=advance):
+            done |= lines
+            if results is not None:
+                add_result_lines(results, list(lines.values()))
+    return done

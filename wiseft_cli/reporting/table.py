@@ -1,0 +1,96 @@
+"""The table of an evaluation for people, as plain text: rows are weights, columns image sets.
+
+Accuracies are per cent here and fractions everywhere else. Nothing is cut to fit a terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from wiseft_cli.reporting.results import ResultLine
+
+BEST = "*"
+"""Stands behind the best value of a column."""
+
+
+def render_table(lines: Sequence[ResultLine]) -> str:
+    """Return the table, with one line of facts about each set below it.
+
+    The reference set's column is first; with two or more shifts their mean is the last. The
+    best value of each column carries a `*`, every one of them where several are equal.
+
+    Args:
+        lines: At least one; a weight set's lines need not cover every set.
+    """
+    of_set: dict[str, list[ResultLine]] = {}
+    by_weights: dict[object, dict[str, ResultLine]] = {}
+    for line in sorted(lines, key=lambda line: not line.reference):
+        of_set.setdefault(line.set_name, []).append(line)
+    for line in lines:
+        # Files with equal tensors have one digest, and still a row each.
+        by_weights.setdefault((line.weights_key, line.checkpoints), {})[line.set_name] = line
+    rows = list(by_weights.values())
+    shifts = [name for name, (first, *_) in of_set.items() if not first.reference]
+    n_labels = 2 if any(line.alpha is not None for line in lines) else 1
+    header = [*("checkpoint", "alpha")[:n_labels], *of_set]
+    columns = [
+        _marked([row[name].value if name in row else None for row in rows]) for name in of_set
+    ]
+    if len(shifts) > 1:
+        header.append("mean shift")
+        columns.append(_marked([mean_over(row, shifts) for row in rows]))
+    labels = [_label(next(iter(row.values())))[:n_labels] for row in rows]
+    cells = [
+        [*label, *values] for label, values in zip(labels, zip(*columns, strict=True), strict=True)
+    ]
+    facts = [_fact(lines_of_set) for lines_of_set in of_set.values()]
+    return "\n".join([*_aligned([header, *cells], n_left=n_labels), "", *facts])
+
+
+def mean_over(row: Mapping[str, ResultLine], names: Sequence[str]) -> float | None:
+    """Return the mean of the sets' primary metrics, a fraction; None where one is missing."""
+    if not names or any(name not in row for name in names):
+        return None
+    return fmean(row[name].value for name in names)
+
+
+def _label(line: ResultLine) -> tuple[str, str]:
+    return " to ".join(checkpoint.name for checkpoint in line.checkpoints), line.alpha or ""
+
+
+def _marked(values: Sequence[float | None]) -> list[str]:
+    """Write fractions as per cent, the best with its mark, the others with a space for it."""
+    known = [value for value in values if value is not None]
+    best = max(known, default=None) if len(values) > 1 else None
+    return [
+        "-" + " " * (best is not None)
+        if value is None
+        else f"{100 * value:.2f}" + ("" if best is None else BEST if value == best else " ")
+        for value in values
+    ]
+
+
+def _aligned(rows: Sequence[Sequence[str]], *, n_left: int) -> list[str]:
+    """Pad the cells so that columns stand below each other, the first ones to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if at < n_left else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _fact(lines: Sequence[ResultLine]) -> str:
+    """Say what a set is: its part, size, join, and how wide the intervals are."""
+    line = lines[0]
+    intervals = [line.metrics[line.primary] for line in lines]
+    half_width = max(50 * (interval.high - interval.low) for interval in intervals)
+    unreadable = f" and {line.n_unreadable} unreadable" if line.n_unreadable else ""
+    return (
+        f"{line.set_name}: {'in-distribution' if line.reference else 'shift'},"
+        f" {line.primary} in %, {line.n_images} images{unreadable}, {line.n_classes} classes"
+        f" joined by {line.join}, 95 % intervals within +-{half_width:.2f}"
+    )

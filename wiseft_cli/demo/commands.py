@@ -15,10 +15,12 @@ from wiseft_cli.demo.effect import IN_DISTRIBUTION
 from wiseft_cli.errors import WiseftError
 
 LEARNING_RATE = "2e-3"
-RECIPE = ("--epochs", "10", "--batch-size", "64", "--batch-norm", "frozen", "--workers", "0")
+RECIPE = ("--epochs", "10", "--batch-size", "64", "--batch-norm", "frozen")
 """A batch that makes 320 steps of 2,000 images, and BatchNorm kept at pretraining's statistics. The
 learning rate is chosen by `study`; what else affects the result is the default of `wiseft
-finetune`, the paper's. Images this small are decoded faster than they are sent between processes."""
+finetune`, the paper's."""
+IN_THIS_PROCESS = ("--workers", "0")
+"""Images this small are decoded faster than they are sent between processes."""
 
 Say = Callable[[str], None]
 
@@ -89,6 +91,7 @@ def finetune_command(
         *("--train", str(train)),
         *("--val", str(validation)),
         *RECIPE,
+        *IN_THIS_PROCESS,
         *("--lr", learning_rate),
         *("--seed", str(seed)),
         *("-o", str(out)),
@@ -110,6 +113,7 @@ def eval_command(
         *("eval", str(zeroshot), str(finetuned)),
         *data,
         *("--alpha", "0:1:0.1"),
+        *IN_THIS_PROCESS,
         *("--results", str(results)),
     )
 

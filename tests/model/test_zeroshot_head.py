@@ -110,15 +110,15 @@ def test_head_does_not_depend_on_batches_and_windows(
     assert_close_relative(found.weight, expected.weight)
 
 
-def test_batches_hold_prompts_of_like_length(tokenizer: PromptTokenizer) -> None:
-    """The positions computed are those of sorted batches, not of the context."""
+def test_batches_hold_prompts_of_one_length(tokenizer: PromptTokenizer) -> None:
+    """The positions computed are those of the prompts, without a single one of padding."""
     model = random_clip("vit")
     positions: list[int] = []
     model.transformer.register_forward_pre_hook(
         lambda _module, inputs: positions.append(inputs[0].shape[0] * inputs[0].shape[1])
     )
     prompts = [(0, text) for text in ("a photo of a cat.", "a") * 8]
-    encode_prompts(model, tokenizer, prompts, class_count=1, batch_size=8)
+    encode_prompts(model, tokenizer, prompts, class_count=1, batch_size=6)
     lengths = [int((tokenizer([text]) != 0).sum()) for text in ("a photo of a cat.", "a")]
     assert sum(positions) == 8 * sum(lengths)
 
@@ -167,7 +167,8 @@ def test_progress_counts_every_prompt_once(tokenizer: PromptTokenizer) -> None:
         batch_size=8,
         on_progress=counts.append,
     )
-    assert counts == [8, 8, 4]
+    assert sum(counts) == 20
+    assert max(counts) <= 8
 
 
 def test_class_whose_features_cancel_is_an_error() -> None:

@@ -4,9 +4,9 @@
                                              normalize(encode_text(p)))
     bias[c]   = logit_bias of the model, or 0
 
-Prompts are taken in windows of bounded size; within a window they are sorted by length, so
-that a batch holds prompts of about one length and little padding. Only the sum of each class's
-features is kept.
+Prompts are taken in windows of bounded size; within a window they are sorted by length, and a
+batch holds prompts of one length, so that nothing is padded where padding can be left out.
+Only the sum of each class's features is kept.
 Papers: Radford et al. 2021, arXiv:2103.00020, section 3.1.4; Wortsman et al. 2022,
 arXiv:2109.01903, section 2; for the bias Zhai et al. 2023, arXiv:2303.15343.
 It does not read files and does not know where a model comes from.
@@ -26,7 +26,7 @@ from wiseft_cli.model.text_encoder import TextEncoder
 from wiseft_cli.model.tokenizer import PromptTokenizer
 
 WINDOW_BATCHES = 64
-"""Batches sorted together: enough that lengths hardly mix, few enough to bound memory."""
+"""Batches sorted together: enough that most are full, few enough to bound memory."""
 
 SMALLEST_NORM = 1e-6
 """Below this a mean of unit vectors is what rounding left of features that cancel."""
@@ -126,12 +126,18 @@ def logit_scale_of(logit_scale: Tensor) -> float:
 def _batches(
     encode: TextEncoder, tokens: Tensor, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield rows of the window and their tokens on the encoder's device, shortest first."""
+    """Yield rows of the window and their tokens on the encoder's device, shortest first.
+
+    Rows of a batch are equally long, so that where the encoder trims nothing is padded.
+    """
     lengths = encode.lengths(tokens)
     order = lengths.argsort(stable=True)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        yield rows, tokens[rows, : int(lengths[rows[-1]])].to(encode.device)
+    start = 0
+    for length, count in enumerate(torch.bincount(lengths).tolist()):
+        for first in range(start, start + count, batch_size):
+            rows = order[first : min(first + batch_size, start + count)]
+            yield rows, tokens[rows, :length].to(encode.device)
+        start += count
 
 
 def _check_finite(features: Tensor, texts: Sequence[str]) -> None:

@@ -34,9 +34,12 @@ class Missing(StrEnum):
 
 def merge(
     zeroshot: Annotated[
-        Path, typer.Argument(help="theta_0: a safetensors file, an index of shards, or a folder.")
+        Path,
+        typer.Argument(
+            metavar="ZEROSHOT", help="theta_0: a safetensors file, an index of shards, or a folder."
+        ),
     ],
-    finetuned: Annotated[Path, typer.Argument(help="theta_1, likewise.")],
+    finetuned: Annotated[Path, typer.Argument(metavar="FINETUNED", help="theta_1, likewise.")],
     alpha: Annotated[
         list[str] | None,
         typer.Option(

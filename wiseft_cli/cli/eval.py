@@ -6,29 +6,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wiseft_cli.checkpoint.atomic import check_output
 from wiseft_cli.cli.console import print_json, print_result, progress, talk, warn
-from wiseft_cli.data.image_folder import list_image_folder, parse_data_spec
-from wiseft_cli.evaluation.plan import (
-    Job,
-    plan_jobs,
-    plan_weight_sets,
-    read_checkpoints,
-    split_held,
-)
-from wiseft_cli.merging.alpha import parse_alphas
-from wiseft_cli.reporting.results import (
-    ResultLine,
-    add_result_lines,
-    read_result_lines,
-    result_document,
-)
-from wiseft_cli.reporting.suspicion import suspicious
-from wiseft_cli.reporting.table import render_table
+
+if TYPE_CHECKING:
+    from wiseft_cli.evaluation.plan import Job
+    from wiseft_cli.reporting.results import ResultLine
 
 MAX_DEFAULT_WORKERS = 8
 
@@ -88,29 +74,15 @@ def eval_command(
     The table on stdout has a row for each checkpoint or alpha and a column for each set; a set
     with some of the head's classes is scored over those.
     """
-    held = _read_held(results)
-    jobs = _plan(checkpoints, data, alpha or [], reference)
-    done, to_do = split_held(jobs, () if force else held, max_unreadable=max_bad)
-    if done:
-        talk(f"{results} holds {len(done)} of {len(jobs)} results already; --force runs them again")
-    if results is not None and any(line not in held for line in done.values()):
-        add_result_lines(results, list(done.values()))  # names or the reference have changed
-    if to_do:
-        if workers is None:
-            workers = min(MAX_DEFAULT_WORKERS, os.cpu_count() or 1)
-        run = _Run(batch_size, workers, device, threads, max_bad)
-        done |= _run(to_do, run, results)
-    lines = [done[job] for job in jobs]
-    if as_json:
-        print_json([result_document(line) for line in lines])
-    else:
-        print_result(render_table(lines))
-    for warning in suspicious(lines):
-        warn(warning)
+    jobs = _plan(checkpoints, data, alpha or [], reference, results)
+    if workers is None:
+        workers = min(MAX_DEFAULT_WORKERS, os.cpu_count() or 1)
+    run = _RunOptions(batch_size, workers, device, threads, max_bad)
+    _report(_reuse_or_run(jobs, run, results, force=force), as_json=as_json)
 
 
 @dataclass(frozen=True)
-class _Run:
+class _RunOptions:
     """The options that say how to run, and touch no result."""
 
     batch_size: int
@@ -120,35 +92,63 @@ class _Run:
     max_bad: int
 
 
-def _read_held(results: Path | None) -> tuple[ResultLine, ...]:
-    """Return what the results file holds, and find out early that it cannot be written."""
-    if results is None:
-        return ()
-    check_output(results, force=True)
-    return read_result_lines(results) if results.exists() else ()
-
-
 def _plan(
-    paths: Sequence[Path], data: Sequence[str], alpha: Sequence[str], reference: str | None
+    paths: Sequence[Path],
+    data: Sequence[str],
+    alpha: Sequence[str],
+    reference: str | None,
+    results: Path | None,
 ) -> tuple[Job, ...]:
     """Find every mistake that needs no model and no pixel."""
+    # lazy: --help of other commands must not wait for numpy
+    from wiseft_cli.checkpoint.atomic import check_output
+    from wiseft_cli.data.image_folder import list_image_folder, parse_data_spec
+    from wiseft_cli.evaluation import plan
+    from wiseft_cli.merging.alpha import parse_alphas
+
     alphas = parse_alphas(alpha) if alpha else ()
     specs = [parse_data_spec(spec) for spec in data]
-    weight_sets = plan_weight_sets(read_checkpoints(paths), alphas)
+    checkpoints = plan.read_checkpoints(paths)
+    if results is not None:
+        check_output(results, force=True, inputs=paths)
+    weight_sets = plan.plan_weight_sets(checkpoints, alphas)
     image_sets = [list_image_folder(folder, name=name) for name, folder in specs]
-    for image_set in image_sets:
-        for note in image_set.notes:
-            warn(note)
-    return plan_jobs(weight_sets, image_sets, reference=reference)
+    notes = [note for image_set in image_sets for note in image_set.notes]
+    if alphas:
+        notes += plan.doubts_about_pair(*checkpoints)
+    jobs = plan.plan_jobs(weight_sets, image_sets, reference=reference)
+    for note in notes:
+        warn(note)
+    return jobs
 
 
-def _run(jobs: Sequence[Job], run: _Run, results: Path | None) -> dict[Job, ResultLine]:
+def _reuse_or_run(
+    jobs: Sequence[Job], run: _RunOptions, results: Path | None, *, force: bool
+) -> list[ResultLine]:
+    """Return the lines of all jobs, in their order, from the results file where it has them."""
+    # lazy: as above
+    from wiseft_cli.evaluation.plan import split_held
+    from wiseft_cli.reporting.results import add_result_lines, read_result_lines
+
+    held = read_result_lines(results) if results is not None and results.exists() else ()
+    done, to_do = split_held(jobs, () if force else held, max_unreadable=run.max_bad)
+    if done:
+        talk(f"{results} holds {len(done)} of {len(jobs)} results already; --force runs them again")
+    if results is not None and any(line not in held for line in done.values()):
+        add_result_lines(results, list(done.values()))  # names or the reference have changed
+    if to_do:
+        done |= _run(to_do, run, results)
+    return [done[job] for job in jobs]
+
+
+def _run(jobs: Sequence[Job], run: _RunOptions, results: Path | None) -> dict[Job, ResultLine]:
     """Evaluate the jobs; each set's lines are in the file before the next set begins."""
     # lazy: torch costs seconds
     import torch
 
     from wiseft_cli.evaluation.sweep import SweepSettings, sweep
     from wiseft_cli.model.devices import resolve_device
+    from wiseft_cli.reporting.results import add_result_lines
 
     if run.threads is not None:
         torch.set_num_threads(run.threads)
@@ -163,3 +163,17 @@ def _run(jobs: Sequence[Job], run: _Run, results: Path | None) -> dict[Job, Resu
             if results is not None:
                 add_result_lines(results, list(lines.values()))
     return done
+
+
+def _report(lines: Sequence[ResultLine], *, as_json: bool) -> None:
+    # lazy: as above
+    from wiseft_cli.reporting.results import result_document
+    from wiseft_cli.reporting.suspicion import suspicious
+    from wiseft_cli.reporting.table import render_table
+
+    if as_json:
+        print_json([result_document(line) for line in lines])
+    else:
+        print_result(render_table(lines))
+    for warning in suspicious(lines):
+        warn(warning)

@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
-from wiseft_cli.checkpoint.atomic import check_output, write_bytes_atomically
 from wiseft_cli.cli.console import print_result, warn
 from wiseft_cli.errors import UsageError
-from wiseft_cli.reporting.curves import collect_curves
-from wiseft_cli.reporting.plot import FORMATS, draw_curves
-from wiseft_cli.reporting.results import read_result_lines
+
+FORMATS = ("png", "svg", "pdf")
 
 
 def plot(
@@ -34,9 +32,15 @@ def plot(
 ) -> None:
     """Draw in-distribution accuracy against mean accuracy under shift, a curve over alpha.
 
-    The end points and alpha 0.5 are marked; horizontal lines are 95 % intervals. The path of
+    The end points and alpha 0.5 are marked, with their 95 % intervals. The path of
     the picture is printed.
     """
+    # lazy: --help of other commands must not wait for numpy
+    from wiseft_cli.checkpoint.atomic import check_output, write_bytes_atomically
+    from wiseft_cli.reporting.curves import collect_curves
+    from wiseft_cli.reporting.plot import draw_curves
+    from wiseft_cli.reporting.results import read_result_lines
+
     file_format = output.suffix.removeprefix(".").lower()
     if file_format not in FORMATS:
         raise UsageError(f"-o {output}: expected a name ending in .{', .'.join(FORMATS)}")

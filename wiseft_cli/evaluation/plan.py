@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from wiseft_cli.checkpoint.card import Card, ClassEntry
-from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.checkpoint.reader import read_card
+from wiseft_cli.checkpoint.source import open_source
 from wiseft_cli.data.fingerprint import data_fingerprint
 from wiseft_cli.data.image_folder import ImageSet
 from wiseft_cli.data.label_space import LabelJoin, join_labels
-from wiseft_cli.errors import (
-    CheckpointError,
-    IncompatibleCheckpointsError,
-    UsageError,
-    list_some,
-)
+from wiseft_cli.errors import CheckpointError, UsageError
 from wiseft_cli.evaluation.metrics import metric_names
 from wiseft_cli.merging.alpha import Alpha
+from wiseft_cli.merging.compatibility import (
+    doubts_about_descent,
+    require_compatible,
+    require_roles_in_order,
+)
 from wiseft_cli.reporting.results import CheckpointName, ResultLine, measurement_key
 
 PRECISION = "fp32"
@@ -163,7 +163,9 @@ def plan_weight_sets(
 
     Raises:
         UsageError: Alphas without exactly two checkpoints.
-        IncompatibleCheckpointsError: The two have different models, preprocessing or classes.
+        IncompatibleCheckpointsError: The two have different models, preprocessing, classes or
+            tensors.
+        CheckpointError: The zero-shot checkpoint is the second.
     """
     if not alphas:
         return tuple(WeightSet((checkpoint,)) for checkpoint in checkpoints)
@@ -172,45 +174,16 @@ def plan_weight_sets(
             f"--alpha interpolates between exactly two checkpoints, {len(checkpoints)} given",
             hint="wiseft eval --alpha 0:1:0.1 ZEROSHOT FINETUNED --data DIR",
         )
-    theta_0, theta_1 = checkpoints
-    _check_pair(theta_0, theta_1)
-    return tuple(WeightSet((theta_0, theta_1), alpha) for alpha in alphas)
+    with open_source(checkpoints[0].path) as theta_0, open_source(checkpoints[1].path) as theta_1:
+        require_roles_in_order(theta_0, theta_1)
+        require_compatible(theta_0, theta_1)
+    return tuple(WeightSet(tuple(checkpoints), alpha) for alpha in alphas)
 
 
-def _check_pair(theta_0: NamedCheckpoint, theta_1: NamedCheckpoint) -> None:
-    """Refuse a pair whose weights would not mean the same thing, naming all differences."""
-    facts_0, facts_1 = _facts(theta_0), _facts(theta_1)
-    lines = [
-        f"  {what}: {_shown(facts_1.get(what))}, expected {_shown(facts_0.get(what))}"
-        for what in dict.fromkeys((*facts_0, *facts_1))
-        if facts_0.get(what) != facts_1.get(what)
-    ]
-    if lines:
-        raise IncompatibleCheckpointsError(
-            "\n".join(
-                [f"{theta_1.path} cannot be interpolated with {theta_0.path}:", *list_some(lines)]
-            ),
-            hint="fine-tune from that very zero-shot checkpoint; `wiseft diff` compares two files",
-        )
-
-
-def _facts(checkpoint: NamedCheckpoint) -> dict[str, Any]:
-    """What both checkpoints of a pair must share, flat, by where it stands in the card."""
-    classes = checkpoint.card.classes
-    facts: dict[str, Any] = {"number of classes": len(classes)}
-    facts |= {f"class {at}": f"{entry.id!r}, {entry.name!r}" for at, entry in enumerate(classes)}
-    facts |= {
-        f"model config, {key}": canonical_json(value)
-        for key, value in checkpoint.model_config.items()
-    }
-    facts |= {
-        f"preprocess, {key}": canonical_json(value) for key, value in checkpoint.preprocess.items()
-    }
-    return facts
-
-
-def _shown(value: Any) -> str:
-    return "absent" if value is None else str(value)
+def doubts_about_pair(theta_0: NamedCheckpoint, theta_1: NamedCheckpoint) -> tuple[str, ...]:
+    """Return what speaks against the second checkpoint descending from the first."""
+    with open_source(theta_0.path) as source_0, open_source(theta_1.path) as source_1:
+        return tuple(doubts_about_descent(source_0, source_1))
 
 
 def plan_jobs(

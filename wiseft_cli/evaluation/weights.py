@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint
-from wiseft_cli.errors import IncompatibleCheckpointsError, list_some
+from wiseft_cli.checkpoint.reader import open_checkpoint
 from wiseft_cli.evaluation.plan import WeightSet
 from wiseft_cli.merging.interpolate import interpolate_arrays
 from wiseft_cli.model.classifier import ImageClassifier, load_classifier
@@ -51,16 +50,14 @@ class InterpolatedClassifier:
 
     Args:
         theta_0: Zero-shot checkpoint.
-        theta_1: Fine-tuned checkpoint.
+        theta_1: Fine-tuned checkpoint, with the same tensors (`plan_weight_sets` saw to it).
         device: Where the classifier runs.
     Raises:
-        IncompatibleCheckpointsError: The two hold different tensors.
         CheckpointError: A file cannot be read, or is not the classifier its card describes.
     """
 
     def __init__(self, theta_0: Path, theta_1: Path, *, device: torch.device) -> None:
         with open_checkpoint(theta_0) as reader_0, open_checkpoint(theta_1) as reader_1:
-            _check_same_tensors(reader_0, reader_1)
             # As stored, not widened: a merge rounds to the stored type.
             self._arrays = {
                 name: (reader_0.read_array(name), reader_1.read_array(name))
@@ -86,24 +83,3 @@ class InterpolatedClassifier:
         merged = interpolate_arrays(*self._arrays[name], alpha)
         is_narrow_float = merged.dtype.kind in "fV" and merged.dtype != np.float32
         return name, merged.astype(np.float32) if is_narrow_float else merged
-
-
-def _check_same_tensors(theta_0: CheckpointReader, theta_1: CheckpointReader) -> None:
-    lines = []
-    for name in sorted(theta_0.tensors.keys() | theta_1.tensors.keys()):
-        expected, found = (
-            f"{info.dtype} {info.shape}" if info else "absent"
-            for info in (theta_0.tensors.get(name), theta_1.tensors.get(name))
-        )
-        if expected != found:
-            lines.append(f"  {name}: {found}, expected {expected}")
-    if lines:
-        raise IncompatibleCheckpointsError(
-            "\n".join(
-                [
-                    f"{theta_1.path} does not match {theta_0.path} at {len(lines)} tensors:",
-                    *list_some(lines),
-                ]
-            ),
-            hint="compare them with `wiseft diff`",
-        )

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FORMATS = ("png", "svg", "pdf")
 SIZE_INCHES = (5.6, 4.4)
 DPI = 200
 
@@ -68,7 +67,7 @@ def draw_curves(data: CurveData, file_format: str) -> bytes:
 
     Args:
         data: The points.
-        file_format: One of `FORMATS`.
+        file_format: `png`, `svg` or `pdf`.
     Returns:
         The file's bytes, the same for the same data and matplotlib version.
     """
@@ -109,8 +108,8 @@ def _draw_curve(axes: Axes, curve: Sequence[CurvePoint], at: int, *, named: bool
         zorder=3,
     )
     for point in curve:
-        _draw_interval(axes, point, colour)
-        if point.alpha in MARKED:
+        if point.alpha in MARKED:  # intervals on every point would cover the curve
+            _draw_interval(axes, point, colour)
             marker, size, _ = MARKED[point.alpha]
             _draw_marker(axes, point, marker, size, colour)
 
@@ -215,7 +214,8 @@ def _ink(data: CurveData, *, steps: int = 40) -> Iterator[tuple[float, float]]:
                     (1 - share) * _x(start) + share * _x(stop),
                     (1 - share) * _y(start) + share * _y(stop),
                 )
-    for point in (*(point for curve in data.curves for point in curve), *data.singles):
+    on_curves = (point for curve in data.curves for point in curve if point.alpha in MARKED)
+    for point in (*on_curves, *data.singles):
         low, high = 100 * point.reference.low, 100 * point.reference.high
         for step in range(steps + 1):
             yield low + (high - low) * step / steps, _y(point)

@@ -20,12 +20,14 @@ BATCH_NORM = ("train", "frozen")
 MAX_DEFAULT_WARMUP_STEPS = 500
 FEW_STEPS = 100
 MAX_SEED = 2**32 - 1
+MAX_LR = 1e6
+"""Far beyond sense, and small enough that AdamW's step is a float32."""
 
 _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("epochs", "at least 1", lambda epochs: epochs >= 1),
     ("batch_size", "at least 1", lambda size: size >= 1),
     ("micro_batch_size", "at least 1", lambda size: size is None or size >= 1),
-    ("lr", "a number above 0", lambda lr: 0 < lr < math.inf),
+    ("lr", f"a number above 0, at most {MAX_LR:g}", lambda lr: 0 < lr <= MAX_LR),
     ("weight_decay", "a number of at least 0", lambda decay: 0 <= decay < math.inf),
     ("betas", "two numbers in [0, 1)", lambda betas: all(0 <= beta < 1 for beta in betas)),
     ("eps", "a number above 0", lambda eps: 0 < eps < math.inf),
@@ -87,7 +89,7 @@ class Recipe:
             for key, expected, fits in _RANGES
             if not fits(getattr(self, key))
         ]
-        if (self.micro_batch_size or 1) > self.batch_size:
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
             faults.append(
                 f"micro_batch_size is {self.micro_batch_size},"
                 f" expected at most batch_size ({self.batch_size})"

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import save_file as save_arrays
+
+from tests.training.tiny import write_images, write_zeroshot
+from wiseft_cli.checkpoint.reader import read_card
+from wiseft_cli.cli.app import main
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a zero-shot checkpoint and a training folder."""
+    monkeypatch.chdir(tmp_path)
+    write_zeroshot(tmp_path / "zeroshot.safetensors")
+    write_images(tmp_path / "train")
+    return tmp_path
+
+
+WORDS = ["finetune", "zeroshot.safetensors", "--train", "train", "-o", "out.safetensors"]
+QUICK = ["--epochs", "2", "--batch-size", "5", "--workers", "0", "--device", "cpu"]
+
+
+def test_stdout_is_the_path_and_stderr_tells_the_plan_and_each_epoch(folder, capsys):
+    write_images(folder / "check", (2, 1), seed=5)
+    words = [*WORDS, *QUICK, "--val", "held-out=check"]
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert out == "out.safetensors\n"
+    assert err.startswith(
+        "model    tiny-vit, 3 classes, from zeroshot.safetensors\n"
+        "train    train: 12 images of 3 classes (joined by id), 4 a class\n"
+        "val      held-out: 3 images of 2 classes (joined by id), 1 to 2 a class\n"
+        "steps    6 = 2 epochs x 3, batch size 5, warm-up 0\n"
+        "recipe   AdamW, lr 3e-05 to 0 by cosine, weight decay 0.1, clip 1, label smoothing 0,"
+        " augment crop, batch norm train, seed 0\n"
+        "warning: only 6 optimizer steps; --batch-size 1 --epochs 9 would make 108\n"
+        "trains   image encoder and classification head: "
+    )
+    told = err.splitlines()[-3:]
+    assert re.fullmatch(r"before: held-out \d+\.\d\d % \(\d/3\)", told[0])
+    for number, line in enumerate(told[1:], 1):
+        pattern = rf"epoch {number}/2: loss \d+\.\d{{4}}, held-out \d+\.\d\d % \(\d/3\)"
+        assert re.fullmatch(pattern, line)
+
+
+def test_json_names_the_file_its_digest_and_the_warnings(folder, capsys):
+    assert main([*WORDS, *QUICK, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "path": "out.safetensors",
+        "digest": read_card(folder / "out.safetensors").digest,
+        "role": "finetuned",
+        "alpha": None,
+        "warnings": ["only 6 optimizer steps; --batch-size 1 --epochs 9 would make 108"],
+    }
+
+
+def test_each_recipe_option_reaches_the_card(folder, capsys):
+    words = [*WORDS, *QUICK, "--micro-batch-size", "2", "--lr", "1e-4", "--warmup", "1"]
+    words += ["--weight-decay", "0.2", "--label-smoothing", "0.1", "--clip-grad-norm", "2"]
+    words += ["--freeze", "head", "--augment", "none", "--batch-norm", "frozen", "--seed", "11"]
+    assert main(words) == 0
+    card = read_card(folder / "out.safetensors")
+    assert card.seed == 11
+    assert card.recipe == {
+        "epochs": 2,
+        "steps": 6,
+        "batch_size": 5,
+        "micro_batch_size": 2,
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "precision": "fp32",
+        "lr": 1e-4,
+        "weight_decay": 0.2,
+        "betas": [0.9, 0.999],
+        "eps": 1e-8,
+        "warmup_steps": 1,
+        "clip_grad_norm": 2.0,
+        "label_smoothing": 0.1,
+        "freeze": "head",
+        "batch_norm": "frozen",
+        "augment": "none",
+    }
+
+
+def test_the_linear_classifier_needs_no_further_option(folder, capsys):
+    assert main([*WORDS, *QUICK, "--freeze", "encoder"]) == 0
+    assert "classification head (encoder frozen, features computed once)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (
+            ["--epochs", "0"],
+            1,
+            "error: recipe: epochs is 0, expected at least 1\n",
+        ),
+        (
+            ["--lr", "-1e-5"],
+            1,
+            "error: recipe: lr is -1e-05, expected a number above 0, at most 1e+06\n",
+        ),
+        (
+            ["--warmup", "10"],
+            1,
+            "error: warmup is 10 steps, expected fewer than the run's 10"
+            " (10 epochs of 12 images, batch size 512)\n"
+            "hint: leave --warmup out for 10 % of the run, train longer, or use smaller batches\n",
+        ),
+        (
+            ["--freeze", "encoder", "--augment", "crop"],
+            1,
+            "error: recipe: augment is 'crop' with freeze 'encoder', expected 'none':"
+            " each image's features are computed once\n",
+        ),
+        (
+            ["--train", "nowhere"],
+            1,
+            "error: image folder nowhere does not exist\n",
+        ),
+        (
+            ["-o", "zeroshot.safetensors", "--force"],
+            1,
+            "error: zeroshot.safetensors: is also an input (zeroshot.safetensors)\n"
+            "hint: name another output with -o; an input is never overwritten\n",
+        ),
+        (
+            ["-o", "missing/out.safetensors"],
+            1,
+            "error: missing/out.safetensors: its folder {folder}/missing does not exist\n"
+            "hint: mkdir -p {folder}/missing\n",
+        ),
+    ],
+    ids=["epochs", "lr", "warmup", "augment", "train", "input", "folder"],
+)
+def test_a_mistake_is_told_in_full_and_nothing_is_written(folder, capsys, words, code, message):
+    before = sorted(folder.iterdir())
+    assert main([*WORDS, *words]) == code
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", message.format(folder=folder))
+    assert sorted(folder.iterdir()) == before
+
+
+def test_an_existing_output_is_refused_without_force_and_kept(folder, capsys):
+    output = folder / "out.safetensors"
+    output.write_bytes(b"precious")
+    assert main([*WORDS, *QUICK]) == 1
+    assert capsys.readouterr().err == (
+        "error: out.safetensors: exists already\n"
+        "hint: name another output with -o, or overwrite with --force\n"
+    )
+    assert output.read_bytes() == b"precious"
+    assert main([*WORDS, *QUICK, "--force"]) == 0
+    assert read_card(output).role == "finetuned"
+
+
+def test_unknown_labels_are_listed(folder, capsys):
+    shutil.copytree(folder / "train" / "n01", folder / "train" / "dog")
+    assert main([*WORDS, *QUICK]) == 1
+    assert capsys.readouterr().err == (
+        "error: image set 'train': 1 of 4 labels are no class of the head"
+        " (3 classes, the first 'n01'):\n"
+        "  'dog'\n"
+        "hint: name the folders after the ids or names of the head's classes; position is"
+        " never used (`wiseft inspect CHECKPOINT` lists the classes)\n"
+    )
+
+
+def test_an_unreadable_image_is_named(folder, capsys):
+    (folder / "train" / "n01" / "002.png").write_bytes(b"")
+    assert main([*WORDS, *QUICK]) == 1
+    assert capsys.readouterr().err.endswith(
+        "error: cannot read image train/n01/002.png: not an image in a format that Pillow knows\n"
+        "hint: replace or remove the files, then start again\n"
+    )
+    assert not (folder / "out.safetensors").exists()
+
+
+def test_a_checkpoint_without_a_card_is_refused(folder, capsys):
+    import numpy as np
+
+    save_arrays({"x": np.zeros(1, np.float32)}, folder / "zeroshot.safetensors")
+    assert main([*WORDS, *QUICK]) == 1
+    assert capsys.readouterr().err == (
+        "error: zeroshot.safetensors: has no wiseft card, expected a checkpoint written by"
+        " wiseft\nhint: make one with `wiseft zeroshot-head`\n"
+    )
+
+
+def test_mistakes_are_told_where_torch_cannot_be_imported(folder):
+    (folder / "out.safetensors").touch()
+    program = (
+        "import sys; sys.modules['torch'] = None; sys.modules['open_clip'] = None\n"
+        "from wiseft_cli.cli.app import main\n"
+        f"sys.exit(main({WORDS!r}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.splitlines()[0]) == (
+        1,
+        "error: out.safetensors: exists already",
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_leaves_nothing_behind(folder, number, code):
+    words = [*WORDS, "--epochs", "100000", "--batch-size", "5", "--workers", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wiseft_cli", *words, "--val", "train", "--device", "cpu"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch 2"):
+            break
+    # To the whole group, as a terminal's Ctrl-C goes.
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (code, "")
+    assert "Traceback" not in err
+    deadline = time.monotonic() + 10
+    while _group_lives(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _group_lives(process.pid)
+    assert sorted(path.name for path in folder.iterdir()) == ["train", "zeroshot.safetensors"]
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

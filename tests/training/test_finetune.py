@@ -1,0 +1,362 @@
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tests.training.tiny import CLASSES, CONFIGS, write_images, write_zeroshot
+from wiseft_cli.checkpoint.card import Card
+from wiseft_cli.checkpoint.reader import read_card
+from wiseft_cli.data.fingerprint import data_fingerprint
+from wiseft_cli.data.image_folder import list_image_folder
+from wiseft_cli.data.images import load_image
+from wiseft_cli.errors import CheckpointError, DatasetError, OutputError, RecipeError
+from wiseft_cli.training.batches import epoch_order
+from wiseft_cli.training.finetune import EpochReport, Listener, finetune
+from wiseft_cli.training.plan import make_plan
+from wiseft_cli.training.recipe import Recipe, resolve
+
+CPU = torch.device("cpu")
+QUICK = {"epochs": 2, "batch_size": 5, "lr": 1e-3}
+FULL = {"epochs": 6, "batch_size": 12, "lr": 1e-3, "augment": "none"}
+
+
+def run(
+    zeroshot: Path, train: Path, output: Path, *, val=(), workers=0, listener=None, **keys
+) -> Path:
+    plan = make_plan(
+        parent=zeroshot, train=train, val=val, output=output, recipe=Recipe(**{**QUICK, **keys})
+    )
+    return finetune(plan, device=CPU, workers=workers, listener=listener).path
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    old, new = load_file(before), load_file(after)
+    assert old.keys() == new.keys()
+    return {name for name in old if not torch.equal(old[name], new[name])}
+
+
+def plain_loop(zeroshot: Path, train: Path, family: str, *, in_our_order: bool):
+    """Six full-batch steps with torch and open_clip alone, and the logits before and after."""
+    state = load_file(zeroshot)
+    config = CONFIGS[family]
+    visual = open_clip.CLIP(**config).visual
+    visual.load_state_dict(
+        {name[7:]: tensor for name, tensor in state.items() if name.startswith("visual.")}
+    )
+    head = torch.nn.Linear(24, 3)
+    head.load_state_dict({k: state[f"classification_head.{k}"] for k in ("weight", "bias")})
+    transform = open_clip.image_transform(
+        config["vision_cfg"]["image_size"], is_train=False, mean=(0.5,) * 3, std=(0.25,) * 3
+    )
+    paths = sorted(train.glob("*/*.png"))
+    images = torch.stack([transform(load_image(path)) for path in paths])
+    labels = torch.tensor([[c.id for c in CLASSES].index(path.parent.name) for path in paths])
+
+    def logits() -> torch.Tensor:
+        features = visual(images)
+        return head(features / features.norm(dim=-1, keepdim=True))
+
+    parameters = [*visual.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.1)
+    visual.train()
+    recipe = resolve(Recipe(**FULL), 12)
+    for step in range(6):
+        order = epoch_order(recipe, step) if in_our_order else torch.arange(12)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * step / 6))
+        optimizer.zero_grad()
+        features = visual(images[order])
+        scores = head(features / features.norm(dim=-1, keepdim=True))
+        torch.nn.CrossEntropyLoss()(scores, labels[order]).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+    visual.eval()
+    with torch.no_grad():
+        expected = logits()
+        finetuned = load_file(train.parent / "finetuned.safetensors")
+        visual.load_state_dict({k[7:]: v for k, v in finetuned.items() if k.startswith("visual.")})
+        head.load_state_dict({k: finetuned[f"classification_head.{k}"] for k in ("weight", "bias")})
+        return logits(), expected
+
+
+@pytest.mark.parametrize(
+    ("family", "in_our_order", "tolerance"),
+    [("vit", True, 1e-6), ("vit", False, 1e-4), ("resnet", True, 1e-3), ("resnet", False, 1e-3)],
+)
+def test_six_full_batch_steps_equal_a_plain_torch_loop(tmp_path, family, in_our_order, tolerance):
+    zeroshot = write_zeroshot(tmp_path / "zeroshot.safetensors", family)
+    size = CONFIGS[family]["vision_cfg"]["image_size"]
+    train = write_images(tmp_path / "train", size=size)
+    output = run(zeroshot, train, tmp_path / "finetuned.safetensors", **FULL)
+    assert len(changed(zeroshot, output)) > 20
+    found, expected = plain_loop(zeroshot, train, family, in_our_order=in_our_order)
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_the_workers(
+    tmp_path, zeroshot, train_folder, run_wiseft
+):
+    words = ["finetune", zeroshot, "--train", train_folder, "--threads", 1, "--epochs", 2]
+    words += ["--batch-size", 5, "--lr", "1e-3", "--device", "cpu", "--seed", 3]
+    for workers in (0, 2):
+        done = run_wiseft(*words, "--workers", workers, "-o", f"{workers}.safetensors")
+        assert (done.returncode, done.stdout) == (0, f"{workers}.safetensors\n"), done.stderr
+    first = (tmp_path / "0.safetensors").read_bytes()
+    assert first == (tmp_path / "2.safetensors").read_bytes()
+    here = run(zeroshot, train_folder, tmp_path / "here.safetensors", seed=4)
+    assert here.read_bytes() != first
+
+
+def test_validation_sets_and_listeners_change_no_byte(tmp_path, train_folder):
+    zeroshot = write_zeroshot(tmp_path / "zeroshot.safetensors", "vit-dropout")
+    val = write_images(tmp_path / "val", (3, 2), seed=9)
+    epochs: list[EpochReport] = []
+    encoded: list[int] = []
+    with_val = run(
+        zeroshot,
+        train_folder,
+        tmp_path / "a.safetensors",
+        val=[("one", val), ("two", train_folder)],
+        listener=Listener(on_epoch=epochs.append, on_encoded=encoded.append),
+    )
+    without = run(zeroshot, train_folder, tmp_path / "b.safetensors")
+    assert with_val.read_bytes() == without.read_bytes()
+    assert [report.epochs_done for report in epochs] == [0, 1, 2]
+    assert epochs[0].mean_loss is None
+    assert [accuracy.n_images for accuracy in epochs[2].accuracies] == [5, 12]
+    assert encoded == []
+
+
+def test_the_global_random_state_is_left_alone(tmp_path, zeroshot, train_folder):
+    before = torch.get_rng_state()
+    run(zeroshot, train_folder, tmp_path / "out.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_reported_loss_of_an_epoch_is_the_mean_over_its_images(
+    tmp_path, zeroshot, train_folder
+):
+    steps, epochs = [], []
+    listener = Listener(on_step=steps.append, on_epoch=epochs.append)
+    run(zeroshot, train_folder, tmp_path / "out.safetensors", listener=listener)
+    assert [step.n_images for step in steps] == [5, 5, 2] * 2
+    assert [step.ends_epoch for step in steps] == [False, False, True] * 2
+    for epoch in (0, 1):
+        own = [step for step in steps if step.epoch == epoch]
+        mean = sum(step.loss * step.n_images for step in own) / 12
+        assert epochs[epoch + 1].mean_loss == pytest.approx(mean)
+
+
+def test_by_default_every_tensor_of_encoder_and_head_trains(tmp_path, zeroshot, train_folder):
+    output = run(zeroshot, train_folder, tmp_path / "out.safetensors")
+    assert changed(zeroshot, output) == load_file(zeroshot).keys()
+
+
+def test_a_frozen_encoder_keeps_its_bytes_and_its_statistics(tmp_path):
+    zeroshot = write_zeroshot(tmp_path / "zeroshot.safetensors", "resnet")
+    train = write_images(tmp_path / "train")
+    encoded: list[int] = []
+    output = run(
+        zeroshot,
+        train,
+        tmp_path / "out.safetensors",
+        freeze="encoder",
+        listener=Listener(on_encoded=encoded.append),
+    )
+    assert changed(zeroshot, output) == {"classification_head.weight", "classification_head.bias"}
+    assert encoded == [5, 5, 2]
+
+
+def test_a_frozen_head_keeps_its_bytes(tmp_path, zeroshot, train_folder):
+    output = run(zeroshot, train_folder, tmp_path / "out.safetensors", freeze="head")
+    names = load_file(zeroshot).keys()
+    assert changed(zeroshot, output) == {name for name in names if name.startswith("visual.")}
+
+
+@pytest.mark.parametrize("batch_norm", ["train", "frozen"])
+def test_batch_norm_statistics_follow_the_recipe_and_its_weights_train(tmp_path, batch_norm):
+    zeroshot = write_zeroshot(tmp_path / "zeroshot.safetensors", "resnet")
+    train, val = write_images(tmp_path / "train"), write_images(tmp_path / "val", seed=1)
+    output = run(
+        zeroshot, train, tmp_path / "out.safetensors", val=[("v", val)], batch_norm=batch_norm
+    )
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    moved = {name.rpartition(".")[2] for name in changed(zeroshot, output)}
+    assert moved.issuperset(statistics) == (batch_norm == "train")
+    assert moved.isdisjoint(statistics) == (batch_norm == "frozen")
+    assert {"visual.bn1.weight", "visual.layer4.0.bn3.bias"} <= changed(zeroshot, output)
+    assert load_file(output)["visual.bn1.num_batches_tracked"].dtype == torch.int64
+
+
+def test_the_card_says_what_was_done_to_what(tmp_path, zeroshot, train_folder):
+    output = run(zeroshot, train_folder, tmp_path / "out.safetensors", seed=7)
+    parent, card = read_card(zeroshot), read_card(output)
+    kept = ("model", "preprocess", "classes", "templates", "logit_scale")
+    assert [getattr(card, name) for name in kept] == [getattr(parent, name) for name in kept]
+    assert (card.role, card.alpha, card.seed) == ("finetuned", None, 7)
+    recipe = resolve(Recipe(**QUICK), 12).as_mapping()
+    assert card.recipe == recipe
+    assert card.recipe["warmup_steps"] == 0
+    first, last = card.history
+    assert (first.command, first.output) == ("zeroshot-head", parent.digest)
+    assert (last.command, last.output) == ("finetune", None)
+    assert [(item.role, item.digest) for item in last.inputs] == [("zeroshot", parent.digest)]
+    fingerprint = data_fingerprint(list_image_folder(train_folder))
+    assert last.options == {
+        "recipe": recipe,
+        "seed": 7,
+        "train": {"fingerprint": fingerprint, "n_images": 12},
+    }
+    text = json.dumps(dict(safe_open(output, "pt").metadata()))
+    assert str(tmp_path) not in text
+
+
+def test_a_fine_tuned_checkpoint_can_be_trained_on(tmp_path, zeroshot, train_folder):
+    first = run(zeroshot, train_folder, tmp_path / "lp.safetensors", freeze="encoder")
+    second = run(first, train_folder, tmp_path / "ft.safetensors")
+    card: Card = read_card(second)
+    assert [entry.command for entry in card.history] == ["zeroshot-head", "finetune", "finetune"]
+    assert card.history[-1].inputs[0].role == "finetuned"
+    assert card.history[-1].inputs[0].digest == card.history[-2].output == read_card(first).digest
+
+
+def test_going_on_from_a_fine_tuned_checkpoint_is_noted(tmp_path, zeroshot, train_folder):
+    first = run(zeroshot, train_folder, tmp_path / "a.safetensors")
+    plan = make_plan(
+        parent=first, train=train_folder, output=tmp_path / "b.safetensors", recipe=Recipe()
+    )
+    assert plan.notes == (
+        "starting from a finetuned checkpoint: this run goes on from earlier training",
+    )
+
+
+def test_a_run_that_diverges_writes_nothing(tmp_path, zeroshot, train_folder):
+    with pytest.raises(RecipeError, match=r"^training diverged at step \d+ of 30 "):
+        run(zeroshot, train_folder, tmp_path / "out.safetensors", lr=1e6, epochs=10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train", "zeroshot.safetensors"]
+
+
+def test_an_unreadable_image_stops_the_run_and_is_named(tmp_path, zeroshot, train_folder):
+    broken = train_folder / "n03" / "002.png"
+    broken.write_bytes(b"no image")
+    with pytest.raises(DatasetError) as caught:
+        run(zeroshot, train_folder, tmp_path / "out.safetensors")
+    assert caught.value.message == (
+        f"cannot read image {broken}: not an image in a format that Pillow knows"
+    )
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_batch_norm_refuses_a_batch_of_one_image(tmp_path, train_folder):
+    zeroshot = write_zeroshot(tmp_path / "zeroshot.safetensors", "resnet")
+    with pytest.raises(RecipeError) as caught:
+        run(zeroshot, train_folder, tmp_path / "out.safetensors", batch_size=11)
+    assert caught.value.message == (
+        "a batch of each epoch has a single image, and BatchNorm has no statistics of one"
+        " (12 images, batch size 11)"
+    )
+    assert caught.value.hint == "use another --batch-size, or --batch-norm frozen"
+
+
+def test_a_vit_may_see_a_batch_of_one_image(tmp_path, zeroshot, train_folder):
+    run(zeroshot, train_folder, tmp_path / "out.safetensors", batch_size=11)
+
+
+def test_labels_that_are_no_class_are_listed(tmp_path, zeroshot, train_folder):
+    (train_folder / "n03").rename(train_folder / "n99")
+    with pytest.raises(DatasetError) as caught:
+        make_plan(
+            parent=zeroshot, train=train_folder, output=tmp_path / "o.safetensors", recipe=Recipe()
+        )
+    assert caught.value.message == (
+        "image set 'train': 1 of 3 labels are no class of the head"
+        " (3 classes, the first 'n01'):\n  'n99'"
+    )
+
+
+def test_classes_without_a_training_image_are_a_warning(tmp_path, zeroshot):
+    train = write_images(tmp_path / "train", (200,))
+    plan = make_plan(
+        parent=zeroshot,
+        train=train,
+        output=tmp_path / "out.safetensors",
+        recipe=Recipe(batch_size=1),
+    )
+    assert plan.warnings == ("2 of 3 classes have no training image: 'tree frog', 'lamp'",)
+
+
+def test_folders_named_by_class_name_are_joined_by_name_not_by_position(
+    tmp_path, zeroshot, train_folder
+):
+    for entry in CLASSES:
+        (train_folder / entry.id).rename(train_folder / entry.name)
+    plan = make_plan(
+        parent=zeroshot, train=train_folder, output=tmp_path / "o.safetensors", recipe=Recipe()
+    )
+    labels = [record.label for record in plan.train.images.records]
+    assert labels == ["lamp"] * 4 + ["tench"] * 4 + ["tree frog"] * 4
+    assert plan.train.targets == [2] * 4 + [0] * 4 + [1] * 4
+    assert plan.train.join.kind == "name"
+
+
+def test_a_file_without_a_card_is_refused(tmp_path, train_folder):
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"x": torch.zeros(1)}, foreign)
+    with pytest.raises(CheckpointError) as caught:
+        make_plan(
+            parent=foreign, train=train_folder, output=tmp_path / "o.safetensors", recipe=Recipe()
+        )
+    assert caught.value.message == (
+        f"{foreign}: has no wiseft card, expected a checkpoint written by wiseft"
+    )
+    assert caught.value.hint == "make one with `wiseft zeroshot-head`"
+
+
+def test_a_merge_of_foreign_files_is_refused(tmp_path, train_folder):
+    from wiseft_cli.checkpoint.writer import write_checkpoint
+
+    merged = tmp_path / "merged.safetensors"
+    write_checkpoint(merged, {"x": torch.zeros(1).numpy()}, Card(role="merged", alpha="0.5"))
+    with pytest.raises(CheckpointError) as caught:
+        make_plan(
+            parent=merged, train=train_folder, output=tmp_path / "o.safetensors", recipe=Recipe()
+        )
+    assert caught.value.message == (
+        f"{merged}: its card has no model and no preprocessing and no classes,"
+        " so it cannot be fine-tuned"
+    )
+    assert caught.value.hint == "start from a checkpoint that `wiseft zeroshot-head` wrote"
+
+
+def test_an_output_that_is_the_input_is_refused_even_with_force(zeroshot, train_folder):
+    with pytest.raises(OutputError, match="is also an input"):
+        make_plan(parent=zeroshot, train=train_folder, output=zeroshot, recipe=Recipe(), force=True)
+
+
+def test_a_plan_is_made_where_torch_cannot_be_imported(tmp_path, zeroshot, train_folder):
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from pathlib import Path\n"
+        "from wiseft_cli.training.plan import make_plan\n"
+        "from wiseft_cli.training.recipe import Recipe\n"
+        f"plan = make_plan(parent=Path({str(zeroshot)!r}), train=Path({str(train_folder)!r}),"
+        f" output=Path({str(tmp_path / 'o.safetensors')!r}), recipe=Recipe())\n"
+        "print(plan.recipe.steps)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "10\n"), done.stderr

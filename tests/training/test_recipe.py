@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wiseft_cli.errors import RecipeError
+from wiseft_cli.training.recipe import FEW_STEPS, Recipe, doubts, resolve
+
+
+def test_the_defaults_are_the_papers():
+    recipe = resolve(Recipe(), 1_281_167)
+    assert recipe.as_mapping() == {
+        "epochs": 10,
+        "steps": 25030,
+        "batch_size": 512,
+        "micro_batch_size": 512,
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "precision": "fp32",
+        "lr": 3e-5,
+        "weight_decay": 0.1,
+        "betas": [0.9, 0.999],
+        "eps": 1e-8,
+        "warmup_steps": 500,
+        "clip_grad_norm": 1.0,
+        "label_smoothing": 0.0,
+        "freeze": "none",
+        "batch_norm": "train",
+        "augment": "crop",
+    }
+    assert recipe.seed == 0
+    assert doubts(recipe) == ()
+
+
+def test_what_the_card_stores_survives_json():
+    mapping = resolve(Recipe(lr=1e-3), 1000).as_mapping()
+    assert json.loads(json.dumps(mapping)) == mapping
+
+
+@pytest.mark.parametrize(("n_images", "warmup"), [(64, 1), (63, 0), (640, 10), (64 * 6000, 500)])
+def test_warm_up_unset_is_a_tenth_of_the_steps_and_at_most_500(n_images, warmup):
+    recipe = resolve(Recipe(epochs=10 if n_images != 63 else 9, batch_size=64), n_images)
+    assert recipe.warmup_steps == warmup
+
+
+def test_a_warm_up_that_is_not_shorter_than_the_run_is_refused():
+    assert resolve(Recipe(epochs=2, batch_size=5, warmup=3), 10).warmup_steps == 3
+    with pytest.raises(RecipeError) as caught:
+        resolve(Recipe(epochs=2, batch_size=5, warmup=4), 10)
+    assert caught.value.message == (
+        "warmup is 4 steps, expected fewer than the run's 4 (2 epochs of 10 images, batch size 5)"
+    )
+    assert caught.value.hint == (
+        "leave --warmup out for 10 % of the run, train longer, or use smaller batches"
+    )
+
+
+def test_the_last_batch_of_an_epoch_is_not_dropped():
+    recipe = resolve(Recipe(epochs=3, batch_size=4), 9)
+    assert (recipe.steps, recipe.steps_per_epoch, recipe.last_batch_size) == (9, 3, 1)
+
+
+def test_a_frozen_encoder_settles_augmentation_and_batch_norm():
+    recipe = resolve(Recipe(freeze="encoder"), 100)
+    assert (recipe.augment, recipe.batch_norm) == ("none", "frozen")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"epochs": 0}, "recipe: epochs is 0, expected at least 1"),
+        ({"batch_size": 0}, "recipe: batch_size is 0, expected at least 1"),
+        ({"lr": -0.1}, "recipe: lr is -0.1, expected a number above 0, at most 1e+06"),
+        ({"lr": float("nan")}, "recipe: lr is nan, expected a number above 0, at most 1e+06"),
+        ({"lr": float("inf")}, "recipe: lr is inf, expected a number above 0, at most 1e+06"),
+        ({"weight_decay": -1.0}, "recipe: weight_decay is -1.0, expected a number of at least 0"),
+        ({"betas": (0.9, 1.0)}, "recipe: betas is (0.9, 1.0), expected two numbers in [0, 1)"),
+        ({"warmup": -1}, "recipe: warmup is -1, expected at least 0 steps"),
+        ({"label_smoothing": 1.0}, "recipe: label_smoothing is 1.0, expected a number in [0, 1)"),
+        ({"seed": -1}, "recipe: seed is -1, expected 0 to 4294967295"),
+        ({"freeze": "all"}, "recipe: freeze is 'all', expected one of none, encoder, head"),
+        (
+            {"micro_batch_size": 8, "batch_size": 4},
+            "recipe: micro_batch_size is 8, expected at most batch_size (4)",
+        ),
+        (
+            {"freeze": "encoder", "augment": "crop"},
+            "recipe: augment is 'crop' with freeze 'encoder', expected 'none':"
+            " each image's features are computed once",
+        ),
+        (
+            {"freeze": "encoder", "batch_norm": "train"},
+            "recipe: batch_norm is 'train' with freeze 'encoder', expected 'frozen':"
+            " the encoder is not trained",
+        ),
+        (
+            {"epochs": 0, "lr": 0.0},
+            "recipe: 2 keys are wrong\n"
+            "  epochs is 0, expected at least 1\n"
+            "  lr is 0.0, expected a number above 0, at most 1e+06",
+        ),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_a_key_out_of_range_is_named_with_what_was_expected(keys, message):
+    with pytest.raises(RecipeError) as caught:
+        Recipe(**keys)
+    assert caught.value.message == message
+
+
+def test_a_batch_larger_than_the_training_set_is_doubted():
+    assert doubts(resolve(Recipe(batch_size=512, epochs=100), 30)) == (
+        "the batch size 512 is larger than the training set (30 images): every step is over"
+        " all of it",
+    )
+
+
+def test_few_steps_are_doubted_with_a_batch_size_that_makes_enough():
+    assert doubts(resolve(Recipe(epochs=10, batch_size=512), 2000)) == (
+        "only 40 optimizer steps; --batch-size 128 would make 160",
+    )
+
+
+def test_too_few_images_for_any_batch_size_ask_for_epochs():
+    assert doubts(resolve(Recipe(epochs=1, batch_size=2), 30)) == (
+        "only 15 optimizer steps; --batch-size 1 --epochs 4 would make 120",
+    )
+
+
+@given(st.integers(1, 3000), st.integers(1, 12), st.integers(1, 600))
+def test_the_proposed_batch_size_keeps_its_word(n_images, epochs, batch_size):
+    recipe = resolve(Recipe(epochs=epochs, batch_size=batch_size), n_images)
+    for doubt in doubts(recipe):
+        words = doubt.replace(";", "").split()
+        if words[0] != "only":
+            continue
+        proposed_epochs = int(words[words.index("--epochs") + 1]) if "--epochs" in words else epochs
+        proposed = Recipe(
+            epochs=proposed_epochs, batch_size=int(words[words.index("--batch-size") + 1])
+        )
+        assert resolve(proposed, n_images).steps == int(words[-1]) >= FEW_STEPS

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wiseft_cli.training.schedule import learning_rate
+
+
+def rates(*, warmup: int, steps: int, peak: float = 3e-5) -> list[float]:
+    return [
+        learning_rate(step, peak_lr=peak, warmup_steps=warmup, steps=steps) for step in range(steps)
+    ]
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 1), (0, 7), (1, 2), (1, 9), (5, 6), (500, 1200)])
+def test_rates_equal_the_closed_form(warmup, steps):
+    s = np.arange(steps, dtype=np.float64)
+    rising = (s + 1) / max(warmup, 1)
+    falling = (1 + np.cos(np.pi * (s - warmup) / (steps - warmup))) / 2
+    expected = 3e-5 * np.where(s < warmup, rising, falling)
+    np.testing.assert_allclose(rates(warmup=warmup, steps=steps), expected, rtol=1e-12, atol=1e-20)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 10), (1, 10), (4, 10)])
+def test_rates_equal_torchs_own_schedulers(warmup, steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    parts: list[torch.optim.lr_scheduler.LRScheduler] = [
+        torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps - warmup)
+    ]
+    if warmup:
+        parts.insert(
+            0,
+            torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) / warmup),
+        )
+    found = []
+    for phase, length in zip(parts, [warmup, steps - warmup] if warmup else [steps], strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = phase.get_last_lr()[0] if phase is parts[0] else 0.5
+        for _ in range(length):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            phase.step()
+    assert rates(warmup=warmup, steps=steps, peak=0.5) == pytest.approx(found, rel=1e-12)
+
+
+def test_a_run_of_one_step_trains_at_the_peak():
+    assert rates(warmup=0, steps=1, peak=0.25) == [0.25]
+
+
+def test_a_warm_up_of_one_step_begins_at_the_peak_and_stays_for_a_step():
+    assert rates(warmup=1, steps=3, peak=0.25)[:2] == [0.25, 0.25]
+
+
+@given(st.integers(1, 300), st.data())
+def test_rates_rise_to_the_peak_then_fall_and_never_reach_zero(steps, data):
+    warmup = data.draw(st.integers(0, steps - 1))
+    found = rates(warmup=warmup, steps=steps, peak=1.0)
+    assert all(0 < rate <= 1 for rate in found)
+    assert max(found) == 1.0
+    assert found[:warmup] == sorted(found[:warmup])
+    assert found[warmup:] == sorted(found[warmup:], reverse=True)
+    assert math.isclose(found[warmup], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("step", "warmup", "steps"), [(-1, 0, 5), (5, 0, 5), (0, 5, 5), (0, -1, 5)]
+)
+def test_a_step_or_warm_up_outside_the_run_is_a_defect(step, warmup, steps):
+    with pytest.raises(ValueError, match=f"step {step} with warm-up {warmup} in a run of {steps}"):
+        learning_rate(step, peak_lr=1.0, warmup_steps=warmup, steps=steps)

@@ -6,6 +6,7 @@ is killed leaves the final name as it was. It knows nothing of what is written.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import fcntl
@@ -52,6 +53,21 @@ def check_output(path: Path, *, force: bool, inputs: Sequence[Path] = ()) -> Non
         raise OutputError(f"{path}: no permission to write in the folder {folder}")
 
 
+# A signal may arrive between a temporary file's creation and the moment from which a `with` block
+# would remove it. Its name is therefore noted before there is a file, and looked up at exit.
+_UNFINISHED: set[Path] = set()
+_OWNER = os.getpid()
+
+
+@atexit.register
+def _remove_unfinished() -> None:
+    if os.getpid() != _OWNER:  # a forked child that leaves through exit
+        return
+    for temporary in _UNFINISHED:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def _target(path: Path) -> Path:
     # A link is written through, as a plain open for writing would.
     return Path(os.path.realpath(path))
@@ -82,6 +98,7 @@ class AtomicFile:
         mark = f".{self._target.name[:120]}{_TEMPORARY_MARK}"
         self._temporary = self._target.with_name(mark + secrets.token_hex(6))
         self._committed = False
+        _UNFINISHED.add(self._temporary)
         with self._telling_errors():
             # 0o666 less the umask, as for any new file; mkstemp would give 0o600.
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -102,6 +119,7 @@ class AtomicFile:
         if not self._committed:
             with contextlib.suppress(OSError):
                 self._temporary.unlink(missing_ok=True)
+        _UNFINISHED.discard(self._temporary)
         with contextlib.suppress(OSError):
             os.close(self._descriptor)
 

@@ -102,6 +102,11 @@ class Card:
 
 def render_card(card: Card) -> str:
     """Return the card as canonical JSON; an unknown digest takes a slot of the same width."""
+    return canonical_json(card_document(card))
+
+
+def card_document(card: Card) -> dict[str, Any]:
+    """Return the card as the JSON object that stands in the file."""
     document: dict[str, Any] = {
         **card.extra,
         "schema": SCHEMA,
@@ -116,7 +121,7 @@ def render_card(card: Card) -> str:
     for name in ("logit_scale", "alpha", "recipe", "seed"):
         if getattr(card, name) is not None:
             document[name] = getattr(card, name)
-    return canonical_json(document)
+    return document
 
 
 def _render_entry(entry: HistoryEntry) -> dict[str, Any]:

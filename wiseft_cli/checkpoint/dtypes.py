@@ -36,6 +36,11 @@ SIZES_BITS = {
 }
 """Bits of one element, by the format's name for the type."""
 
+FLOATING_DTYPES = frozenset(
+    {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C64"}
+)
+"""Types whose numbers may be infinite or NaN, and of which numpy can tell."""
+
 _NUMPY_TYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
     "U8": np.dtype(np.uint8),

@@ -167,6 +167,10 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _is_inside(shard: str) -> bool:
+    try:
+        shard.encode()  # JSON can spell halves of characters, which no file name has
+    except UnicodeEncodeError:
+        return False
     parts = PurePosixPath(shard).parts
     return bool(parts) and not shard.startswith("/") and ".." not in parts and "\0" not in shard
 

@@ -1,0 +1,81 @@
+"""`wiseft diff`: differences from the headers, distances from the data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import RunWiseft
+from tests.merging.pairs import tensors, write_foreign, write_pair
+from wiseft_cli.checkpoint.source import open_source
+from wiseft_cli.merging.distance import measure_distances
+
+
+def test_differences_and_their_likely_cause_are_shown(
+    tmp_path: Path, run_wiseft: RunWiseft
+) -> None:
+    one = np.zeros(1, np.float32)
+    write_foreign(tmp_path / "a", {"visual.w": one, "visual.b": one})
+    write_foreign(tmp_path / "b", {"module.visual.w": one, "module.visual.b": one})
+    shown = run_wiseft("diff", "a", "b")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout == (
+        "common tensors: 0, differences: 4\n"
+        "  visual.b: only in a\n"
+        "  visual.w: only in a\n"
+        "  module.visual.b: only in b\n"
+        "  module.visual.w: only in b\n"
+        "likely cause: the names in the second file begin with 'module.'; save it without that "
+        "prefix\n"
+    )
+
+
+def test_values_are_listed_from_the_largest(tmp_path: Path, run_wiseft: RunWiseft) -> None:
+    ones = np.ones(4, np.float32)
+    write_foreign(tmp_path / "a", {"small": ones, "large": ones, "same": ones})
+    write_foreign(tmp_path / "b", {"small": 1.25 * ones, "large": 3 * ones, "same": ones})
+    assert run_wiseft("diff", "a", "b", "--values").stdout == (
+        "common tensors: 3, differences: 0\n"
+        "relative L2  largest    tensor\n"
+        "2            2          large\n"
+        "0.25         0.25       small\n"
+        "equal to the bit: 1 of 3\n"
+    )
+
+
+def test_json_has_no_number_that_json_lacks(tmp_path: Path, run_wiseft: RunWiseft) -> None:
+    write_foreign(tmp_path / "a", {"w": np.zeros(2), "v": np.array([np.nan, 1])})
+    write_foreign(tmp_path / "b", {"w": np.ones(2), "v": np.array([1, np.inf])})
+    shown = run_wiseft("diff", "a", "b", "--values", "--json").stdout
+    document = json.loads(shown, parse_constant=pytest.fail)
+    assert document["is_compatible"] is True
+    assert document["distances"] == [
+        {"name": "w", "relative_l2": None, "largest": 1.0, "n_not_finite": 0, "is_equal": False},
+        {"name": "v", "relative_l2": 0.0, "largest": 0.0, "n_not_finite": 2, "is_equal": False},
+    ]
+
+
+def test_distances_agree_with_numpy_on_whole_tensors(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    x = random.standard_normal(200_000).astype(np.float32)
+    y = (x + 0.01 * random.standard_normal(200_000)).astype(np.float16)
+    write_foreign(tmp_path / "a", {"w": x})
+    write_foreign(tmp_path / "b", {"w": y})
+    with open_source(tmp_path / "a") as a, open_source(tmp_path / "b") as b:
+        (found,) = measure_distances(a, b)
+    difference = y.astype(np.float64) - x
+    relative = np.linalg.norm(difference) / np.linalg.norm(x.astype(np.float64))
+    assert found.relative_l2 == pytest.approx(relative, rel=1e-12)
+    assert found.largest == np.abs(difference).max()
+
+
+def test_a_pair_of_our_own_has_no_difference_but_in_values(
+    tmp_path: Path, run_wiseft: RunWiseft
+) -> None:
+    zeroshot, finetuned = write_pair(tmp_path)
+    shown = run_wiseft("diff", zeroshot, finetuned, "--values").stdout
+    assert shown.startswith("common tensors: 6, differences: 0\n")
+    assert shown.endswith(f"equal to the bit: 1 of {len(tensors(0))}\n")

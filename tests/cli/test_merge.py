@@ -1,0 +1,254 @@
+"""`wiseft merge` as a person and a CI job run it: a process, two streams, an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import RunWiseft
+from tests.merging.pairs import write_foreign, write_pair
+from wiseft_cli.checkpoint.reader import read_card
+
+
+def test_the_default_writes_half_way_into_the_current_folder(
+    tmp_path: Path, run_wiseft: RunWiseft
+) -> None:
+    write_pair(tmp_path)
+    done = run_wiseft("merge", "--alpha", "0.5", "zs.safetensors", "ft.safetensors")
+    assert (done.returncode, done.stdout) == (0, "ft-wiseft-0.5.safetensors\n")
+    assert done.stderr == (
+        "1 tensor integer or boolean, taken from FINETUNED: visual.bn.num_batches_tracked\n"
+    )
+    implied = run_wiseft("merge", "zs.safetensors", "ft.safetensors", "-o", "implied")
+    assert implied.stdout == "implied\n"
+    written = (tmp_path / "ft-wiseft-0.5.safetensors").read_bytes()
+    assert (tmp_path / "implied").read_bytes() == written
+
+
+def test_several_alphas_print_one_path_a_line(tmp_path: Path, run_wiseft: RunWiseft) -> None:
+    write_pair(tmp_path)
+    done = run_wiseft(
+        "merge", "--alpha", "0:1:0.5", "--alpha", "0.3", "zs.safetensors", "ft.safetensors"
+    )
+    assert done.stdout.splitlines() == [
+        f"ft-wiseft-{alpha}.safetensors" for alpha in ("0", "0.5", "1", "0.3")
+    ]
+    named = run_wiseft(
+        "merge", "--alpha", "0,1", "zs.safetensors", "ft.safetensors", "-o", "x{alpha}{y}"
+    )
+    assert named.stdout.splitlines() == ["x0{y}", "x1{y}"]
+
+
+def test_several_alphas_need_a_place_in_the_name(tmp_path: Path, run_wiseft: RunWiseft) -> None:
+    write_pair(tmp_path)
+    done = run_wiseft("merge", "--alpha", "0,1", "zs.safetensors", "ft.safetensors", "-o", "x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: -o x: one name for 2 values of --alpha\n"
+        "hint: put {alpha} where the value goes, or leave -o away\n"
+    )
+
+
+def test_json_says_what_was_made(tmp_path: Path, run_wiseft: RunWiseft) -> None:
+    write_pair(tmp_path)
+    one = run_wiseft("merge", "zs.safetensors", "ft.safetensors", "-o", "x", "--json")
+    assert json.loads(one.stdout) == {
+        "path": "x",
+        "digest": read_card(tmp_path / "x").digest,
+        "role": "merged",
+        "alpha": "0.5",
+        "warnings": [],
+        "not_finite": {},
+        "taken_from_finetuned": ["visual.bn.num_batches_tracked"],
+        "copied_from_one_side": [],
+    }
+    two = run_wiseft("merge", "--alpha", "0,1", "zs.safetensors", "ft.safetensors", "--json")
+    assert [result["alpha"] for result in json.loads(two.stdout)] == ["0", "1"]
+
+
+def test_numbers_that_stop_being_finite_are_named_in_both_streams(
+    tmp_path: Path, run_wiseft: RunWiseft
+) -> None:
+    write_foreign(tmp_path / "a", {"w": np.array([3e38], np.float32)})
+    write_foreign(tmp_path / "b", {"w": np.array([-3e38], np.float32)})
+    done = run_wiseft("merge", "--alpha=-1", "--extrapolate", "a", "b", "-o", "x", "--json")
+    text = "alpha -1: not finite although both inputs are:\n  w: 1 numbers"
+    assert done.stderr == f"warning: {text}\n"
+    assert json.loads(done.stdout)["warnings"] == [text]
+    assert json.loads(done.stdout)["not_finite"] == {"w": 1}
+
+
+def test_an_existing_output_is_refused_and_untouched(tmp_path: Path, run_wiseft: RunWiseft) -> None:
+    write_pair(tmp_path)
+    (tmp_path / "x").write_text("precious")
+    done = run_wiseft("merge", "zs.safetensors", "ft.safetensors", "-o", "x")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "error: x: exists already\nhint: name another output with -o, or overwrite with --force\n"
+    )
+    assert (tmp_path / "x").read_text() == "precious"
+    assert run_wiseft("merge", "zs.safetensors", "ft.safetensors", "-ox", "--force").returncode == 0
+
+
+def test_one_existing_output_of_several_stops_them_all(
+    tmp_path: Path, run_wiseft: RunWiseft
+) -> None:
+    write_pair(tmp_path)
+    (tmp_path / "x1").write_text("precious")
+    done = run_wiseft(
+        "merge", "--alpha", "0,1", "zs.safetensors", "ft.safetensors", "-o", "x{alpha}"
+    )
+    assert done.returncode == 1
+    assert not (tmp_path / "x0").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "begin"),
+    [
+        (("zs.safetensors", "none"), 1, "error: none: no such file\n"),
+        (("--alpha", "2", "zs.safetensors", "ft.safetensors"), 2, "error: alpha 2 is outside [0"),
+        (("ft.safetensors", "zs.safetensors"), 1, "error: ft.safetensors: is a finetuned check"),
+        (("zs.safetensors", "ft.safetensors", "-o", "no/x"), 1, "error: no/x: its folder no"),
+    ],
+)
+def test_a_mistake_is_one_message_without_traceback(
+    tmp_path: Path,
+    run_wiseft: RunWiseft,
+    arguments: tuple[str, ...],
+    code: int,
+    begin: str,
+) -> None:
+    write_pair(tmp_path)
+    done = run_wiseft("merge", *arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith(begin.replace("folder no", f"folder {tmp_path / 'no'}"))
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ft.safetensors", "zs.safetensors"]
+
+
+BLOCKED = "import sys\nfor name in ('torch', 'torchvision', 'timm', 'open_clip', 'scipy', 'PIL'): "
+BLOCKED += "sys.modules[name] = None\nfrom wiseft_cli.cli.app import main\nsys.exit(main())"
+
+
+def test_merge_inspect_and_diff_run_where_torch_cannot_be_imported(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    for arguments in (
+        ("merge", "zs.safetensors", "ft.safetensors", "-o", "x"),
+        ("inspect", "x", "--tensors", "--verify"),
+        ("diff", "zs.safetensors", "x", "--values"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", BLOCKED, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
+
+
+def test_two_processes_write_the_same_bytes(tmp_path: Path, run_wiseft: RunWiseft) -> None:
+    write_pair(tmp_path)
+    for out, threads, seed in (("x", "1", "1"), ("y", "4", "2")):
+        run_wiseft(
+            "merge", "zs.safetensors", "ft.safetensors", "-o", out, "--threads", threads,
+            env={"PYTHONHASHSEED": seed},
+        )  # fmt: skip
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+
+
+def write_large_pair(folder: Path) -> None:
+    """Write a pair whose merge lasts long enough to be interrupted."""
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        arrays = {f"t{i}": random.random(2_000_000, np.float32) for i in range(4)}
+        write_foreign(folder / name, arrays)
+
+
+LASTING = ("--alpha", "0.5,0:1:0.05", "-o", "out{alpha}", "--threads", "1")
+"""Twenty-one outputs, so that no machine is done before the signal arrives."""
+
+
+def start_merge(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """Start a merge into an existing file and return once it has begun to write."""
+    (folder / "out0.5").write_text("precious")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wiseft_cli", "merge", "a", "b", "--force", *options],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not temporary_files(folder):
+        time.sleep(0.001)
+    return process
+
+
+def temporary_files(folder: Path) -> list[Path]:
+    return list(folder.glob(".out*"))
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "said"),
+    [(signal.SIGTERM, 143, "terminated\n"), (signal.SIGINT, 130, "interrupted\n")],
+)
+def test_a_signal_leaves_no_trace(
+    tmp_path: Path, sent: signal.Signals, code: int, said: str
+) -> None:
+    write_large_pair(tmp_path)
+    process = start_merge(tmp_path, *LASTING)
+    process.send_signal(sent)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (code, "")
+    assert stderr.endswith(said)
+    assert "Traceback" not in stderr
+    assert temporary_files(tmp_path) == []
+    assert (tmp_path / "out0.5").read_text() == "precious"
+
+
+def test_a_killed_merge_leaves_the_old_output_and_the_next_one_cleans_up(tmp_path: Path) -> None:
+    write_large_pair(tmp_path)
+    process = start_merge(tmp_path, *LASTING)
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert (tmp_path / "out0.5").read_text() == "precious"
+    left = [file for file in temporary_files(tmp_path) if ".out0.5." in file.name]
+    assert len(left) == 1
+    again = start_merge(tmp_path, "-o", "out0.5")
+    again.communicate(timeout=60)
+    assert again.returncode == 0
+    assert not left[0].exists()
+    assert (tmp_path / "out0.5").stat().st_size > 32_000_000
+
+
+def test_a_file_size_limit_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    write_large_pair(tmp_path)
+    (tmp_path / "out").write_text("precious")
+    done = subprocess.run(
+        [sys.executable, "-m", "wiseft_cli", "merge", "a", "b", "-o", "out", "--force"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, 10_000_000)),
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "error: out: cannot be written: File too large; nothing was kept\n"
+        f"hint: free space in {tmp_path}, or name another place with -o\n"
+    )
+    assert temporary_files(tmp_path) == []
+    assert (tmp_path / "out").read_text() == "precious"

@@ -1,0 +1,99 @@
+"""How far apart two checkpoints are, tensor by tensor, streamed in float64.
+
+It compares values only; names, shapes and types are `merging/comparison.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf, sqrt
+
+import numpy as np
+
+from wiseft_cli.checkpoint.dtypes import numpy_dtype
+from wiseft_cli.checkpoint.source import CheckpointSource
+from wiseft_cli.merging.comparison import DISCRETE_DTYPES, INTERPOLATED_DTYPES
+
+_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True)
+class TensorDistance:
+    """How far a tensor of theta_1 is from the one of theta_0.
+
+    Attributes:
+        relative_l2: ||theta_1 - theta_0|| / ||theta_0||, over the entries finite in both;
+            infinite where theta_0 is zero and theta_1 is not.
+        largest: The largest absolute difference, over the same entries.
+        n_not_finite: Entries that are infinite or NaN in either.
+        is_equal: Whether every byte is the same.
+    """
+
+    name: str
+    relative_l2: float
+    largest: float
+    n_not_finite: int
+    is_equal: bool
+
+
+def measure_distances(
+    theta_0: CheckpointSource,
+    theta_1: CheckpointSource,
+    *,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[TensorDistance]:
+    """Measure every tensor that both have in one shape and in types with a numeric value.
+
+    Args:
+        on_progress: Called with the bytes of both done since the last call.
+    Returns:
+        The distances, the largest relative one first.
+    Raises:
+        CheckpointError: A file ended or could not be read.
+    """
+    numeric = INTERPOLATED_DTYPES | DISCRETE_DTYPES
+    names = [
+        name
+        for name, info in theta_0.tensors.items()
+        if name in theta_1.tensors
+        and info.shape == theta_1.tensors[name].shape
+        and {info.dtype, theta_1.tensors[name].dtype} <= numeric
+    ]
+    buffers = np.empty((2, 8 * _BLOCK), np.uint8)
+    found = [_measure(name, theta_0, theta_1, buffers, on_progress) for name in names]
+    return sorted(found, key=lambda distance: (-distance.relative_l2, distance.name))
+
+
+def _measure(
+    name: str,
+    theta_0: CheckpointSource,
+    theta_1: CheckpointSource,
+    buffers: np.ndarray,
+    on_progress: Callable[[int], None] | None,
+) -> TensorDistance:
+    sources = (theta_0, theta_1)
+    dtypes = [numpy_dtype(source.tensors[name].dtype) for source in sources]
+    count = theta_0.tensors[name].nbytes // dtypes[0].itemsize
+    square_difference = square_0 = largest = 0.0
+    n_not_finite, is_equal = 0, dtypes[0] == dtypes[1]
+    for begin in range(0, count, _BLOCK):
+        n = min(_BLOCK, count - begin)
+        raw = []
+        for source, dtype, buffer in zip(sources, dtypes, buffers, strict=True):
+            data = buffer[: n * dtype.itemsize]
+            source.read_into(name, data.data, begin * dtype.itemsize)
+            raw.append(data)
+        is_equal = is_equal and np.array_equal(raw[0], raw[1])
+        with np.errstate(all="ignore"):  # what is not finite is counted, not warned of
+            x, y = (data.view(d).astype(np.float64) for data, d in zip(raw, dtypes, strict=True))
+            is_finite = np.isfinite(x) & np.isfinite(y)
+            n_not_finite += n - int(np.count_nonzero(is_finite))
+            x, difference = x[is_finite], (y - x)[is_finite]
+            square_0 += float(np.add.reduce(x * x))
+            square_difference += float(np.add.reduce(difference * difference))
+            largest = max(largest, float(np.max(np.abs(difference), initial=0.0)))
+        if on_progress:
+            on_progress(raw[0].nbytes + raw[1].nbytes)
+    relative = sqrt(square_difference / square_0) if square_0 else inf if square_difference else 0.0
+    return TensorDistance(name, relative, largest, n_not_finite, is_equal)

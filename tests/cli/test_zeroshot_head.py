@@ -202,7 +202,10 @@ def test_existing_output_is_refused_before_the_model_is_looked_for(
 
 
 @pytest.mark.usefixtures("place")
-@pytest.mark.parametrize("output", ["classes.txt", "templates.txt"])
+@pytest.mark.parametrize(
+    "output",
+    ["classes.txt", "templates.txt", "tiny/open_clip_model.safetensors", "tiny/bpe.txt.gz"],
+)
 def test_output_that_is_an_input_is_refused_even_with_force(
     output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

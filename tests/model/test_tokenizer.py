@@ -6,6 +6,7 @@ import copy
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -16,13 +17,13 @@ from hypothesis import strategies as st
 from tests.model.conftest import CONTEXT_LENGTH, VOCAB_SIZE
 from wiseft_cli.errors import MissingDependencyError, ModelError, TemplatesError
 from wiseft_cli.model.model_source import ModelSource, find_model
-from wiseft_cli.model.tokenizer import PromptTokenizer, load_tokenizer
+from wiseft_cli.model.tokenizer import PromptTokenizer, load_tokenizer, prompt_tokenizer
 
 FITTING = "zq" * 9
 """18 tokens of one byte each; start and end make 20."""
 
 
-EIGHT_TOKENS = PromptTokenizer(open_clip.SimpleTokenizer(context_length=8), context_length=8)
+EIGHT_TOKENS = prompt_tokenizer(open_clip.SimpleTokenizer(), 8)
 
 
 @pytest.fixture
@@ -77,6 +78,44 @@ def test_check_and_tokenizing_agree_on_what_is_too_long(texts: list[str]) -> Non
     assert refuses(tokenizer) == too_long
     if refuses(tokenizer.check):
         assert too_long
+
+
+class HubTokenizer:
+    """As open_clip wraps a tokenizer of the hub: ends in 2 or hides the end, pads with `pad`."""
+
+    def __init__(self, *, pad: int, end: int) -> None:
+        self.tokenizer = SimpleNamespace(pad_token_id=pad, eos_token_id=end, sep_token_id=None)
+        self.pad, self.end = pad, end
+
+    def __call__(self, texts: list[str], context_length: int) -> torch.Tensor:
+        rows = [[9] * min(len(text), context_length - 1) + [self.end] for text in texts]
+        return torch.tensor([row + [self.pad] * (context_length - len(row)) for row in rows])
+
+
+@pytest.mark.parametrize(("pad", "end"), [(0, 2), (1, 1), (0, 0)])
+def test_long_prompts_are_found_where_the_end_of_text_is_the_padding(pad: int, end: int) -> None:
+    tokenizer = prompt_tokenizer(HubTokenizer(pad=pad, end=end), 6)
+    assert tokenizer(["x" * 5, "x"]).shape == (2, 6)
+    with pytest.raises(TemplatesError, match="1 prompt has more than the 6 tokens"):
+        tokenizer(["x" * 6])
+    with pytest.raises(TemplatesError, match="2 prompts have more than the 6 tokens"):
+        tokenizer(["x" * 7, "x" * 20, "x"])
+
+
+def test_text_that_holds_the_id_of_padding_is_still_measured_right() -> None:
+    """Id 0 pads, and is the byte of an exclamation mark that no merge takes up."""
+    assert EIGHT_TOKENS.tokenize.encode("!^") == [0, 317]  # type: ignore[attr-defined]
+    assert EIGHT_TOKENS(["!^ !^ !^"])[0, 1:7].tolist() == [0, 317] * 3
+    with pytest.raises(TemplatesError, match="1 prompt has more than the 8 tokens"):
+        EIGHT_TOKENS(["!^ !^ !^ !^"])
+
+
+def test_unsupported_tokenizer_mode_is_refused(source: ModelSource) -> None:
+    config = copy.deepcopy(dict(source.config))
+    config["text_cfg"]["tokenizer_mode"] = "clips"
+    with pytest.raises(ModelError) as caught:
+        load_tokenizer(replace(source, config=config))
+    assert caught.value.message == "tiny-vit: tokenizer mode 'clips' is not supported"
 
 
 def test_merges_are_found_from_any_working_directory(

@@ -13,7 +13,7 @@ import torch
 from tests.model.conftest import CONTEXT_LENGTH, FAMILIES, random_clip
 from wiseft_cli.errors import ModelError, TemplatesError
 from wiseft_cli.model import zeroshot_head
-from wiseft_cli.model.tokenizer import PromptTokenizer
+from wiseft_cli.model.tokenizer import PromptTokenizer, prompt_tokenizer
 from wiseft_cli.model.zeroshot_head import build_zeroshot_head, encode_prompts
 from wiseft_cli.prompts.templates import class_prompts
 
@@ -23,7 +23,7 @@ TEMPLATES = ["a photo of a {}.", "{}", "art of the {}", "a bad {}."]
 
 @pytest.fixture
 def tokenizer(simple_tokenizer: open_clip.SimpleTokenizer) -> PromptTokenizer:
-    return PromptTokenizer(simple_tokenizer, CONTEXT_LENGTH)
+    return prompt_tokenizer(simple_tokenizer, CONTEXT_LENGTH)
 
 
 def head_of(

@@ -10,7 +10,6 @@ import typer
 from wiseft_cli.checkpoint.atomic import check_output
 from wiseft_cli.cli.console import print_json, print_result, progress, talk
 from wiseft_cli.errors import UsageError
-from wiseft_cli.prompts.class_names import read_class_names
 from wiseft_cli.prompts.templates import DEFAULT_TEMPLATES, read_templates
 
 
@@ -71,6 +70,9 @@ def zeroshot_head(
     Each class's weight is the mean of its normalised prompt features, normalised again, times
     exp(logit_scale). No images are needed. The path of the checkpoint is printed.
     """
+    # lazy: yaml costs a while, and --help needs none of it
+    from wiseft_cli.prompts.class_names import read_class_names
+
     if random_weights and pretrained is not None:
         raise UsageError("--random-weights and --pretrained exclude each other")
     inputs = [classes, *(templates or []), *([Path(pretrained)] if pretrained else [])]

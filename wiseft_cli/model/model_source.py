@@ -63,6 +63,12 @@ class ModelSource:
     folder: Path | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The local files it is read from, which no output may replace."""
+        inside = () if self.folder is None else tuple(self.folder.iterdir())
+        return inside if self.weights is None else (*inside, self.weights)
+
 
 def find_model(model: str, *, pretrained: str | None, random_weights: bool = False) -> ModelSource:
     """Resolve a model and its weights, downloading what open_clip knows where to find.

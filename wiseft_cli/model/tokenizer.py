@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from open_clip.pretrained import download_pretrained_from_hf
 from torch import Tensor
 
@@ -40,11 +41,13 @@ class PromptTokenizer:
         tokenize: open_clip's tokenizer; called with texts and a context length.
         context_length: Longest prompt the text tower takes, in tokens, both ends included.
         pad_id: What stands behind a prompt that is shorter.
+        end_ids: What may stand at the last place of a prompt that fits.
     """
 
     tokenize: Callable[..., Tensor]
     context_length: int
-    pad_id: int = 0
+    pad_id: int
+    end_ids: frozenset[int]
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """Return tokens, int64 of shape (len(prompts), context_length).
@@ -77,7 +80,14 @@ class PromptTokenizer:
         return self.tokenize(list(prompts), context_length=self.context_length + 1)
 
     def _long_rows(self, tokens: Tensor) -> list[int]:
-        rows: list[int] = (tokens[:, -1] != self.pad_id).nonzero().flatten().tolist()
+        """Rows that reach the place too many, or whose text goes on where it should end.
+
+        The second finds prompts whose end is hidden: SigLIP's end of text is its padding, and
+        CLIPA's tokenizer takes it away.
+        """
+        last = tokens[:, self.context_length - 1]
+        goes_on = ~torch.isin(last, torch.tensor(sorted({self.pad_id, *self.end_ids})))
+        rows: list[int] = (goes_on | (tokens[:, -1] != self.pad_id)).nonzero().flatten().tolist()
         return rows
 
 
@@ -89,6 +99,10 @@ def load_tokenizer(source: ModelSource) -> PromptTokenizer:
         MissingDependencyError: It needs `transformers`.
     """
     text_config = source.config["text_cfg"]
+    if text_config.get("tokenizer_mode"):
+        raise ModelError(
+            f"{source.name}: tokenizer mode {text_config['tokenizer_mode']!r} is not supported"
+        )
     try:
         with quiet_libraries():
             tokenizer = open_clip.get_tokenizer(
@@ -104,12 +118,16 @@ def load_tokenizer(source: ModelSource) -> PromptTokenizer:
     except Exception as error:  # hub, file and format errors of two libraries
         raise ModelError(f"the tokenizer of {source.name} cannot be had: {error}") from None
     _check_vocabulary(source.name, tokenizer, text_config.get("vocab_size", 49408))
+    return prompt_tokenizer(tokenizer, text_config.get("context_length", 77))
+
+
+def prompt_tokenizer(tokenizer: Any, context_length: int) -> PromptTokenizer:
+    """Return any of open_clip's tokenizers as one that refuses what does not fit."""
     inner = getattr(tokenizer, "tokenizer", None)
-    return PromptTokenizer(
-        tokenizer,
-        context_length=text_config.get("context_length", 77),
-        pad_id=0 if inner is None else int(inner.pad_token_id or 0),
-    )
+    if inner is None:
+        return PromptTokenizer(tokenizer, context_length, 0, frozenset({tokenizer.eot_token_id}))
+    ends = {inner.eos_token_id, inner.sep_token_id} - {None}
+    return PromptTokenizer(tokenizer, context_length, int(inner.pad_token_id or 0), frozenset(ends))
 
 
 def _merges_of(source: ModelSource, text_config: Mapping[str, Any]) -> dict[str, str]:

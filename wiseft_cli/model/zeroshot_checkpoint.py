@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from wiseft_cli import __version__
+from wiseft_cli.checkpoint.atomic import check_output
 from wiseft_cli.checkpoint.card import Card, ClassEntry, HistoryEntry, ModelSpec
 from wiseft_cli.checkpoint.digest import canonical_json, sha256_of
 from wiseft_cli.checkpoint.writer import write_checkpoint
@@ -80,11 +81,12 @@ def write_zeroshot_checkpoint(
     Raises:
         ModelError: The model cannot be built, or its weights not be had.
         TemplatesError: Prompts longer than the model's context.
-        OutputError: The output cannot be written.
+        OutputError: The output cannot be written, or is a file the model is read from.
     """
     source = find_model(
         request.model, pretrained=request.pretrained, random_weights=request.random_weights
     )
+    check_output(output, force=force, inputs=source.files)
     full = load_full_clip(source, device=device)
     on_model(_describe(full))
     for note in full.notes:

@@ -80,11 +80,12 @@ def sweep(
     """
     loaded = LoadedWeights(settings.device)
     for _, of_set in groupby(jobs, key=lambda job: job.image_set.name):
+        jobs_of_set = list(of_set)
         lines: dict[Job, ResultLine] = {}
-        for group in _groups(list(of_set)):
+        for group in _groups(jobs_of_set):
             _run_group(group, loaded, settings, on_progress or (lambda n: None))
             lines |= _lines(group)
-        yield lines
+        yield {job: lines[job] for job in jobs_of_set}
 
 
 def _groups(jobs: Sequence[Job]) -> list[_Group]:

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from wiseft_cli.data.dataset import ImageDataset, collate_images, refuse_unreadable
+from wiseft_cli.data.image_folder import ImageSet, list_image_folder
+from wiseft_cli.errors import DatasetError
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.tensor(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1).float()
+
+
+@pytest.fixture
+def image_set(tmp_path: Path) -> ImageSet:
+    for at in range(7):
+        (tmp_path / f"{at % 2}").mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4), (at, 0, 0)).save(tmp_path / f"{at % 2}" / f"{at}.png")
+    (tmp_path / "0" / "4.png").write_bytes(b"damaged")
+    return list_image_folder(tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_same_for_any_number_of_workers(image_set: ImageSet, workers: int) -> None:
+    dataset = ImageDataset(image_set, range(10, 17), to_tensor)
+    loader = DataLoader(dataset, batch_size=4, num_workers=workers, collate_fn=collate_images)
+    first, second = loader
+    assert first.indices.tolist() == [0, 1, 3]  # 0/0.png 0/2.png (0/4.png) 0/6.png
+    assert first.targets.tolist() == [10, 11, 13]
+    assert first.images[:, 0, 0, 0].tolist() == [0, 2, 6]
+    assert second.images[:, 0, 0, 0].tolist() == [1, 3, 5]
+    assert second.unreadable == ()
+    path = image_set.root / "0" / "4.png"
+    assert first.unreadable == (
+        f"cannot read image {path}: not an image in a format that Pillow knows",
+    )
+
+
+def test_a_batch_without_a_readable_image_is_empty(image_set: ImageSet) -> None:
+    dataset = ImageDataset(image_set, range(7), to_tensor)
+    batch = collate_images([dataset[2]])
+    assert (len(batch.images), len(batch.targets), len(batch.unreadable)) == (0, 0, 1)
+
+
+def test_unreadable_images_are_refused_all_at_once() -> None:
+    refuse_unreadable(())
+    with pytest.raises(DatasetError) as caught:
+        refuse_unreadable([f"cannot read image {at}: x" for at in range(12)])
+    assert caught.value.message.splitlines()[-1] == "... and 2 more"
+
+
+def test_targets_must_be_one_an_image(image_set: ImageSet) -> None:
+    with pytest.raises(ValueError, match=r"^3 targets for 7 images$"):
+        ImageDataset(image_set, [0, 1, 2], to_tensor)

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from wiseft_cli.data.images import load_image
+from wiseft_cli.errors import DatasetError
+from wiseft_cli.model.transforms import eval_transform
+
+RAMP = np.linspace(0, 255, 48 * 48).reshape(48, 48).astype(np.uint8)
+COLOURS = np.stack([RAMP, RAMP[::-1], RAMP.T], axis=2)
+RGB = Image.fromarray(COLOURS)
+
+
+def saved(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def test_modes_that_open_clip_treats_rightly_are_handed_on_as_they_are(tmp_path: Path) -> None:
+    for mode, ending in (("RGB", "png"), ("L", "png"), ("LA", "png"), ("RGBA", "png")):
+        image = RGB.convert(mode)
+        loaded = load_image(saved(image, tmp_path / f"{mode}.{ending}"))
+        assert loaded.mode == mode
+        assert np.array_equal(np.asarray(loaded), np.asarray(image))
+    assert load_image(saved(RGB.convert("CMYK"), tmp_path / "cmyk.jpg")).mode == "CMYK"
+
+
+def test_sixteen_bits_are_scaled_and_rounded_rather_than_clipped(tmp_path: Path) -> None:
+    values = np.array([[0, 128, 129, 255, 256, 32767, 32768, 65407, 65535]], np.uint16)
+    expected = np.rint(values / 257).astype(np.uint8)
+    for name in ("a.png", "a.tif", "a.pgm"):
+        loaded = load_image(saved(Image.fromarray(values), tmp_path / name))
+        assert loaded.mode == "L"
+        assert np.array_equal(np.asarray(loaded), expected)
+    big_endian = Image.frombytes("I;16B", (9, 1), values.astype(">u2").tobytes())
+    assert np.array_equal(np.asarray(load_image(saved(big_endian, tmp_path / "b.tif"))), expected)
+
+
+def test_integers_beyond_sixteen_bits_are_refused(tmp_path: Path) -> None:
+    path = saved(Image.fromarray(np.array([[-1, 70000]], np.int32)), tmp_path / "a.tif")
+    with pytest.raises(DatasetError) as caught:
+        load_image(path)
+    assert caught.value.message == (
+        f"cannot read image {path}: integer pixels from -1 to 70000; expected 16 bits, 0 to 65535"
+    )
+
+
+def test_floats_are_read_as_fractions_and_refused_outside(tmp_path: Path) -> None:
+    values = np.array([[0.0, 0.5, 1.0, 1 / 255]], np.float32)
+    loaded = load_image(saved(Image.fromarray(values), tmp_path / "a.tif"))
+    assert np.asarray(loaded).tolist() == [[0, 128, 255, 1]]
+    for at, bad in enumerate((1.5, -0.1, np.nan)):
+        path = saved(Image.fromarray(np.array([[0, bad]], np.float32)), tmp_path / f"{at}.tif")
+        with pytest.raises(DatasetError, match=r"float pixels from .*; expected them in \[0, 1\]"):
+            load_image(path)
+
+
+def test_a_palette_is_resolved_before_resizing(tmp_path: Path) -> None:
+    path = saved(RGB.quantize(256), tmp_path / "a.png")
+    with Image.open(path) as image:
+        assert image.mode == "P"
+    loaded = load_image(path)
+    assert loaded.mode == "RGB"
+    # Pillow resizes a palette by nearest neighbour: averages of neighbours prove it is gone.
+    checker = Image.fromarray((np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8))
+    small = load_image(saved(checker.quantize(2), tmp_path / "c.png")).resize((8, 8), 3)
+    assert 100 < np.asarray(small)[2:-2, 2:-2].mean() < 155
+    assert np.asarray(small)[2:-2, 2:-2].std() < 20
+
+
+def test_a_palette_with_transparency_is_the_same_as_its_rgba_picture(tmp_path: Path) -> None:
+    image = RGB.quantize(8)
+    path = saved(image, tmp_path / "a.png", transparency=bytes([0, 128, 255, 255]))
+    loaded = load_image(path)
+    assert loaded.mode == "RGBA"
+    as_rgba = load_image(saved(loaded, tmp_path / "b.png"))
+    assert np.array_equal(np.asarray(loaded), np.asarray(as_rgba))
+    assert len(np.unique(np.asarray(loaded)[..., 3])) == 3
+
+
+def test_bilevel_pictures_become_grey(tmp_path: Path) -> None:
+    loaded = load_image(saved(RGB.convert("1"), tmp_path / "a.png"))
+    assert loaded.mode == "L"
+    assert set(np.unique(np.asarray(loaded))) == {0, 255}
+
+
+def test_lab_becomes_rgb(tmp_path: Path) -> None:
+    to_lab = ImageCms.buildTransform(
+        ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
+    )
+    lab = ImageCms.applyTransform(RGB, to_lab)
+    loaded = load_image(saved(lab, tmp_path / "a.tif"))
+    assert loaded.mode == "RGB"
+    assert np.abs(np.asarray(loaded).astype(int) - COLOURS).mean() < 8
+
+
+def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    path = tmp_path / "a.gif"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    assert load_image(path).convert("RGB").getpixel((4, 4)) == (255, 0, 0)
+
+
+def test_the_orientation_tag_is_not_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = saved(Image.new("RGB", (8, 4)), tmp_path / "a.jpg", exif=exif)
+    assert load_image(path).size == (8, 4)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "1", "CMYK", "I;16", "F"])
+def test_every_mode_passes_open_clips_transform_near_the_rgb_picture(
+    tmp_path: Path, mode: str
+) -> None:
+    grey = mode in ("L", "LA", "1", "I;16", "F")
+    image = RGB.convert("L") if grey else RGB
+    if mode == "I;16":
+        stored = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    elif mode == "F":
+        stored = Image.fromarray((np.asarray(image) / 255).astype(np.float32))
+    else:
+        stored = image.convert(mode)
+    path = tmp_path / f"a.{'tif' if mode in ('CMYK', 'F') else 'png'}"
+    transform = eval_transform({"size": 24, "mean": [0.0] * 3, "std": [1.0] * 3})
+    result = transform(load_image(saved(stored, path)))
+    expected = transform(image)
+    assert result.shape == (3, 24, 24)
+    # One bit and 256 colours are coarse; the others are exact but for rounding.
+    tolerance = {"1": 0.2, "P": 0.1}.get(mode, 0.01)
+    assert float((result - expected).abs().mean()) < tolerance
+
+
+def hostile_files() -> dict[str, bytes]:
+    file = io.BytesIO()
+    RGB.resize((256, 256)).save(file, "PNG")
+    png = file.getvalue()
+    file = io.BytesIO()
+    RGB.resize((256, 256)).save(file, "JPEG")
+    jpeg = file.getvalue()
+    return {
+        "empty.png": b"",
+        "text.jpg": b"not an image",
+        "cut.png": png[: len(png) // 2],
+        "cut.jpg": jpeg[: len(jpeg) // 2],
+        "head.png": png[:40],
+        "flipped.png": png[:60] + bytes([png[60] ^ 255]) + png[61:],
+        "wide.pgm": b"P5 999999 999999 255\n",
+        "wrong.gif": b"GIF89a" + b"\xff" * 40,
+        "tiff.tif": b"II*\x00\xff\xff\xff\xff",
+    }
+
+
+@pytest.mark.parametrize("name", sorted(hostile_files()))
+def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(hostile_files()[name])
+    with pytest.raises(DatasetError) as caught:
+        load_image(path)
+    assert caught.value.message.startswith(f"cannot read image {path}: ")
+    assert "\n" not in caught.value.message
+
+
+def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(Image.new("L", (100, 100)), tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 6000)
+    assert load_image(path).size == (100, 100)  # up to twice the limit Pillow only warns
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    with pytest.raises(DatasetError, match="could be decompression bomb"):
+        load_image(path)
+
+
+def test_a_missing_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"^cannot read image .*/no\.png: No such file"):
+        load_image(tmp_path / "no.png")

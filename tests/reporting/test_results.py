@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.reporting.lines import digest, line, sweep_lines
+from wiseft_cli.errors import ResultsError
+from wiseft_cli.reporting.results import add_result_lines, read_result_lines, result_document
+
+
+def test_a_line_has_exactly_the_documented_fields(tmp_path: Path) -> None:
+    add_result_lines(tmp_path / "r.jsonl", [line("val", 772, alpha="0.3", reference=True)])
+    text = (tmp_path / "r.jsonl").read_text()
+    document = json.loads(text)
+    low, high = (document["metrics"]["top1"][end] for end in ("low", "high"))
+    assert document == {
+        "schema": 1,
+        "checkpoints": [
+            {"name": "zeroshot", "role": "zeroshot", "digest": digest("0")},
+            {"name": "finetuned", "role": "finetuned", "digest": digest("1")},
+        ],
+        "alpha": "0.3",
+        "set": "val",
+        "reference": True,
+        "data_fingerprint": digest("f"),
+        "n_images": 1000,
+        "n_unreadable": 0,
+        "n_classes": 10,
+        "join": "id",
+        "primary": "top1",
+        "metrics": {"top1": {"value": 0.772, "low": low, "high": high}},
+        "precision": "fp32",
+        "version": "0.1.0",
+    }
+    assert text == json.dumps(document, sort_keys=True, separators=(",", ":")) + "\n"
+
+
+def test_lines_are_read_as_they_were_written(tmp_path: Path) -> None:
+    lines = [*sweep_lines(), line("naïve\u2028set", 3), line("x", 1, extra={"group": "a"})]
+    add_result_lines(tmp_path / "r.jsonl", lines)
+    assert list(read_result_lines(tmp_path / "r.jsonl")) == lines
+
+
+def test_a_repeated_measurement_replaces_its_line_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    add_result_lines(path, [line("a", 1), line("b", 2)])
+    add_result_lines(path, [line("c", 4), line("a", 3)])
+    assert [(x.set_name, x.value) for x in read_result_lines(path)] == [
+        ("a", 0.003),
+        ("b", 0.002),
+        ("c", 0.004),
+    ]
+    before = path.read_bytes()
+    add_result_lines(path, list(read_result_lines(path)))
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"alpha": "0.5"},
+        {"set_name": "other"},
+        {"data_fingerprint": digest("e")},
+        {"precision": "bf16"},
+        {"join": "name"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_measurement_is_another_line(change: dict[str, Any]) -> None:
+    first = line("val", 5, alpha="0.1")
+    assert replace(first, **change).key != first.key
+    assert replace(first, reference=True, version="9").key == first.key
+
+
+def test_what_a_foreign_program_added_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    document = result_document(line("val", 5)) | {"note": "night run"}
+    path.write_text("\n" + json.dumps(document))  # without a newline at the end
+    add_result_lines(path, [line("other", 6)])
+    first, second = path.read_text().splitlines()
+    assert (json.loads(first)["note"], json.loads(second)["set"]) == ("night run", "other")
+
+
+def edited(**changes: Any) -> str:
+    return json.dumps(result_document(line("val", 5)) | changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "no results line: Expecting property name"),
+        ("[]", "no results line: expected a JSON object"),
+        (edited(schema=2), "has schema 2, this version reads 1"),
+        (edited(schema=None), "no results line: schema is None, expected 1"),
+        ('{"schema": 1}', "field 'alpha' is missing"),
+        (edited(n_images="7"), "no results line: n_images is '7'"),
+        (edited(n_images=True), "no results line: n_images is True"),
+        (edited(primary="f1"), "no results line: primary is 'f1', expected one of ['top1']"),
+        (edited(alpha="0.5"), "no results line: 1 checkpoints with alpha '0.5'"),
+        (
+            edited(metrics={"top1": {"value": 77.2, "low": 0, "high": 1}}),
+            "no results line: value is 77.2, expected a fraction in [0, 1]",
+        ),
+        (
+            edited(metrics={"top1": {"value": float("nan"), "low": 0, "high": 1}}),
+            "no results line: value is nan, expected a fraction in [0, 1]",
+        ),
+        (edited(checkpoints=["a"]), "no results line: string indices must be integers"),
+    ],
+)
+def test_a_malformed_line_is_refused_by_its_number(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(f"{edited()}\n{text}\n")
+    before = path.read_bytes()
+    with pytest.raises(ResultsError) as caught:
+        read_result_lines(path)
+    assert caught.value.message.startswith(f"{path}, line 2: {message}")
+    with pytest.raises(ResultsError):
+        add_result_lines(path, [line("b", 1)])
+    assert path.read_bytes() == before
+
+
+def test_files_that_are_missing_or_no_text_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match=r"no\.jsonl: cannot be read: No such file"):
+        read_result_lines(tmp_path / "no.jsonl")
+    (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(ResultsError, match=r"b\.jsonl: is not text"):
+        read_result_lines(tmp_path / "b.jsonl")
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from tests.reporting.lines import line
+from wiseft_cli.reporting.results import add_result_lines
+for at in range(int(sys.argv[3])):
+    add_result_lines(Path(sys.argv[1]), [line(f"{sys.argv[2]}-{at}", 5)])
+"""
+
+
+@pytest.fixture
+def start_writer(tmp_path: Path) -> Callable[[str, int], subprocess.Popen[bytes]]:
+    def start(name: str, count: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, tmp_path / "r.jsonl", name, str(count)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+
+    return start
+
+
+def test_a_killed_writer_leaves_the_file_whole(
+    tmp_path: Path, start_writer: Callable[[str, int], subprocess.Popen[bytes]]
+) -> None:
+    path = tmp_path / "r.jsonl"
+    add_result_lines(path, [line(f"first-{at}", 5) for at in range(50)])
+    for _ in range(3):
+        process = start_writer("killed", 10**6)
+        size = path.stat().st_size
+        while path.stat().st_size == size and process.poll() is None:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert len(read_result_lines(path)) > 50
+    add_result_lines(path, [line("last", 5)])
+    assert os.listdir(tmp_path) == ["r.jsonl"]
+
+
+def test_two_writers_at_once_lose_no_line(
+    tmp_path: Path, start_writer: Callable[[str, int], subprocess.Popen[bytes]]
+) -> None:
+    writers = [start_writer(name, 40) for name in "ab"]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert len(read_result_lines(tmp_path / "r.jsonl")) == 80

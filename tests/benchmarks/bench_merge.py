@@ -1,0 +1,323 @@
+"""`wiseft merge` against other programs, side by side in one run, whole processes, flushed.
+
+    python tests/benchmarks/bench_merge.py [--folder DIR] [--repeat 5] [--mergekit PROGRAM]
+
+The pair has the size of ViT-L/14's image encoder (1.2 GB each in float32) and lies in the page
+cache. Every contender runs in turn, as often as `--repeat` says; medians of the wall time are
+compared. The clock stops when the output is on the disk, for every contender. Peak memory is
+the process's largest resident set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+TORCH = """
+import sys
+from safetensors.torch import load_file, save_file
+x, y = load_file(sys.argv[1]), load_file(sys.argv[2])
+a = 0.5
+save_file({n: (1 - a) * x[n] + a * y[n] for n in x}, sys.argv[3], metadata={"format": "pt"})
+"""
+COPY = """
+import os, sys
+x, y = (os.open(path, os.O_RDONLY) for path in sys.argv[1:3])
+out = os.open(sys.argv[3], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+buffers = [memoryview(bytearray(4 << 20)) for _ in range(2)]
+position = 0
+while count := os.preadv(x, [buffers[0]], position):
+    os.preadv(y, [buffers[1]], position)
+    os.pwrite(out, buffers[0][:count], position)
+    position += count
+os.fsync(out)
+"""
+WITHOUT_DIGESTS = """
+import hashlib, sys
+class NoHash:
+    def __init__(self, data=b"", **_): pass
+    def update(self, data): pass
+    def hexdigest(self): return "0" * 64
+hashlib.sha256 = NoHash
+from wiseft_cli.cli.app import main
+sys.exit(main(sys.argv[1:]))
+"""
+# Runs in a small process of its own: a child's peak begins with the memory of whoever started it.
+LAUNCHER = """
+import os, subprocess, sys, time
+begin = time.perf_counter()
+process = subprocess.Popen(sys.argv[2:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+process.returncode = os.waitstatus_to_exitcode(status)
+for path in filter(None, sys.argv[1].split(os.pathsep)):
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+seconds = time.perf_counter() - begin
+cpu_seconds = usage.ru_utime + usage.ru_stime
+print(process.returncode, seconds, cpu_seconds, usage.ru_maxrss / 1024)
+"""
+LIGHT_IMPORTS = "import typer, rich, numpy"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Medians over the repetitions of one contender; `cpu_seconds` are those of all threads."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_mib: float
+
+
+def vit_l_14_shapes() -> dict[str, tuple[int, ...]]:
+    """The tensors of a ViT-L/14 classifier with 1000 classes: 304 million numbers."""
+    width, layers = 1024, 24
+    shapes: dict[str, tuple[int, ...]] = {
+        "visual.class_embedding": (width,),
+        "visual.positional_embedding": (257, width),
+        "visual.proj": (width, 768),
+        "visual.conv1.weight": (width, 3, 14, 14),
+        "classification_head.weight": (1000, 768),
+        "classification_head.bias": (1000,),
+    }
+    for name in ("ln_pre", "ln_post"):
+        shapes |= {f"visual.{name}.{kind}": (width,) for kind in ("weight", "bias")}
+    for layer in range(layers):
+        block = f"visual.transformer.resblocks.{layer}."
+        for name in ("ln_1", "ln_2"):
+            shapes |= {f"{block}{name}.{kind}": (width,) for kind in ("weight", "bias")}
+        shapes |= {
+            f"{block}attn.in_proj_weight": (3 * width, width),
+            f"{block}attn.in_proj_bias": (3 * width,),
+            f"{block}attn.out_proj.weight": (width, width),
+            f"{block}attn.out_proj.bias": (width,),
+            f"{block}mlp.c_fc.weight": (4 * width, width),
+            f"{block}mlp.c_fc.bias": (4 * width,),
+            f"{block}mlp.c_proj.weight": (width, 4 * width),
+            f"{block}mlp.c_proj.bias": (width,),
+        }
+    return shapes
+
+
+def write_pair(folder: Path, dtype: str, shapes: Mapping[str, tuple[int, ...]]) -> list[Path]:
+    """Write two foreign safetensors files whose weights differ as after fine-tuning."""
+    numpy_type = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}[dtype]
+    header, position = {}, 0
+    for name, shape in shapes.items():
+        size = int(np.prod(shape)) * np.dtype(numpy_type).itemsize
+        offsets = [position, position + size]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        position += size
+    text = json.dumps(header).encode()
+    paths = [folder / f"{dtype}-{side}.safetensors" for side in (0, 1)]
+    for side, path in enumerate(paths):
+        base, moved = np.random.default_rng(0), np.random.default_rng(1)
+        with path.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for shape in shapes.values():
+                weights = 0.02 * base.standard_normal(shape, np.float32)
+                if side:
+                    weights += 0.001 * moved.standard_normal(shape, np.float32)
+                file.write(weights.astype(numpy_type).tobytes())
+            os.fsync(file.fileno())
+    return paths
+
+
+def run_once(command: Sequence[str], outputs: Sequence[Path]) -> Measured:
+    """Run a program to its end and its outputs onto the disk."""
+    for output in outputs:
+        output.unlink(missing_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    to_flush = os.pathsep.join(map(str, outputs))
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", LAUNCHER, to_flush, *command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    code, *figures = done.stdout.split()
+    if code != "0":
+        raise RuntimeError(f"{command[:4]} ended with {code}")
+    return Measured(*map(float, figures))
+
+
+def race(
+    contenders: Mapping[str, tuple[Sequence[str], Sequence[Path]]], repeat: int
+) -> dict[str, Measured]:
+    """Run every contender in turn, `repeat` times, and return medians."""
+    runs: dict[str, list[Measured]] = {name: [] for name in contenders}
+    for _ in range(repeat):
+        for name, (command, outputs) in contenders.items():
+            runs[name].append(run_once(command, outputs))
+            for output in outputs:
+                output.unlink(missing_ok=True)
+    return {
+        name: Measured(
+            statistics.median(run.seconds for run in measured),
+            statistics.median(run.cpu_seconds for run in measured),
+            max(run.peak_mib for run in measured),
+        )
+        for name, measured in runs.items()
+    }
+
+
+def wiseft(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "wiseft_cli", *map(str, arguments)]
+
+
+def wiseft_without_digests(*arguments: object) -> list[str]:
+    return [sys.executable, "-c", WITHOUT_DIGESTS, *map(str, arguments)]
+
+
+def show(title: str, measured: Mapping[str, Measured], reference: str) -> None:
+    """Print a table; the last column is each time over the reference's."""
+    print(f"\n{title}\n| program | seconds | CPU seconds | peak MiB | times {reference} |")
+    print("|---|---|---|---|---|")
+    base = measured[reference].seconds
+    for name, one in measured.items():
+        figures = f"{one.seconds:.2f} | {one.cpu_seconds:.2f} | {one.peak_mib:.0f}"
+        print(f"| {name} | {figures} | {one.seconds / base:.2f} |")
+
+
+def mergekit_contender(
+    program: str, pair: Sequence[Path], folder: Path
+) -> tuple[list[str], list[Path]]:
+    config = folder / "mergekit.json"  # JSON is YAML
+    models = [{"model": str(path), "parameters": {"weight": 0.5}} for path in pair]
+    config.write_text(json.dumps({"merge_method": "linear", "models": models, "dtype": "float32"}))
+    out = folder / "mergekit"
+    return [program, str(config), str(out), "--quiet"], [out / "model.safetensors"]
+
+
+def bench_programs(folder: Path, pair: Sequence[Path], repeat: int, mergekit: str | None) -> None:
+    """Compare with torch, mergekit and a plain copy."""
+    out = folder / "out.safetensors"
+    merge = ("merge", *pair, "-o", out)
+    files = [*map(str, pair), str(out)]
+    contenders: dict[str, tuple[Sequence[str], Sequence[Path]]] = {
+        "wiseft merge": (wiseft(*merge), [out]),
+        "wiseft merge, digests off": (wiseft_without_digests(*merge), [out]),
+        "copy": ([sys.executable, "-c", COPY, *files], [out]),
+    }
+    if importlib.util.find_spec("torch"):
+        contenders["torch"] = ([sys.executable, "-c", TORCH, *files], [out])
+    if mergekit:
+        contenders["mergekit-pytorch"] = mergekit_contender(mergekit, pair, folder)
+    show("One alpha, float32", race(contenders, repeat), "wiseft merge")
+
+
+def bench_alphas(folder: Path, pair: Sequence[Path], repeat: int) -> None:
+    """Compare five alphas with one."""
+    alphas = ("0.1", "0.3", "0.5", "0.7", "0.9")
+    template = str(folder / "out-{alpha}.safetensors")
+    contenders = {}
+    for count in (1, 5):
+        outputs = [Path(template.replace("{alpha}", alpha)) for alpha in alphas[:count]]
+        command = wiseft("merge", *pair, "-o", template, "--alpha", ",".join(alphas[:count]))
+        contenders[f"{count} alpha"] = (command, outputs)
+    show("Several alphas, float32", race(contenders, repeat), "1 alpha")
+
+
+def bench_dtypes(
+    folder: Path, pair: Sequence[Path], repeat: int, shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Compare the narrow types with float32, as many numbers each."""
+    out = folder / "out.safetensors"
+    contenders = {"F32": (wiseft("merge", *pair, "-o", out), [out])}
+    for dtype in ("BF16", "F16"):
+        narrow = write_pair(folder, dtype, shapes)
+        contenders[dtype] = (wiseft("merge", *narrow, "-o", out), [out])
+    show("As many numbers in each type", race(contenders, repeat), "F32")
+
+
+def bench_start_up(folder: Path, repeat: int) -> None:
+    """Compare the start with that of the light libraries alone."""
+    small = write_pair(folder, "F32", {"w": (50, 50)})
+    out = folder / "out.safetensors"
+    contenders: dict[str, tuple[Sequence[str], Sequence[Path]]] = {
+        LIGHT_IMPORTS: ([sys.executable, "-c", LIGHT_IMPORTS], []),
+        "wiseft --help": (wiseft("--help"), []),
+        "wiseft merge, 10 kB": (wiseft("merge", *small, "-o", out), [out]),
+    }
+    show("Start-up", race(contenders, max(repeat, 9)), LIGHT_IMPORTS)
+
+
+def bench_memory(folder: Path, gigabytes: int) -> None:
+    """Measure the peak memory of a merge of two sparse files with one huge tensor."""
+    count = gigabytes * 10**9 // 4
+    header = {"w": {"dtype": "F32", "shape": [count], "data_offsets": [0, 4 * count]}}
+    text = json.dumps(header).encode()
+    paths = [folder / f"large-{side}.safetensors" for side in (0, 1)]
+    for path in paths:
+        with path.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + 4 * count)
+    out = folder / "large-out.safetensors"
+    run = run_once(wiseft("merge", *paths, "-o", out), [out])
+    for path in (*paths, out):
+        path.unlink()
+    print(f"\n{gigabytes} GB in one tensor: {run.seconds:.1f} s, peak {run.peak_mib:.0f} MiB")
+
+
+@contextmanager
+def work_folder(named: Path | None) -> Iterator[Path]:
+    if named:
+        named.mkdir(parents=True, exist_ok=True)
+        yield named
+    else:
+        with TemporaryDirectory() as folder:
+            yield Path(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--folder", type=Path, help="where to work; a temporary one by default")
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--mergekit", help="path of the program mergekit-pytorch, if installed")
+    parser.add_argument("--large", action="store_true", help="also merge 10 GB, for the memory")
+    parser.add_argument("--only", choices=("programs", "alphas", "dtypes", "start-up"))
+    options = parser.parse_args()
+    with work_folder(options.folder) as folder:
+        shapes = vit_l_14_shapes()
+        pair = write_pair(folder, "F32", shapes)
+        parts: dict[str, Callable[[], None]] = {
+            "programs": lambda: bench_programs(folder, pair, options.repeat, options.mergekit),
+            "alphas": lambda: bench_alphas(folder, pair, options.repeat),
+            "dtypes": lambda: bench_dtypes(folder, pair, options.repeat, shapes),
+            "start-up": lambda: bench_start_up(folder, options.repeat),
+        }
+        for name, part in parts.items():
+            if options.only in (None, name):
+                part()
+        if options.large:
+            bench_memory(folder, 10)
+
+
+@pytest.mark.benchmark
+def test_every_part_of_the_benchmark_runs(tmp_path: Path) -> None:
+    shapes = {"w": (300, 1000), "b": (7,)}
+    pair = write_pair(tmp_path, "F32", shapes)
+    bench_programs(tmp_path, pair, 1, None)
+    bench_alphas(tmp_path, pair, 1)
+    bench_dtypes(tmp_path, pair, 1, shapes)
+    bench_memory(tmp_path, 1)
+
+
+if __name__ == "__main__":
+    main()

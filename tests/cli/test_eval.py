@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RunWiseft
+from tests.evaluation.tiny import CLASSES, make_checkpoint, make_images, make_pair
+from wiseft_cli.cli.app import main
+from wiseft_cli.reporting.results import read_result_lines
+
+LABELS = [entry.id for entry in CLASSES]
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Path:
+    """A folder with a pair of checkpoints and two image sets, one joined by name."""
+    make_pair(tmp_path)
+    make_images(tmp_path / "val", LABELS, per_class=4, seed=1)
+    names = [entry.name.replace(" ", "_").title() for entry in CLASSES[1:6]]
+    make_images(tmp_path / "shift", names, per_class=3, seed=2)
+    return tmp_path
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run_here(
+    room: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """Run the command in this process, which has paid for torch already."""
+
+    def run(*words: object) -> Done:
+        monkeypatch.chdir(room)
+        code = main([str(word) for word in words])
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
+PAIR = ("zeroshot.safetensors", "finetuned.safetensors")
+SETS = ("--data", "val", "--data", "other=shift", "--workers", "0")
+
+
+def test_a_sweep_prints_a_table_and_writes_results(room: Path, run_wiseft: RunWiseft) -> None:
+    done = run_wiseft("eval", *PAIR, "--alpha", "0:1:0.5", *SETS, "--results", "r.jsonl")
+    assert done.returncode == 0, done.stderr
+    rows = done.stdout.splitlines()
+    assert rows[0].split() == ["checkpoint", "alpha", "val", "other"]
+    assert [row.split()[3] for row in rows[1:4]] == ["0", "0.5", "1"]
+    assert rows[5].startswith("val: in-distribution, top1 in %, 32 images, 8 classes joined by id,")
+    assert rows[6].startswith(
+        "other: shift, top1 in %, 15 images, 5 classes joined by normalized-name,"
+    )
+    assert "warning: image set 'other': only 15 images" in done.stderr
+    lines = read_result_lines(room / "r.jsonl")
+    assert [(line.set_name, line.alpha) for line in lines] == [
+        (name, alpha) for name in ("val", "other") for alpha in ("0", "0.5", "1")
+    ]
+    assert {line.set_name: (line.reference, sorted(line.metrics)) for line in lines} == {
+        "val": (True, ["top1", "top5"]),
+        "other": (False, ["top1"]),
+    }
+    assert f"{100 * lines[1].value:.2f}" in rows[2]
+    assert "/" not in (room / "r.jsonl").read_text().replace(str(room), "")
+    assert str(room) not in (room / "r.jsonl").read_text()
+
+
+def test_json_is_the_lines_of_the_results(room: Path, run_here: Callable[..., Done]) -> None:
+    done = run_here("eval", *PAIR, *SETS, "--results", "r.jsonl", "--json")
+    held = [json.loads(line) for line in (room / "r.jsonl").read_text().splitlines()]
+    assert json.loads(done.stdout) == held
+    assert [line["checkpoints"][0]["name"] for line in held[:2]] == ["zeroshot", "finetuned"]
+
+
+def test_held_results_are_not_run_again_unless_forced(
+    room: Path, run_here: Callable[..., Done]
+) -> None:
+    words = ("eval", *PAIR, "--alpha", "0,1", *SETS, "--results", "r.jsonl", "--json")
+    first = run_here(*words)
+    before = (room / "r.jsonl").read_bytes()
+    # Images of the same size that no longer decode: only a run that reads them would notice.
+    for path in room.rglob("*.png"):
+        path.write_bytes(b"x" * path.stat().st_size)
+    second = run_here(*words)
+    assert (second.returncode, second.stdout) == (0, first.stdout)
+    assert second.stderr.startswith("r.jsonl holds 4 of 4 results already; --force runs them again")
+    more = run_here(*words, "--alpha", "0.5")
+    assert more.returncode == 1
+    assert "unreadable images among the first" in more.stderr
+    forced = run_here(*words, "--force")
+    assert forced.returncode == 1
+    assert (room / "r.jsonl").read_bytes() == before
+
+
+def test_a_new_reference_is_noted_in_the_file_without_a_run(
+    room: Path, run_here: Callable[..., Done]
+) -> None:
+    words = ("eval", PAIR[0], *SETS, "--results", "r.jsonl")
+    run_here(*words)
+    for path in room.rglob("*.png"):
+        path.write_bytes(b"x" * path.stat().st_size)
+    done = run_here(*words, "--reference", "other")
+    assert done.returncode == 0
+    lines = read_result_lines(room / "r.jsonl")
+    assert [(line.set_name, line.reference) for line in lines] == [("val", False), ("other", True)]
+    assert done.stdout.splitlines()[0].split() == ["checkpoint", "other", "val"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (
+            (PAIR[0], "val", "--data", "val"),
+            2,
+            "error: val is a folder, expected a checkpoint\nhint: did you mean `--data val`?\n",
+        ),
+        (
+            (PAIR[0], "--alpha", "0.5", "--data", "val"),
+            2,
+            "error: --alpha interpolates between exactly two checkpoints, 1 given\n",
+        ),
+        ((*PAIR, "--alpha", "2", "--data", "val"), 2, "error: alpha 2 is outside [0, 1]"),
+        (
+            (PAIR[0], "--data", "val", "--data", "val"),
+            2,
+            "error: more than one --data is named 'val'\n",
+        ),
+        (
+            (PAIR[0], "--data", "val", "--reference", "x"),
+            2,
+            "error: --reference 'x' is no --data; there are val\n",
+        ),
+        ((PAIR[0], "--data", "nowhere"), 1, "error: image folder nowhere does not exist\n"),
+        (
+            (PAIR[0], "--data", "strange"),
+            1,
+            "error: image set 'strange': 2 of 2 labels are no class of the head",
+        ),
+        (("no.safetensors", "--data", "val"), 1, "error: no.safetensors"),
+        ((PAIR[0], "--data", "val", "--results", "no/r.jsonl"), 1, "error: no/r.jsonl: its folder"),
+        (
+            (PAIR[0], "--data", "val", "--results", PAIR[0]),
+            1,
+            "error: zeroshot.safetensors: is also an input",
+        ),
+        (
+            (PAIR[0], "--data", "val", "--results", "val/n00/0.png"),
+            1,
+            "error: val/n00/0.png: is not text",
+        ),
+        (
+            (PAIR[0], "--data", "val", "--device", "toaster"),
+            2,
+            "error: --device toaster: unknown device",
+        ),
+        ((PAIR[0],), 2, ""),
+        (("--data", "val"), 2, ""),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, str) else None,
+)
+def test_mistakes_are_one_message(
+    room: Path, run_here: Callable[..., Done], words: tuple[str, ...], code: int, message: str
+) -> None:
+    make_images(room / "strange", ["x", "y"], per_class=1)
+    done = run_here("eval", *words)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith(message)
+    assert "Traceback" not in done.stderr
+    assert not (room / "r.jsonl").exists()
+
+
+def test_max_bad_leaves_unreadable_images_out(room: Path, run_here: Callable[..., Done]) -> None:
+    (room / "val" / "n03" / "2.png").write_bytes(b"damaged")
+    words = ("eval", PAIR[0], "--data", "val", "--workers", "2")
+    refused = run_here(*words)
+    assert refused.returncode == 1
+    assert "  cannot read image val/n03/2.png: not an image in a format that Pillow knows\n" in (
+        refused.stderr
+    )
+    assert "hint: replace or remove the files, or allow some with --max-bad N\n" in refused.stderr
+    done = run_here(*words, "--max-bad", "1")
+    assert "31 images and 1 unreadable," in done.stdout
+
+
+def test_an_interrupted_run_leaves_results_whole(room: Path) -> None:
+    make_images(room / "large", LABELS, per_class=100, seed=3)
+    words = ["eval", *PAIR, *SETS, "--data", "large", "--alpha", "0:1:0.01", "--results", "r.jsonl"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wiseft_cli", *words],
+        cwd=room,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (room / "r.jsonl").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    lines = read_result_lines(room / "r.jsonl")
+    assert len(lines) in (101, 202)
+    assert [name for name in os.listdir(room) if "tmp" in name] == []
+
+
+def test_checkpoints_side_by_side_have_a_row_each(
+    room: Path, run_here: Callable[..., Done]
+) -> None:
+    make_checkpoint(room / "third.safetensors", seed=5)
+    done = run_here("eval", *PAIR, "third.safetensors", "--data", "val", "--workers", "0")
+    assert [row.split()[0] for row in done.stdout.splitlines()[1:4]] == [
+        "zeroshot",
+        "finetuned",
+        "third",
+    ]

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RunWiseft
+from tests.reporting.lines import line, sweep_lines
+from wiseft_cli.reporting.results import add_result_lines
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    add_result_lines(tmp_path / "r.jsonl", sweep_lines())
+    return tmp_path / "r.jsonl"
+
+
+def test_the_path_of_the_picture_is_all_of_stdout(results: Path, run_wiseft: RunWiseft) -> None:
+    done = run_wiseft("plot", results, "-o", "curve.png")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "curve.png\n", "")
+    assert (results.parent / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_runs_where_torch_cannot_be_imported(results: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "for name in ('torch', 'torchvision', 'open_clip', 'timm'): sys.modules[name] = None\n"
+        "from wiseft_cli.cli.app import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, "plot", results, "-o", tmp_path / "c.svg"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (
+            ["r.jsonl", "-o", "c.jpg"],
+            2,
+            "error: -o c.jpg: expected a name ending in .png, .svg, .pdf\n",
+        ),
+        (
+            ["no.jsonl", "-o", "c.png"],
+            1,
+            "error: no.jsonl: cannot be read: No such file or directory\n",
+        ),
+        (["r.jsonl", "-o", "old.png"], 1, "error: old.png: exists already\n"),
+        (
+            ["old.png", "-o", "old.png", "--force"],
+            1,
+            "error: old.png: is also an input (old.png)\n",
+        ),
+        (["old.png", "-o", "c.png"], 1, "error: old.png, line 1: no results line: "),
+        (["one.jsonl", "-o", "c.png"], 1, "error: the results hold one set, 'val', and no distr"),
+    ],
+    ids=["format", "missing", "exists", "input", "no-results", "no-shift"],
+)
+def test_mistakes_are_one_message_and_write_nothing(
+    results: Path, run_wiseft: RunWiseft, words: list[str], code: int, message: str
+) -> None:
+    (results.parent / "old.png").write_text("old")
+    add_result_lines(results.parent / "one.jsonl", [line("val", 5, reference=True)])
+    done = run_wiseft("plot", *words)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith(message)
+    assert "Traceback" not in done.stderr
+    assert (results.parent / "old.png").read_text() == "old"
+    assert not (results.parent / "c.png").exists()
+
+
+def test_left_out_weights_are_told_and_force_overwrites(
+    results: Path, run_wiseft: RunWiseft
+) -> None:
+    add_result_lines(results, [line("val", 5, alpha="0.9", reference=True)])
+    (results.parent / "c.svg").write_text("old")
+    done = run_wiseft("plot", results, "-o", "c.svg", "--force")
+    assert done.returncode == 0
+    assert done.stderr.startswith("warning: zeroshot to finetuned at alpha 0.9 is left out")
+    assert (results.parent / "c.svg").read_text().startswith("<?xml")

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.reporting.lines import FINETUNED, digest, line, sweep_lines
+from wiseft_cli.errors import ResultsError
+from wiseft_cli.reporting.curves import collect_curves
+
+
+def test_points_are_reference_against_the_mean_of_the_shifts_by_rising_alpha() -> None:
+    data = collect_curves(sweep_lines()[::-1])
+    assert (data.reference, sorted(data.shifts), data.notes) == ("val", ["shift-a", "shift-b"], ())
+    (curve,) = data.curves
+    assert [point.alpha for point in curve] == ["0", "0.25", "0.5", "0.75", "1"]
+    assert [round(point.shift, 6) for point in curve] == [0.45, 0.515, 0.54, 0.51, 0.415]
+    assert [point.reference.value for point in curve] == [0.6, 0.7, 0.77, 0.8, 0.805]
+
+
+def test_alphas_are_ordered_as_numbers_and_not_as_text() -> None:
+    lines = [
+        line(name, 5, alpha=alpha, reference=name == "val")
+        for alpha in ("0.95", "0.1", "0.05", "1")
+        for name in ("val", "shift")
+    ]
+    assert [point.alpha for point in collect_curves(lines).curves[0]] == [
+        "0.05",
+        "0.1",
+        "0.95",
+        "1",
+    ]
+
+
+def test_each_pair_is_a_curve_and_each_checkpoint_a_point() -> None:
+    other = (sweep_lines()[0].checkpoints[0], replace(FINETUNED, digest=digest("2")))
+    lines = [
+        *sweep_lines(),
+        *(replace(line, checkpoints=other) for line in sweep_lines()),
+        *(line(name, 5, reference=name == "val") for name in ("val", "shift-a", "shift-b")),
+    ]
+    data = collect_curves(lines)
+    assert [len(curve) for curve in data.curves] == [5, 5]
+    assert [point.name for point in data.singles] == ["zeroshot"]
+
+
+def test_the_later_of_two_lines_of_one_measurement_counts() -> None:
+    newer = line("val", 999, alpha="0.5", reference=True)
+    (curve,) = collect_curves([*sweep_lines(), newer]).curves
+    assert curve[2].reference.value == 0.999
+
+
+def test_weights_that_lack_a_set_are_left_out_with_a_note() -> None:
+    data = collect_curves([*sweep_lines(), line("val", 5, alpha="0.9", reference=True)])
+    assert len(data.curves[0]) == 5
+    assert data.notes == (
+        "zeroshot to finetuned at alpha 0.9 is left out: no results on shift-a, shift-b",
+    )
+
+
+def test_another_reference_can_be_chosen() -> None:
+    data = collect_curves(sweep_lines(), reference="shift-a")
+    assert data.shifts == ("val", "shift-b")
+    with pytest.raises(ResultsError, match=r"^--reference 'x' is not in the results: val, shift-a"):
+        collect_curves(sweep_lines(), reference="x")
+
+
+def test_results_that_make_no_figure_are_refused() -> None:
+    with pytest.raises(ResultsError, match=r"^the results hold no line$"):
+        collect_curves([])
+    with pytest.raises(ResultsError, match=r"one set, 'val', and no distribution shift$"):
+        collect_curves([line("val", 5, reference=True)])
+    with pytest.raises(ResultsError, match=r"^the results mark no reference, expected one$"):
+        collect_curves([line("a", 5), line("b", 5)])
+    with pytest.raises(ResultsError, match=r"mark 2 reference sets \(a, b\), expected one$"):
+        collect_curves([line("a", 5, reference=True), line("b", 5, reference=True)])
+    with pytest.raises(ResultsError, match=r"^no weights were evaluated on every set:\nzeroshot"):
+        collect_curves([line("a", 5, reference=True), line("b", 5, alpha="0.5")])
+
+
+def test_the_same_weights_on_changed_data_are_refused() -> None:
+    changed = replace(sweep_lines()[0], data_fingerprint=digest("e"))
+    with pytest.raises(ResultsError) as caught:
+        collect_curves([*sweep_lines(), changed])
+    assert caught.value.message == (
+        "the results hold several measurements of the same weights:\n"
+        "  zeroshot to finetuned at alpha 0 on 'val'"
+    )

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.reporting.lines import FINETUNED, ZEROSHOT, line, sweep_lines
+from wiseft_cli.reporting.suspicion import suspicious
+from wiseft_cli.reporting.table import mean_over, render_table
+
+
+def test_a_sweep_has_a_row_an_alpha_and_a_column_a_set_with_the_mean_of_the_shifts() -> None:
+    assert render_table(sweep_lines()).splitlines() == [
+        "checkpoint             alpha     val  shift-a  shift-b  mean shift",
+        "zeroshot to finetuned  0      60.00    50.00    40.00       45.00",
+        "zeroshot to finetuned  0.25   70.00    56.00    47.00       51.50",
+        "zeroshot to finetuned  0.5    77.00    58.00*   50.00*      54.00*",
+        "zeroshot to finetuned  0.75   80.00    54.00    48.00       51.00",
+        "zeroshot to finetuned  1      80.50*   45.00    38.00       41.50",
+        "",
+        "val: in-distribution, top1 in %, 1000 images, 10 classes joined by id,"
+        " 95 % intervals within +-3.08",
+        "shift-a: shift, top1 in %, 1000 images, 10 classes joined by id,"
+        " 95 % intervals within +-3.15",
+        "shift-b: shift, top1 in %, 1000 images, 10 classes joined by id,"
+        " 95 % intervals within +-3.15",
+    ]
+
+
+def test_one_checkpoint_on_one_set_needs_no_alpha_no_mean_and_no_mark() -> None:
+    assert render_table([line("val", 5, reference=True)]).splitlines()[:2] == [
+        "checkpoint   val",
+        "zeroshot    0.50",
+    ]
+
+
+def test_the_reference_comes_first_and_every_equal_best_is_marked() -> None:
+    lines = [
+        line(name, 5, reference=name == "val", checkpoints=(checkpoint,))
+        for name in ("shift", "val")
+        for checkpoint in (ZEROSHOT, FINETUNED)
+    ]
+    assert render_table(lines).splitlines()[:3] == [
+        "checkpoint    val  shift",
+        "zeroshot    0.50*  0.50*",
+        "finetuned   0.50*  0.50*",
+    ]
+
+
+def test_long_names_are_never_cut() -> None:
+    name = "a-very-long-name-" * 20
+    text = render_table([replace(line(name, 5), checkpoints=(replace(ZEROSHOT, name=name),))])
+    assert text.splitlines()[0].endswith(name)
+    assert text.splitlines()[1].startswith(name)
+
+
+def test_files_of_equal_tensors_keep_a_row_each() -> None:
+    twin = replace(ZEROSHOT, name="copy")
+    rows = render_table([line("val", 5), line("val", 5, checkpoints=(twin,))]).splitlines()
+    assert [row.split()[0] for row in rows[1:3]] == ["zeroshot", "copy"]
+
+
+def test_a_missing_set_is_a_dash_and_has_no_mean() -> None:
+    lines = [*sweep_lines(), line("val", 700, reference=True)]
+    assert render_table(lines).splitlines()[6].split() == ["zeroshot", "70.00", "-", "-", "-"]
+    assert mean_over({"a": line("a", 5)}, ["a", "b"]) is None
+
+
+def test_unreadable_images_are_told() -> None:
+    assert "1000 images and 3 unreadable," in render_table([line("val", 5, n_unreadable=3)])
+
+
+def test_results_at_chance_on_few_images_or_one_class_are_suspicious() -> None:
+    assert suspicious([line("val", 500)]) == ()
+    lines = [line("val", 100, alpha="0"), line("val", 500, alpha="1")]
+    assert suspicious(lines) == (
+        "image set 'val': 1 rows of 2 no better than chance (10.00 %); check that its folders"
+        " mean the head's classes, and the class order of the head",
+    )
+    assert suspicious([line("val", 90, 99)]) == (
+        "image set 'val': only 99 images, so the intervals are wide",
+    )
+    assert suspicious([line("val", 1000, n_classes=1)]) == (
+        "image set 'val': has one class of the head, over which every image counts as right",
+    )
+
+
+@pytest.mark.parametrize("n_correct", [0, 100, 118])
+def test_chance_is_judged_by_the_interval(n_correct: int) -> None:
+    assert "every row of 1 no better than chance" in suspicious([line("val", n_correct)])[0]

@@ -157,4 +157,4 @@ def test_tokenizer_of_the_hub_without_transformers_names_the_package(
     assert caught.value.message.startswith(
         "the tokenizer of ViT-B-16-SigLIP needs a package that is not installed: "
     )
-    assert caught.value.hint == "pip install 'transformers[sentencepiece]'"
+    assert caught.value.hint == "pip install 'wiseft-cli[hf]'"

@@ -111,7 +111,7 @@ def load_tokenizer(source: ModelSource) -> PromptTokenizer:
     except ImportError as error:
         raise MissingDependencyError(
             f"the tokenizer of {source.name} needs a package that is not installed: {error}",
-            hint="pip install 'transformers[sentencepiece]'",
+            hint="pip install 'wiseft-cli[hf]'",
         ) from None
     except WiseftError:
         raise

@@ -14,7 +14,7 @@ DIRECTIONS = 16
 DISTANCES = (9.0, 14.0, 22.0, 34.0, 50.0)
 """Gaps between a point and its label, in points of 1/72 inch."""
 
-PADDING = 2.0
+PADDING = 5.0
 """Clear space around a label, in pixels."""
 
 

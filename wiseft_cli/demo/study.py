@@ -31,7 +31,7 @@ from wiseft_cli.demo.tiny_clip import embedded_model_folder
 from wiseft_cli.reporting.results import read_result_lines
 
 GRID = ("3e-4", "1e-3", "2e-3", "4e-3", "8e-3")
-"""The last one was added when the largest of the first four won, before any shift was looked at."""
+"""The last was added when the largest of the first four won a trial run; see docs/demo.md."""
 SEEDS = (0, 1, 2)
 
 

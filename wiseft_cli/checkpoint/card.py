@@ -145,7 +145,9 @@ def parse_card(text: str, path: Path) -> Card:
                 hint="update wiseft-cli",
             )
         if schema != SCHEMA:
-            raise TypeError(f"schema is {schema!r}, expected {SCHEMA}")
+            raise TypeError(f"schema is {schema!r:.60}, expected {SCHEMA}")
+        # It must be possible to write it back: no infinity, no NaN, no half of a character.
+        json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
         return _parse_document(document)
     except KeyError as error:
         raise _damaged(path, f"field {error} is missing") from None

@@ -26,6 +26,8 @@ MAX_HEADER_BYTES = 100_000_000
 """The format's own cap on the header's length."""
 
 _LENGTH_BYTES = 8
+_MAX_BITS = 8 * 2**63
+_QUOTED_CHARACTERS = 100
 _PICKLE_PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
 
 
@@ -135,7 +137,7 @@ def _read_header_length(descriptor: int, size_bytes: int, path: Path) -> int:
 
 
 def _recognise_foreign_file(start: bytes) -> tuple[str, str] | None:
-    lowered = start.lstrip().lower()
+    lowered = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer", "fetch the real file with `git lfs pull`"
     if lowered.startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -151,6 +153,9 @@ def _recognise_foreign_file(start: bytes) -> tuple[str, str] | None:
             "is a pickle (an old torch.save)",
             "save its state dict with safetensors.torch.save_file first",
         )
+    # A true header's length has zeros among its eight bytes, and text has none.
+    if len(start) >= _LENGTH_BYTES and start.isascii() and b"\0" not in start[:_LENGTH_BYTES]:
+        return "is a text file", "a download saved a message; fetch the file again"
     return None
 
 
@@ -171,7 +176,7 @@ def _parse_json(text: bytes, path: Path) -> dict[str, Any]:
         unique = dict(pairs)
         if len(unique) != len(pairs):
             counts = Counter(name for name, _ in pairs)
-            twice = sorted(name for name, count in counts.items() if count > 1)
+            twice = [_quote(name) for name, count in sorted(counts.items()) if count > 1]
             raise NotACheckpointError(
                 f"{path}: damaged header: name used twice: {', '.join(list_some(twice))}"
             )
@@ -187,11 +192,32 @@ def _parse_json(text: bytes, path: Path) -> dict[str, Any]:
         raise NotACheckpointError(f"{path}: damaged header: not JSON: {error}") from None
     if not isinstance(document, dict):
         raise NotACheckpointError(f"{path}: damaged header: expected a JSON object")
+    for name in document:
+        if not _is_text(name):
+            raise NotACheckpointError(
+                f"{path}: damaged header: name {_quote(name)} has half a character"
+            )
     return document
 
 
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()  # JSON can spell one half of a surrogate pair, which UTF-8 cannot
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _quote(value: Any) -> str:
+    """Show a value of a hostile header in a message that stays readable."""
+    text = ascii(value)
+    return text if len(text) <= _QUOTED_CHARACTERS else text[: _QUOTED_CHARACTERS - 3] + "..."
+
+
 def _check_metadata(metadata: Any, path: Path) -> dict[str, str]:
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) and _is_text(key + value) for key, value in metadata.items()
+    ):
         raise NotACheckpointError(
             f"{path}: damaged header: __metadata__ must map strings to strings"
         )
@@ -200,27 +226,38 @@ def _check_metadata(metadata: Any, path: Path) -> dict[str, str]:
 
 def _check_entry(name: str, entry: Any, data_start: int, path: Path) -> TensorInfo:
     def refuse(what: str) -> NotACheckpointError:
-        return NotACheckpointError(f"{path}: damaged header: tensor {name!r}: {what}")
+        return NotACheckpointError(f"{path}: damaged header: tensor {_quote(name)}: {what}")
 
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise refuse("expected exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in SIZES_BITS:
-        raise refuse(f"unknown dtype {dtype!r}")
+        raise refuse(f"unknown dtype {_quote(dtype)}")
     if not _is_list_of_sizes(shape):
-        raise refuse(f"shape {shape!r} is not a list of whole numbers from 0")
+        raise refuse(f"shape {_quote(shape)} is not a list of whole numbers from 0")
     if not _is_list_of_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise refuse(f"data_offsets {offsets!r} are not a begin and an end")
-    # Python's integers do not overflow, so the product is exact for any hostile shape.
+        raise refuse(f"data_offsets {_quote(offsets)} are not a begin and an end")
+    bits = _count_bits(dtype, shape)
+    if bits != 8 * (offsets[1] - offsets[0]):
+        takes = "more than any file holds" if bits is None else f"takes {bits / 8:g}"
+        raise refuse(
+            f"{_quote(offsets[1] - offsets[0])} bytes of data, but {dtype} of shape "
+            f"{_quote(shape)} {takes}"
+        )
+    return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+
+
+def _count_bits(dtype: str, shape: list[int]) -> int | None:
+    """Return the bits that a tensor takes, or None where no file could hold them."""
+    if 0 in shape:
+        return 0
     bits = SIZES_BITS[dtype]
     for extent in shape:
         bits *= extent
-    if bits % 8 or bits // 8 != offsets[1] - offsets[0]:
-        raise refuse(
-            f"{offsets[1] - offsets[0]} bytes of data, but {dtype} of shape {shape} "
-            f"takes {bits / 8:g}"
-        )
-    return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+        # Python's integers do not overflow; this keeps a hostile shape from growing one for hours.
+        if bits > _MAX_BITS:
+            return None
+    return bits
 
 
 def _is_list_of_sizes(value: Any) -> bool:
@@ -237,7 +274,7 @@ def _check_layout(
         if info.start != position:
             what = "overlaps the tensor before it" if info.start < position else "leaves a gap"
             raise NotACheckpointError(
-                f"{path}: damaged header: tensor {info.name!r} {what} "
+                f"{path}: damaged header: tensor {_quote(info.name)} {what} "
                 f"(begins at byte {info.start}, expected {position})"
             )
         position = info.end

@@ -1,0 +1,330 @@
+"""Every way a file can lie: one message with its name, and nothing read beyond the header."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import RunWiseft
+from tests.merging.pairs import write_foreign, write_pair
+from wiseft_cli.checkpoint.header import read_header
+from wiseft_cli.checkpoint.reader import open_checkpoint
+from wiseft_cli.checkpoint.source import open_source
+from wiseft_cli.errors import CheckpointError, NotACheckpointError, WiseftError
+
+
+def container(header: object, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def entry(shape: Any, offsets: Any, dtype: Any = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+GOOD = container({"w": entry([2], [0, 8])}, b"\0" * 8)
+
+HOSTILE: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "0 bytes are too few for a safetensors file (at least 10)"),
+    "seven bytes": (b"1234567", "7 bytes are too few for a safetensors file (at least 10)"),
+    "header beyond the file": (
+        (1000).to_bytes(8, "little") + b"{}",
+        "truncated: the header ends at byte 1008, the file at byte 10",
+    ),
+    "header over the cap": (
+        (100_000_001).to_bytes(8, "little") + b"{}",
+        "not a safetensors file: its header would be 100000001 bytes long, "
+        "and the format allows 100000000",
+    ),
+    "header length of all ones": (
+        b"\xff" * 8 + b"{}",
+        "not a safetensors file: its header would be 18446744073709551615 bytes long, "
+        "and the format allows 100000000",
+    ),
+    "not JSON": (
+        container(b"{nonsense"),
+        "damaged header: not JSON: Expecting property name enclosed in double quotes: "
+        "line 1 column 2 (char 1)",
+    ),
+    "no header": (
+        container(b""),
+        "damaged header: not JSON: Expecting value: line 1 column 1 (char 0)",
+    ),
+    "a list": (container([]), "damaged header: expected a JSON object"),
+    "bad UTF-8": (container(b'{"\xff": 1}'), "damaged header: not UTF-8 at byte 10"),
+    "half a character": (
+        container(b'{"\\ud800": 1}'),
+        "damaged header: name '\\ud800' has half a character",
+    ),
+    "name used twice": (
+        container(b'{"w": {}, "v": {}, "w": {}, "v": {}}'),
+        "damaged header: name used twice: 'v', 'w'",
+    ),
+    "field used twice": (
+        container(b'{"w": {"dtype": "F32", "dtype": "F32", "shape": [], "data_offsets": [0, 4]}}'),
+        "damaged header: name used twice: 'dtype'",
+    ),
+    "metadata of numbers": (
+        container({"__metadata__": {"step": 3}}),
+        "damaged header: __metadata__ must map strings to strings",
+    ),
+    "metadata a list": (
+        container({"__metadata__": []}),
+        "damaged header: __metadata__ must map strings to strings",
+    ),
+    "entry without shape": (
+        container({"w": {"dtype": "F32", "data_offsets": [0, 4]}}),
+        "damaged header: tensor 'w': expected exactly dtype, shape and data_offsets",
+    ),
+    "entry a string": (
+        container({"w": "F32"}),
+        "damaged header: tensor 'w': expected exactly dtype, shape and data_offsets",
+    ),
+    "unknown dtype": (
+        container({"w": entry([1], [0, 4], "F33")}),
+        "damaged header: tensor 'w': unknown dtype 'F33'",
+    ),
+    "dtype a list": (
+        container({"w": entry([1], [0, 4], ["F32"])}),
+        "damaged header: tensor 'w': unknown dtype ['F32']",
+    ),
+    "negative extent": (
+        container({"w": entry([-1], [0, 4])}),
+        "damaged header: tensor 'w': shape [-1] is not a list of whole numbers from 0",
+    ),
+    "fractional extent": (
+        container({"w": entry([1.0], [0, 4])}),
+        "damaged header: tensor 'w': shape [1.0] is not a list of whole numbers from 0",
+    ),
+    "boolean extent": (
+        container({"w": entry([True], [0, 4])}),
+        "damaged header: tensor 'w': shape [True] is not a list of whole numbers from 0",
+    ),
+    "negative offset": (
+        container({"w": entry([1], [-4, 0])}),
+        "damaged header: tensor 'w': data_offsets [-4, 0] are not a begin and an end",
+    ),
+    "offsets in the wrong order": (
+        container({"w": entry([1], [4, 0])}, b"\0" * 4),
+        "damaged header: tensor 'w': data_offsets [4, 0] are not a begin and an end",
+    ),
+    "three offsets": (
+        container({"w": entry([1], [0, 4, 8])}, b"\0" * 8),
+        "damaged header: tensor 'w': data_offsets [0, 4, 8] are not a begin and an end",
+    ),
+    "wrong size for the shape": (
+        container({"w": entry([3], [0, 8])}, b"\0" * 8),
+        "damaged header: tensor 'w': 8 bytes of data, but F32 of shape [3] takes 12",
+    ),
+    "half a byte": (
+        container({"w": entry([3], [0, 2], "F4")}, b"\0" * 2),
+        "damaged header: tensor 'w': 2 bytes of data, but F4 of shape [3] takes 1.5",
+    ),
+    "a size that overflows to the right one": (
+        container({"w": entry([2**62 + 1, 4], [0, 16])}, b"\0" * 16),
+        "damaged header: tensor 'w': 16 bytes of data, but F32 of shape "
+        "[4611686018427387905, 4] more than any file holds",
+    ),
+    "overlapping tensors": (
+        container({"a": entry([2], [0, 8]), "b": entry([2], [4, 12])}, b"\0" * 12),
+        "damaged header: tensor 'b' overlaps the tensor before it "
+        "(begins at byte 135, expected 139)",
+    ),
+    "a gap": (
+        container({"a": entry([1], [0, 4]), "b": entry([1], [8, 12])}, b"\0" * 12),
+        "damaged header: tensor 'b' leaves a gap (begins at byte 139, expected 135)",
+    ),
+    "truncated data": (
+        GOOD[:-1],
+        "truncated: the tensors end at byte 77, the file at byte 76",
+    ),
+    "trailing bytes": (GOOD + b"\0", "damaged: 1 bytes behind the last tensor"),
+    "git LFS pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n",
+        "is a Git LFS pointer, expected a safetensors file",
+    ),
+    "HTML page": (
+        b"\n<!DOCTYPE html><html><body>404</body></html>",
+        "is an HTML or XML page, expected a safetensors file",
+    ),
+    "HTML page with a byte order mark": (
+        b"\xef\xbb\xbf<html><body>502</body></html>",
+        "is an HTML or XML page, expected a safetensors file",
+    ),
+    "a message": (b'{"error": "Repository not found"}', "is a text file, expected a safetensors"),
+    "pickle": (
+        pickle.dumps({"state_dict": {}}),
+        "is a pickle (an old torch.save), expected a safetensors file",
+    ),
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "model.safetensors"
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_file_is_refused_with_one_message(path: Path, case: str) -> None:
+    data, said = HOSTILE[case]
+    path.write_bytes(data)
+    with pytest.raises(NotACheckpointError) as caught:
+        read_header(path)
+    assert caught.value.message.startswith(f"{path}: {said}")
+    assert "\n" not in caught.value.message
+
+
+def test_a_zip_of_torch_is_recognised(path: Path) -> None:
+    torch.save({"w": torch.zeros(1)}, path)
+    assert zipfile.is_zipfile(path)
+    with pytest.raises(NotACheckpointError) as caught:
+        read_header(path)
+    assert caught.value.message == (
+        f"{path}: is a zip archive (torch.save writes these), expected a safetensors file"
+    )
+    assert caught.value.hint == "save its state dict with safetensors.torch.save_file first"
+
+
+def test_a_folder_a_pipe_and_nothing_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name, said in (
+        ("", "is a folder, expected a safetensors file"),
+        ("pipe", "is not a regular file, expected a safetensors file"),
+        ("none", "no such file"),
+    ):
+        with pytest.raises(NotACheckpointError) as caught:
+            read_header(tmp_path / name)
+        assert caught.value.message == f"{tmp_path / name}: {said}"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_refused(path: Path) -> None:
+    path.write_bytes(GOOD)
+    path.chmod(0)
+    with pytest.raises(NotACheckpointError) as caught:
+        read_header(path)
+    assert caught.value.message == f"{path}: cannot be opened: Permission denied"
+
+
+def test_a_long_hostile_name_is_cut_in_the_message(path: Path) -> None:
+    path.write_bytes(container({"x" * 10_000_000: entry([1], [0, 5])}))
+    with pytest.raises(NotACheckpointError) as caught:
+        read_header(path)
+    assert len(caught.value.message) < len(str(path)) + 300
+
+
+def test_a_shape_whose_product_would_take_hours_is_refused_at_once(path: Path) -> None:
+    path.write_bytes(container({"w": entry([10**4000] * 2000, [0, 4])}))
+    with pytest.raises(NotACheckpointError, match="more than any file holds"):
+        read_header(path)
+
+
+def test_deep_nesting_is_refused(path: Path) -> None:
+    path.write_bytes(container(b'{"w":' + b"[" * 100_000 + b"]" * 100_000 + b"}"))
+    with pytest.raises(NotACheckpointError, match="damaged header: not JSON"):
+        read_header(path)
+
+
+def test_a_hundred_thousand_tensors_are_read(path: Path) -> None:
+    header = {f"t{i}": entry([1], [i, i + 1], "U8") for i in range(100_000)}
+    path.write_bytes(container(header, bytes(100_000)))
+    assert len(read_header(path).tensors) == 100_000
+
+
+def test_a_file_cut_short_after_its_header_was_read_is_told(path: Path) -> None:
+    path.write_bytes(GOOD)
+    with open_checkpoint(path) as reader:
+        os.truncate(path, len(GOOD) - 4)
+        with pytest.raises(CheckpointError) as caught:
+            reader.read_array("w")
+    assert caught.value.message == f"{path}: was cut short while it was read"
+
+
+CARD = {"schema": 1, "role": "zeroshot", "digest": "sha256:" + "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("not JSON", "Expecting value: line 1 column 1 (char 0)"),
+        ("[]", "expected a JSON object"),
+        ('{"by": "someone else"}', "schema is None, expected 1"),
+        (json.dumps({**CARD, "logit_scale": float("nan")}), "Out of range float values are not"),
+        (json.dumps(CARD)[:-1] + ', "logit_scale": 1e999}', "Out of range float values are not"),
+        (json.dumps({**CARD, "note": "\ud800"}), "'utf-8' codec can't encode character"),
+        ("[" * 100_000, "maximum recursion depth exceeded"),
+    ],
+)
+def test_a_damaged_or_foreign_card_is_refused(path: Path, text: str, what: str) -> None:
+    write_foreign(path, {"w": np.zeros(1)}, {"wiseft": text})
+    with open_source(path) as source, pytest.raises(CheckpointError) as caught:
+        source.card  # noqa: B018
+    begin = f"{path}: damaged card (metadata key 'wiseft'): {what}"
+    assert caught.value.message.startswith(begin)
+
+
+@given(data=st.data())
+def test_no_change_of_bytes_escapes_as_anything_but_a_message(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    good = write_pair(folder)[0].read_bytes()
+    broken = bytearray(good)
+    for _ in range(data.draw(st.integers(1, 4))):
+        position = data.draw(st.integers(0, len(good) - 1))
+        broken[position] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.one_of(st.none(), st.integers(0, len(good))))
+    (folder / "broken").write_bytes(broken[:cut])
+    refusals = []
+    try:
+        with open_source(folder / "broken") as source:
+            _ = source.card
+    except WiseftError as error:
+        refusals.append(error.message)
+    assert all(str(folder / "broken") in message for message in refusals)
+
+
+@given(st.dictionaries(st.text(max_size=5), st.integers(0, 3), max_size=4), st.binary(max_size=16))
+def test_what_the_official_reader_refuses_is_refused_here(
+    tmp_path_factory: pytest.TempPathFactory, sizes: dict[str, int], tail: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("pair") / "x"
+    position, header = 0, {}
+    for name, size in sizes.items():
+        header[name] = entry([size], [position, position + size], "U8")
+        position += size
+    path.write_bytes(container(header, tail))
+    try:
+        with safetensors.safe_open(path, "np"):
+            pass
+    except Exception:
+        with pytest.raises(NotACheckpointError):
+            read_header(path)
+    else:
+        read_header(path)
+
+
+@pytest.mark.parametrize("case", ["truncated data", "git LFS pointer", "name used twice"])
+@pytest.mark.parametrize("command", ["merge", "inspect", "diff"])
+def test_every_command_says_it_and_writes_nothing(
+    tmp_path: Path, run_wiseft: RunWiseft, case: str, command: str
+) -> None:
+    write_foreign(tmp_path / "good", {"w": np.zeros(2, np.float32)})
+    (tmp_path / "bad").write_bytes(HOSTILE[case][0])
+    files = ("bad",) if command == "inspect" else ("good", "bad")
+    done = run_wiseft(command, *files)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: bad: {HOSTILE[case][1]}")
+    assert "Traceback" not in done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["bad", "good"]

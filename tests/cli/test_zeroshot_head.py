@@ -222,7 +222,7 @@ def test_long_prompts_are_told_and_nothing_is_written(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.splitlines()[-3:] == [
         "error: 1 prompt has more than the 20 tokens that the model reads",
         f"  a photo of a {'zq' * 20}.",
-        "hint: shorten the templates or the class names",
+        "hint: shorten the templates or the class names, or cut the prompts with --truncate",
     ]
     assert not Path("z.safetensors").exists()
 

@@ -59,7 +59,19 @@ def test_prompts_one_token_too_long_are_all_named(tokenizer: PromptTokenizer) ->
         with pytest.raises(TemplatesError) as caught:
             refuse([long[0], "a cat", FITTING, long[1]])
         assert caught.value.message == expected
-        assert caught.value.hint == "shorten the templates or the class names"
+        assert caught.value.hint == (
+            "shorten the templates or the class names, or cut the prompts with --truncate"
+        )
+
+
+def test_cut_prompts_keep_their_end_of_text_and_are_named(tokenizer: PromptTokenizer) -> None:
+    cutting = replace(tokenizer, truncates=True)
+    long = FITTING + " zq"
+    assert cutting.check([long, "a cat", FITTING]) == [long]
+    tokens = cutting([long, "a cat", FITTING])
+    assert torch.equal(tokens[0], tokens[2])
+    assert tokens[0, -1] == VOCAB_SIZE - 1
+    assert torch.equal(tokens[1:], tokenizer(["a cat", FITTING]))
 
 
 @settings(max_examples=60, deadline=None)

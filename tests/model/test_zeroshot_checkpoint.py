@@ -16,6 +16,7 @@ from wiseft_cli.model import zeroshot_checkpoint
 from wiseft_cli.model.full_clip import FullClip
 from wiseft_cli.model.model_source import ModelSource
 from wiseft_cli.model.zeroshot_checkpoint import ZeroshotRequest, write_zeroshot_checkpoint
+from wiseft_cli.prompts.class_names import ClassList
 
 
 def test_text_tower_is_freed_and_the_encoder_not_copied_when_the_file_is_written(
@@ -41,7 +42,7 @@ def test_text_tower_is_freed_and_the_encoder_not_copied_when_the_file_is_written
     monkeypatch.setattr(zeroshot_checkpoint, "load_full_clip", watch)
     monkeypatch.setattr(zeroshot_checkpoint, "write_checkpoint", look)
     request = ZeroshotRequest(
-        f"local-dir:{vit_folder}", None, (ClassEntry("cat", "cat"),), ("a {}",)
+        f"local-dir:{vit_folder}", None, ClassList((ClassEntry("cat", "cat"),), "text"), ("a {}",)
     )
     digest = write_zeroshot_checkpoint(
         tmp_path / "z.safetensors", request, device=torch.device("cpu")

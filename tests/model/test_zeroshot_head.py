@@ -15,7 +15,7 @@ from wiseft_cli.errors import ModelError, TemplatesError
 from wiseft_cli.model import zeroshot_head
 from wiseft_cli.model.tokenizer import PromptTokenizer, prompt_tokenizer
 from wiseft_cli.model.zeroshot_head import build_zeroshot_head, encode_prompts
-from wiseft_cli.prompts.templates import class_prompts
+from wiseft_cli.prompts.templates import fill_template
 
 NAMES = ["cat", "a rather long dog", "x", "tree house", "owl"]
 TEMPLATES = ["a photo of a {}.", "{}", "art of the {}", "a bad {}."]
@@ -24,6 +24,12 @@ TEMPLATES = ["a photo of a {}.", "{}", "art of the {}", "a bad {}."]
 @pytest.fixture
 def tokenizer(simple_tokenizer: open_clip.SimpleTokenizer) -> PromptTokenizer:
     return prompt_tokenizer(simple_tokenizer, CONTEXT_LENGTH)
+
+
+def class_prompts(names: list[str], templates: list[str]) -> Iterator[tuple[int, str]]:
+    for index, name in enumerate(names):
+        for template in templates:
+            yield index, fill_template(template, name)
 
 
 def head_of(

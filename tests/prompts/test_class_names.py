@@ -186,7 +186,11 @@ def test_keys_that_stand_twice_are_seen(name: str, text: str, places: str, tmp_p
     [
         ("c.yaml", "a: [x\n", ", line 2: is not YAML: expected ',' or ']', but got '<stream end>'"),
         ("c.yaml", "just text", ", line 1: is a single value, not a class list"),
-        ("c.yaml", "a: {b: c}\n", ", line 1: a mapping stands where text is expected"),
+        ("c.yaml", "a: {b: c}\n", ", line 1: a class has no field 'b', but name and prompts"),
+        ("c.yaml", "a:\n- b\n- [c]\n", ", line 3: a list stands where text is expected"),
+        ("c.yaml", "? [a]\n: b\n", ", line 1: a list stands where text is expected"),
+        ("c.yaml", "a:\n  name: b\n  name: c\n", ", line 3: the field 'name' stands twice"),
+        ("c.yaml", "a: {prompts: b}\n", ", line 1: the prompts are a text, expected a list"),
         ("c.yaml", "- [a]\n", ", line 1: a list stands where text is expected"),
         ("c.yaml", "&a [*a]\n", ", line 1: a list stands where text is expected"),
         (
@@ -195,8 +199,10 @@ def test_keys_that_stand_twice_are_seen(name: str, text: str, places: str, tmp_p
             ", line 2: is not JSON: Illegal trailing comma before end of object",
         ),
         ("c.json", "3", ": is a single value, not a class list"),
-        ("c.json", '{"a": 1}', ", entry 1: the name is int, expected text"),
-        ("c.json", '["a", {"b": "c"}]', ", entry 2: the name is an object, expected text"),
+        ("c.json", '{"a": 1}', ", entry 1: a number stands where text is expected"),
+        ("c.json", '["a", {"b": "c"}]', ", entry 2: a mapping stands where text is expected"),
+        ("c.json", '{"a": "b", "c": ["d", null]}', ", entry 2: null stands where text is expected"),
+        ("c.json", "[true]", ", entry 1: true or false stands where text is expected"),
     ],
 )
 def test_documents_of_another_form_are_refused(

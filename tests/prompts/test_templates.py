@@ -11,22 +11,35 @@ from hypothesis import strategies as st
 from wiseft_cli.errors import TemplatesError
 from wiseft_cli.prompts.templates import (
     DEFAULT_TEMPLATES,
-    class_prompts,
     fill_template,
     read_templates,
 )
 
 
-def test_default_is_used_only_when_nothing_is_given(tmp_path: Path) -> None:
-    assert read_templates([], []) == DEFAULT_TEMPLATES == ("a photo of a {}.",)
-    assert read_templates([], ["{}"]) == ("{}",)
+def sets(name: str) -> list[str]:
+    return [f"{name} 1 {{}}", f"{name} 2 {{}}"]
+
+
+def read(sources: list[Path], inline: list[str]) -> tuple[str, ...]:
+    return read_templates([str(source) for source in sources], inline, load_set=sets)
+
+
+def refusal(path: Path) -> TemplatesError:
+    with pytest.raises(TemplatesError) as caught:
+        read([path], [])
+    return caught.value
+
+
+def test_default_is_used_only_when_nothing_is_given() -> None:
+    assert read([], []) == DEFAULT_TEMPLATES == ("a photo of a {}.",)
+    assert read([], ["{}"]) == ("{}",)
 
 
 def test_files_come_first_then_inline_templates_in_order(tmp_path: Path) -> None:
     first, second = tmp_path / "1.txt", tmp_path / "2.txt"
     first.write_text("a {}.\n\n  the {} \r\n")
     second.write_text("one {}")
-    found = read_templates([second, first], ["{}!", "{}?"])
+    found = read([second, first], ["{}!", "{}?"])
     assert found == ("one {}", "a {}.", "the {}", "{}!", "{}?")
 
 
@@ -41,20 +54,11 @@ def test_class_name_with_braces_is_not_filled_again() -> None:
     assert fill_template("{} and {}", "{}{0}") == "{}{0} and {}{0}"
 
 
-def test_prompts_go_class_after_class() -> None:
-    assert list(class_prompts(["a", "b"], ["{}.", "{}!"])) == [
-        (0, "a."),
-        (0, "a!"),
-        (1, "b."),
-        (1, "b!"),
-    ]
-
-
 def test_templates_without_placeholder_are_all_named(tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     path.write_text("a {}\na {c}\n")
     with pytest.raises(TemplatesError) as caught:
-        read_templates([path], ["photo"])
+        read([path], ["photo"])
     assert caught.value.message == (
         "2 templates have no {}, where the class name goes\n"
         f"  {path}, line 2: 'a {{c}}'\n"
@@ -66,9 +70,53 @@ def test_templates_without_placeholder_are_all_named(tmp_path: Path) -> None:
 def test_empty_and_missing_files_are_errors(tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     with pytest.raises(TemplatesError) as caught:
-        read_templates([path], [])
+        read([path], [])
     assert caught.value.message == f"{path}: cannot be read: No such file or directory"
     path.write_text("\n \n")
     with pytest.raises(TemplatesError) as caught:
-        read_templates([path], [])
+        read([path], [])
     assert caught.value.message == f"{path}: holds no template, expected one a line"
+
+
+def test_built_in_sets_stand_between_files_in_their_order(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text("a {}\n")
+    found = read_templates(["simple", str(path), "openai"], [], load_set=sets)
+    assert found == ("simple 1 {}", "simple 2 {}", "a {}", "openai 1 {}", "openai 2 {}")
+
+
+def test_path_of_a_built_in_name_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "openai").write_text("mine {}\n")
+    monkeypatch.chdir(tmp_path)
+    assert read_templates(["./openai"], [], load_set=sets) == ("mine {}",)
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".YML"])
+def test_yaml_lists_give_templates_as_they_are_written(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"t{suffix}"
+    path.write_text("# prompts\n- a photo of a {}.\n- '{} in the snow'\n- no {}\n")
+    assert read([path], []) == ("a photo of a {}.", "{} in the snow", "no {}")
+
+
+def test_yaml_of_another_form_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text("a: photo of a {}\n")
+    error = refusal(path)
+    assert error.message == f"{path}: is a mapping, expected a list of templates"
+    assert error.hint == (
+        "write a list, and quote a template that begins with {}: - '{} in the snow'"
+    )
+    path.write_text("- a {}\n- {}\n")
+    assert refusal(path).message == (
+        f"{path}, line 2: a mapping stands where a template is expected"
+    )
+    path.write_text("# none yet\n")
+    assert refusal(path).message == f"{path}: holds no template, expected a list"
+
+
+def test_template_of_a_yaml_file_without_placeholder_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text("- a {}\n- a photo\n")
+    assert refusal(path).message == (
+        f"1 template has no {{}}, where the class name goes\n  {path}, line 2: 'a photo'"
+    )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from wiseft_cli.checkpoint.atomic import check_output
 from wiseft_cli.cli.console import print_json, print_result, progress, talk
 from wiseft_cli.errors import UsageError
-from wiseft_cli.prompts.templates import DEFAULT_TEMPLATES, read_templates
+from wiseft_cli.prompts.templates import BUILTIN_TEMPLATES, DEFAULT_TEMPLATES, read_templates
+
+if TYPE_CHECKING:
+    from wiseft_cli.prompts.class_names import ClassList
 
 
 def zeroshot_head(
@@ -22,10 +27,11 @@ def zeroshot_head(
         ),
     ],
     classes: Annotated[
-        Path,
+        str,
         typer.Option(
             help="Classes in the order of the head: a text file with `name` or `id<TAB>name` a "
-            "line, a YAML or JSON mapping of id to name, or a folder with one subfolder a class."
+            "line, a YAML or JSON file (also with synonyms or prompts of each class), a folder "
+            "with one subfolder a class, or the built-in set imagenet."
         ),
     ],
     output: Annotated[
@@ -39,8 +45,11 @@ def zeroshot_head(
         ),
     ] = None,
     templates: Annotated[
-        list[Path] | None,
-        typer.Option(help="Text file with a prompt template a line, {} for the class; repeatable."),
+        list[str] | None,
+        typer.Option(
+            help="Prompt templates, {} for the class: a text file with one a line, a YAML file "
+            "with a list, or a built-in set, openai (80) or simple (7); repeatable."
+        ),
     ] = None,
     template: Annotated[
         list[str] | None,
@@ -50,6 +59,26 @@ def zeroshot_head(
             show_default=False,
         ),
     ] = None,
+    truncate: Annotated[
+        bool,
+        typer.Option(
+            "--truncate",
+            help="Cut prompts longer than the model's context, keeping the end-of-text token, "
+            "instead of refusing them.",
+        ),
+    ] = False,
+    quick_gelu: Annotated[
+        bool | None,
+        typer.Option(
+            "--quick-gelu/--no-quick-gelu",
+            help="Build the model with QuickGELU, or with GELU, whatever its weights say.",
+            show_default="what the weights say",
+        ),
+    ] = None,
+    precision: Annotated[
+        Literal["fp32", "bf16"],
+        typer.Option(help="What the text tower computes in; the file is float32 always."),
+    ] = "fp32",
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts a forward pass.")] = 256,
     device: Annotated[
         str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:N or mps.")
@@ -70,19 +99,16 @@ def zeroshot_head(
     Each class's weight is the mean of its normalised prompt features, normalised again, times
     exp(logit_scale). No images are needed. The path of the checkpoint is printed.
     """
-    # lazy: yaml costs a while, and --help needs none of it
-    from wiseft_cli.prompts.class_names import read_class_names
-
     if random_weights and pretrained is not None:
         raise UsageError("--random-weights and --pretrained exclude each other")
-    inputs = [classes, *(templates or []), *([Path(pretrained)] if pretrained else [])]
-    check_output(output, force=force, inputs=inputs)
-    class_list = read_class_names(classes)
-    template_list = read_templates(templates or [], template or [])
-    prompt_count = len(class_list.entries) * len(template_list)
-    origin = "as given" if templates or template else "the default"
+    sources = [name for name in templates or [] if name not in BUILTIN_TEMPLATES]
+    sources += [pretrained] if pretrained else []
+    check_output(output, force=force, inputs=[Path(classes), *map(Path, sources)])
+    class_list = _read_classes(classes)
+    template_list = _read_templates(class_list, templates or [], template or [])
+    prompt_count = sum(1 for _ in class_list.prompts(template_list))
     talk(f"classes: {len(class_list.entries)} from {classes} ({class_list.source_kind})")
-    talk(f"templates: {len(template_list)}, {origin}; {prompt_count} prompts")
+    talk(_describe_templates(class_list, template_list, prompt_count, bool(templates or template)))
     warnings = [*class_list.notes]
 
     def note(text: str) -> None:
@@ -99,7 +125,16 @@ def zeroshot_head(
     with progress(prompt_count, "encoding prompts") as advance:
         digest = write_zeroshot_checkpoint(
             output,
-            ZeroshotRequest(model, pretrained, class_list.entries, template_list, random_weights),
+            ZeroshotRequest(
+                model,
+                pretrained,
+                class_list,
+                template_list,
+                random_weights,
+                quick_gelu=quick_gelu,
+                truncate=truncate,
+                precision=precision,
+            ),
             device=resolve_device(device),
             batch_size=batch_size,
             force=force,
@@ -112,3 +147,46 @@ def zeroshot_head(
         print_json({**result, "warnings": warnings})
     else:
         print_result(str(output))
+
+
+def _read_classes(source: str) -> ClassList:
+    # lazy: yaml costs a while, and --help needs none of it
+    from wiseft_cli.prompts.class_names import BUILTIN_CLASSES, read_class_names
+
+    if source not in BUILTIN_CLASSES:
+        return read_class_names(Path(source))
+    from wiseft_cli.model.builtin_sets import imagenet_classes  # lazy: open_clip costs seconds
+
+    if not Path(source).exists():
+        return imagenet_classes()
+    note = f"{source} is the built-in set; the file or folder of that name would be ./{source}"
+    return replace(imagenet_classes(), notes=(note,))
+
+
+def _read_templates(
+    class_list: ClassList, sources: Sequence[str], inline: Sequence[str]
+) -> tuple[str, ...]:
+    def load_set(name: str) -> tuple[str, ...]:
+        from wiseft_cli.model.builtin_sets import template_set  # lazy: open_clip costs seconds
+
+        return template_set(name)
+
+    if class_list.needs_templates:
+        return read_templates(sources, inline, load_set=load_set)
+    if sources or inline:
+        raise UsageError(
+            "templates were given, but every class brings its own prompts",
+            hint="leave --templates and --template out, or the prompts of the class file",
+        )
+    return ()
+
+
+def _describe_templates(
+    class_list: ClassList, templates: Sequence[str], prompt_count: int, were_given: bool
+) -> str:
+    own = len(class_list.own_prompts)
+    if not templates:
+        return f"templates: none, every class brings its own prompts; {prompt_count} prompts"
+    origin = "as given" if were_given else "the default"
+    brought = f", {own} of {len(class_list.entries)} classes bring their own" if own else ""
+    return f"templates: {len(templates)}, {origin}; {prompt_count} prompts{brought}"

@@ -54,18 +54,27 @@ class FullClip:
     notes: tuple[str, ...] = ()
 
 
-def load_full_clip(source: ModelSource, *, device: torch.device | str = "cpu") -> FullClip:
+def load_full_clip(
+    source: ModelSource,
+    *,
+    device: torch.device | str = "cpu",
+    quick_gelu: bool | None = None,
+) -> FullClip:
     """Build a model and load its weights; without a weights file, draw them from a fixed seed.
 
     Args:
         source: What `find_model` returned.
         device: Where the model is moved.
+        quick_gelu: The activation, where it is not to be what the weights say.
     Raises:
         ModelError: The config cannot be built, or the weights do not fit it.
         MissingDependencyError: The tokenizer needs a package that is not installed.
     """
     weights = None if source.weights is None else examine_weights(source.weights)
     config, notes = _settle_quick_gelu(source, weights)
+    if quick_gelu is not None:
+        notes = _override_notes(config["quick_gelu"], quick_gelu, notes)
+        config["quick_gelu"] = quick_gelu
     tokenizer = load_tokenizer(source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_WEIGHTS_SEED)
@@ -150,6 +159,14 @@ def _settle_quick_gelu(
             f"trained with QuickGELU, as OpenAI's models were, give --model {twin}",
         )
     return config, ()
+
+
+def _override_notes(found: bool, asked: bool, notes: tuple[str, ...]) -> tuple[str, ...]:
+    """What to say where the person chose: nothing, unless against what the weights say."""
+    if found == asked:
+        return ()
+    names = {True: "QuickGELU", False: "GELU"}
+    return (*notes, f"{names[asked]} is used as asked for, though the model says {names[found]}")
 
 
 def _resize_notes(model: nn.Module, weights: WeightsFile) -> tuple[str, ...]:

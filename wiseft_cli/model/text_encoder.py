@@ -10,12 +10,15 @@ It does not tokenize and does not average.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor, nn
 from torch.nn import functional
+
+Precision: TypeAlias = Literal["fp32", "bf16"]
+"""What a tower computes in; its weights stay float32."""
 
 
 class TextEncoder:
@@ -23,14 +26,16 @@ class TextEncoder:
 
     Args:
         model: An open_clip model in evaluation mode, on the device to compute on.
+        precision: `bf16` computes under torch's autocast.
 
     Attributes:
         trims: Whether padding behind the end of the text can be left out: the tower is
             causal, pools at the end-of-text token, and appends no class token.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, precision: Precision = "fp32") -> None:
         self._model: Any = model
+        self._precision = precision
         self._tower = _own_tower(model)
         self.trims = self._tower is not None and _ignores_padding(self._tower)
 
@@ -61,10 +66,11 @@ class TextEncoder:
             tokens: Shape (B, T); T is the context length, or where `trims`, any length that no
                 prompt of the batch exceeds.
         """
-        if self.trims:
-            features = _encode_causal(self._tower, tokens)
-        else:
-            features = self._model.encode_text(tokens)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            if self.trims:
+                features = _encode_causal(self._tower, tokens)
+            else:
+                features = self._model.encode_text(tokens)
         return functional.normalize(features.float(), dim=-1)
 
 

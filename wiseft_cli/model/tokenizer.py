@@ -1,7 +1,7 @@
-"""The tokenizer that belongs to a model, and prompts that must not be cut.
+"""The tokenizer that belongs to a model, and prompts that must not be cut unasked.
 
 open_clip's tokenizers cut a text that is too long without a word; here it is found out before
-any prompt is encoded.
+any prompt is encoded, and cutting is a choice.
 It does not know how tokens are encoded; `text_encoder.py` does.
 """
 
@@ -42,38 +42,47 @@ class PromptTokenizer:
         context_length: Longest prompt the text tower takes, in tokens, both ends included.
         pad_id: What stands behind a prompt that is shorter.
         end_ids: What may stand at the last place of a prompt that fits.
+        truncates: Whether prompts that do not fit are cut, as the tokenizer itself cuts: the
+            end of the text is lost, the end-of-text token stays.
     """
 
     tokenize: Callable[..., Tensor]
     context_length: int
     pad_id: int
     end_ids: frozenset[int]
+    truncates: bool = False
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """Return tokens, int64 of shape (len(prompts), context_length).
 
         Raises:
-            TemplatesError: Prompts that do not fit the context, each named.
+            TemplatesError: Prompts that do not fit the context, each named, unless `truncates`.
         """
+        if self.truncates:
+            return self.tokenize(list(prompts), context_length=self.context_length)
         tokens = self._with_room(prompts)
         _refuse_long(self, [prompts[row] for row in self._long_rows(tokens)])
         return tokens[:, : self.context_length]
 
-    def check(self, prompts: Iterable[str]) -> None:
-        """Refuse prompts that do not fit the context, all at once, in bounded memory.
+    def check(self, prompts: Iterable[str]) -> list[str]:
+        """Find prompts that do not fit the context, all at once, in bounded memory.
 
         A prompt has at most as many tokens as UTF-8 bytes, and two more, so that most need no
         tokenizing here; one that cleaning makes longer is found when it is encoded.
 
+        Returns:
+            Those that will be cut; none unless `truncates`.
         Raises:
-            TemplatesError: Prompts that do not fit, each named.
+            TemplatesError: Prompts that do not fit, each named, unless `truncates`.
         """
         room = self.context_length - _SPECIAL_TOKENS
         doubtful = (prompt for prompt in prompts if len(prompt.encode()) > room)
         long: list[str] = []
         while chunk := list(islice(doubtful, _CHECK_CHUNK)):
             long += [chunk[row] for row in self._long_rows(self._with_room(chunk))]
-        _refuse_long(self, long)
+        if not self.truncates:
+            _refuse_long(self, long)
+        return long
 
     def _with_room(self, prompts: Sequence[str]) -> Tensor:
         """Tokens with one place more than the context, which only long prompts reach."""
@@ -169,5 +178,5 @@ def _refuse_long(tokenizer: PromptTokenizer, prompts: Sequence[str]) -> None:
         lines = "".join(f"\n  {prompt}" for prompt in list_some(prompts))
         raise TemplatesError(
             f"{count} more than the {tokenizer.context_length} tokens that the model reads{lines}",
-            hint="shorten the templates or the class names",
+            hint="shorten the templates or the class names, or cut the prompts with --truncate",
         )

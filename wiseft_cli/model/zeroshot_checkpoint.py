@@ -7,24 +7,28 @@ It does not parse options and does not print.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from wiseft_cli import __version__
 from wiseft_cli.checkpoint.atomic import check_output
-from wiseft_cli.checkpoint.card import Card, ClassEntry, HistoryEntry, ModelSpec
+from wiseft_cli.checkpoint.card import Card, HistoryEntry, ModelSpec
 from wiseft_cli.checkpoint.digest import canonical_json, sha256_of
 from wiseft_cli.checkpoint.writer import write_checkpoint
+from wiseft_cli.errors import list_some
 from wiseft_cli.model.classifier import ImageClassifier, state_arrays
 from wiseft_cli.model.full_clip import FullClip, load_full_clip
 from wiseft_cli.model.image_encoder import image_encoder_config
 from wiseft_cli.model.model_source import find_model
+from wiseft_cli.model.text_encoder import Precision
 from wiseft_cli.model.zeroshot_head import build_zeroshot_head, encode_prompts, logit_scale_of
-from wiseft_cli.prompts.templates import class_prompts
+from wiseft_cli.prompts.class_names import ClassList
 
 
 @dataclass(frozen=True)
@@ -35,20 +39,26 @@ class ZeroshotRequest:
         model: open_clip name, `hf-hub:org/repo`, or `local-dir:path`.
         pretrained: Tag or weights file; None for the last two kinds, and for random weights.
         classes: In the order of the head's rows.
-        templates: Each holds `{}`.
+        templates: Each holds `{}`; of no use to classes with prompts of their own.
         random_weights: Whether weights are drawn at random instead of loaded.
+        quick_gelu: The activation, where it is not to be what the weights say.
+        truncate: Whether prompts longer than the model's context are cut.
+        precision: In what the text tower computes; features are averaged in float64 always.
     """
 
     model: str
     pretrained: str | None
-    classes: tuple[ClassEntry, ...]
+    classes: ClassList
     templates: tuple[str, ...]
     random_weights: bool = False
+    quick_gelu: bool | None = None
+    truncate: bool = False
+    precision: Precision = "fp32"
 
     @property
     def prompts(self) -> Iterator[tuple[int, str]]:
         """Class index and prompt, class after class; a new iterator each time."""
-        return class_prompts([entry.name for entry in self.classes], self.templates)
+        return self.classes.prompts(self.templates)
 
 
 def _ignore(_text: str) -> None:
@@ -80,37 +90,58 @@ def write_zeroshot_checkpoint(
         The content digest.
     Raises:
         ModelError: The model cannot be built, or its weights not be had.
-        TemplatesError: Prompts longer than the model's context.
+        TemplatesError: Prompts longer than the model's context, unless they are to be cut.
         OutputError: The output cannot be written, or is a file the model is read from.
     """
     source = find_model(
         request.model, pretrained=request.pretrained, random_weights=request.random_weights
     )
     check_output(output, force=force, inputs=source.files)
-    full = load_full_clip(source, device=device)
+    full = load_full_clip(source, device=device, quick_gelu=request.quick_gelu)
+    full = replace(full, tokenizer=replace(full.tokenizer, truncates=request.truncate))
     on_model(_describe(full))
-    for note in full.notes:
+    long_prompts = full.tokenizer.check(text for _, text in request.prompts)
+    for note in (*full.notes, *_cut_notes(long_prompts, full.tokenizer.context_length)):
         on_note(note)
-    full.tokenizer.check(text for _, text in request.prompts)
+    head = _build_head(full, request, batch_size=batch_size, on_progress=on_progress)
+    card = _card(full, request, were_cut=bool(long_prompts))
+    model: Any = full.model
+    classifier = ImageClassifier(model.visual, head)
+    del full, model
+    return write_checkpoint(output, state_arrays(classifier), card, force=force)
+
+
+def _build_head(
+    full: FullClip,
+    request: ZeroshotRequest,
+    *,
+    batch_size: int,
+    on_progress: Callable[[int], object] | None,
+) -> nn.Linear:
     class_features = encode_prompts(
         full.model,
         full.tokenizer,
         request.prompts,
-        class_count=len(request.classes),
+        class_count=len(request.classes.entries),
         batch_size=batch_size,
+        precision=request.precision,
         on_progress=on_progress,
     )
     model: Any = full.model
-    head = build_zeroshot_head(
+    return build_zeroshot_head(
         class_features,
         logit_scale=model.logit_scale,
         logit_bias=model.logit_bias,
-        class_ids=[entry.id for entry in request.classes],
+        class_ids=[entry.id for entry in request.classes.entries],
     )
-    card = _card(full, request)
-    classifier = ImageClassifier(model.visual, head)
-    del full, model
-    return write_checkpoint(output, state_arrays(classifier), card, force=force)
+
+
+def _cut_notes(prompts: Sequence[str], context_length: int) -> tuple[str, ...]:
+    if not prompts:
+        return ()
+    count = "1 prompt is" if len(prompts) == 1 else f"{len(prompts)} prompts are"
+    shown = ", ".join(list_some([repr(text) for text in prompts], limit=3))
+    return (f"{count} cut to {context_length} tokens, the end-of-text token included: {shown}",)
 
 
 def _describe(full: FullClip) -> str:
@@ -122,24 +153,50 @@ def _describe(full: FullClip) -> str:
     return f"{full.name}, weights {weights}, {activation}, {pixels} px"
 
 
-def _card(full: FullClip, request: ZeroshotRequest) -> Card:
+def _card(full: FullClip, request: ZeroshotRequest, *, were_cut: bool) -> Card:
     model: Any = full.model
     config = image_encoder_config(full.config)
     config["vision_cfg"]["image_size"] = full.preprocess["size"]
-    classes = [[entry.id, entry.name] for entry in request.classes]
-    options = {
+    templates = _templates_or_digest(request)
+    classes = [[entry.id, entry.name] for entry in request.classes.entries]
+    options: dict[str, Any] = {
         "model": full.name,
         "pretrained": full.source,
         "weights": full.weights_digest,
         "classes": sha256_of(canonical_json(classes).encode()),
-        "templates": sha256_of(canonical_json(request.templates).encode()),
+        "templates": templates["digest"]
+        if isinstance(templates, dict)
+        else sha256_of(canonical_json(templates).encode()),
     }
+    # What was left alone is left out, so that a plain run's history stays as short as it was.
+    if were_cut:
+        options["truncate"] = True
+    if request.quick_gelu is not None:
+        options["quick_gelu"] = request.quick_gelu
+    if request.precision != "fp32":
+        options["precision"] = request.precision
     return Card(
         role="zeroshot",
         model=ModelSpec(full.name, full.source, config),
         preprocess=full.preprocess,
-        classes=request.classes,
-        templates=request.templates,
+        classes=request.classes.entries,
+        templates=templates,
         logit_scale=logit_scale_of(model.logit_scale),
         history=(HistoryEntry("zeroshot-head", __version__, options, inputs=()),),
     )
+
+
+def _templates_or_digest(request: ZeroshotRequest) -> tuple[str, ...] | dict[str, Any]:
+    """The templates, or where prompts are not each name in each template, what they all were.
+
+    The digest is of lines of canonical JSON, `[class id, prompt]`, in the order of the classes.
+    """
+    if not request.classes.has_own_wording:
+        return request.templates
+    digest = hashlib.sha256()
+    count = 0
+    for index, prompt in request.prompts:
+        line = canonical_json([request.classes.entries[index].id, prompt])
+        digest.update(f"{line}\n".encode())
+        count += 1
+    return {"digest": f"sha256:{digest.hexdigest()}", "count": count}

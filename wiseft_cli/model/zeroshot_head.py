@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from wiseft_cli.errors import ModelError, list_some
 from wiseft_cli.model.classifier import build_classification_head
-from wiseft_cli.model.text_encoder import TextEncoder
+from wiseft_cli.model.text_encoder import Precision, TextEncoder
 from wiseft_cli.model.tokenizer import PromptTokenizer
 
 WINDOW_BATCHES = 64
@@ -43,6 +43,7 @@ def encode_prompts(
     *,
     class_count: int,
     batch_size: int = 256,
+    precision: Precision = "fp32",
     on_progress: Callable[[int], object] | None = None,
 ) -> Tensor:
     """Return the mean normalised text feature of each class.
@@ -53,6 +54,7 @@ def encode_prompts(
         prompts: In any order; read once, never held at once.
         class_count: C; every class needs one prompt at least.
         batch_size: Prompts a forward pass.
+        precision: What the text tower computes in.
         on_progress: Told the number of prompts after each batch.
     Returns:
         Shape (C, D), float64, on the CPU.
@@ -60,7 +62,7 @@ def encode_prompts(
         ModelError: A class without prompts, or features that are not finite.
         TemplatesError: Prompts longer than the model's context.
     """
-    encode = TextEncoder(model)
+    encode = TextEncoder(model, precision=precision)
     sums: Tensor | None = None
     counts = torch.zeros(class_count, dtype=torch.float64)
     stream = iter(prompts)

@@ -1,97 +1,119 @@
-"""Read class lists written as YAML or JSON: a mapping of id to name, or a list of names.
+"""Read class lists written as YAML or JSON.
 
-Every scalar of a YAML file is taken as the text it was written as, so that an id such as `no`
-or `1e3` stays what it is; and a key that stands twice is seen, which plain loaders drop.
+A document is a list of names, or a mapping of id to one of: a name; a list of synonyms, the
+first of which names the class; a mapping with `name` (a name or such a list, the id where it is
+left out) and `prompts` (a list of texts used as they stand).
 It does not check the names; `class_names.py` does.
 """
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from wiseft_cli.errors import ClassNamesError
-from wiseft_cli.prompts.text_file import read_text
+from wiseft_cli.prompts.documents import (
+    YAML_SUFFIXES,
+    Listing,
+    Mapping,
+    Node,
+    Other,
+    Text,
+    describe,
+    read_json,
+    read_yaml,
+)
 
-ClassItem = tuple[str, str, "str | None"]
-"""Where it stands, the name, and the id where there is one."""
+_FORM = (
+    "write a list of names, or a mapping of each id to a name (n01440764: tench), to a list of "
+    "synonyms, or to {name: ..., prompts: [...]}"
+)
+_FIELDS = ("name", "prompts")
 
-_FORM = "write a mapping of ids to names (n01440764: tench), or a list of names"
+
+@dataclass(frozen=True)
+class Found:
+    """A class as it was found.
+
+    Attributes:
+        where: Its line or entry.
+        names: Its name, and behind it synonyms.
+        id: None where none was given.
+        prompts: Its own prompts.
+    """
+
+    where: str
+    names: tuple[str, ...]
+    id: str | None = None
+    prompts: tuple[str, ...] | None = None
 
 
-def read_yaml_classes(path: Path) -> list[ClassItem]:
-    """Return the classes of a YAML file with their lines.
+def read_class_document(path: Path) -> list[Found]:
+    """Return the classes of a `.yaml`, `.yml` or `.json` file.
 
     Raises:
-        ClassNamesError: Not YAML, or not a mapping of texts or a list of texts.
+        ClassNamesError: Unreadable, not of its format, or of none of the forms above.
     """
-    try:
-        root = yaml.compose(read_text(path, ClassNamesError), Loader=yaml.BaseLoader)
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
-        raise ClassNamesError(f"{path}{line}: is not YAML: {error.problem}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ClassNamesError(f"{path}: is not YAML: {error}") from None
-    if isinstance(root, yaml.MappingNode):
-        return [(_line(key), _scalar(path, value), _scalar(path, key)) for key, value in root.value]
-    if isinstance(root, yaml.SequenceNode):
-        return [(_line(value), _scalar(path, value), None) for value in root.value]
+    is_yaml = path.suffix.lower() in YAML_SUFFIXES
+    root = (read_yaml if is_yaml else read_json)(path, ClassNamesError)
     if root is None:
         return []
-    raise ClassNamesError(f"{path}, {_line(root)}: is a single value, not a class list", hint=_FORM)
-
-
-def read_json_classes(path: Path) -> list[ClassItem]:
-    """Return the classes of a JSON file with their places.
-
-    Raises:
-        ClassNamesError: Not JSON, or not a mapping of texts or a list of texts.
-    """
-    text = read_text(path, ClassNamesError)
-    try:
-        root = json.loads(text, object_pairs_hook=_Pairs)
-    except json.JSONDecodeError as error:
-        raise ClassNamesError(f"{path}, line {error.lineno}: is not JSON: {error.msg}") from None
-    except RecursionError:
-        raise ClassNamesError(f"{path}: is nested too deeply to be a class list") from None
-    if isinstance(root, _Pairs):
-        return [
-            (f"entry {number}", _text(path, number, name), key)
-            for number, (key, name) in enumerate(root.pairs, start=1)
-        ]
-    if isinstance(root, list):
-        return [
-            (f"entry {number}", _text(path, number, name), None)
-            for number, name in enumerate(root, start=1)
-        ]
-    raise ClassNamesError(f"{path}: is a single value, not a class list", hint=_FORM)
-
-
-class _Pairs:
-    """A JSON object with all its members, repeated keys included."""
-
-    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
-        self.pairs = pairs
-
-
-def _text(path: Path, number: int, value: Any) -> str:
-    if isinstance(value, str):
-        return value.strip()
-    kind = "an object" if isinstance(value, _Pairs) else type(value).__name__
-    raise ClassNamesError(f"{path}, entry {number}: the name is {kind}, expected text", hint=_FORM)
-
-
-def _scalar(path: Path, node: yaml.Node) -> str:
-    if isinstance(node, yaml.ScalarNode):
-        return str(node.value).strip()
-    kind = "a mapping" if isinstance(node, yaml.MappingNode) else "a list"
+    if isinstance(root, Listing):
+        return [Found(item.where, (_text(path, item),)) for item in root.items]
+    if isinstance(root, Mapping):
+        return [_entry(path, _text(path, key), key.where, value) for key, value in root.members]
     raise ClassNamesError(
-        f"{path}, {_line(node)}: {kind} stands where text is expected", hint=_FORM
+        f"{_place(path, root.where)}: is a single value, not a class list", hint=_FORM
     )
 
 
-def _line(node: yaml.Node) -> str:
-    return f"line {node.start_mark.line + 1}"
+def _entry(path: Path, class_id: str, where: str, value: Node) -> Found:
+    if isinstance(value, Mapping):
+        return _described(path, class_id, where, value)
+    return Found(where, _names(path, value), class_id)
+
+
+def _described(path: Path, class_id: str, where: str, value: Mapping) -> Found:
+    fields: dict[str, Node] = {}
+    for key, item in value.members:
+        name = _text(path, key)
+        if name not in _FIELDS:
+            raise ClassNamesError(
+                f"{_place(path, key.where)}: a class has no field {name!r}, but "
+                f"{' and '.join(_FIELDS)}",
+                hint=_FORM,
+            )
+        if name in fields:
+            raise ClassNamesError(f"{_place(path, key.where)}: the field {name!r} stands twice")
+        fields[name] = item
+    names = _names(path, fields["name"]) if "name" in fields else (class_id,)
+    return Found(where, names, class_id, _prompts(path, fields.get("prompts")))
+
+
+def _names(path: Path, value: Node) -> tuple[str, ...]:
+    if isinstance(value, Listing):
+        return tuple(_text(path, item) for item in value.items)
+    return (_text(path, value),)
+
+
+def _prompts(path: Path, value: Node | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Listing):
+        raise ClassNamesError(
+            f"{_place(path, value.where)}: the prompts are {describe(value)}, expected a list",
+            hint=_FORM,
+        )
+    return tuple(_text(path, item) for item in value.items)
+
+
+def _text(path: Path, node: Node | Other) -> str:
+    if isinstance(node, Text):
+        return node.text
+    raise ClassNamesError(
+        f"{_place(path, node.where)}: {describe(node)} stands where text is expected", hint=_FORM
+    )
+
+
+def _place(path: Path, where: str) -> str:
+    return f"{path}, {where}" if where else f"{path}"

@@ -1,36 +1,33 @@
-"""The classes of a head: their order, their ids, and the names that prompts use.
+"""The classes of a head: their order, their ids, and the names or prompts they are given.
 
 A source is a text file, a YAML or JSON file, or a folder whose subfolders are the classes.
 The id is what image sets are joined by; without ids the name is the id too.
-It does not look at images, and it does not know prompts.
+It does not look at images, and it does not hold the built-in sets: their names come from
+open_clip, which is the model room's.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.errors import ClassNamesError, list_some
-from wiseft_cli.prompts.class_documents import read_json_classes, read_yaml_classes
+from wiseft_cli.prompts.class_documents import Found, read_class_document
+from wiseft_cli.prompts.documents import YAML_SUFFIXES
+from wiseft_cli.prompts.templates import fill_template
 from wiseft_cli.prompts.text_file import read_text
+
+BUILTIN_CLASSES = ("imagenet",)
+"""Names that stand for a class list of the model room's `builtin_sets.py`."""
 
 MAX_CHARACTERS = 250
 """Longest id or name. A longer line is a file of another kind, not a class."""
 
 _ID_FORM = "give each class an id of its own: id<TAB>name, one a line"
-
-
-@dataclass(frozen=True)
-class Found:
-    """A class as it was found: where, its name, and its id where one was given."""
-
-    where: str
-    name: str
-    id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,11 +38,36 @@ class ClassList:
         entries: The classes.
         source_kind: What the classes were read from.
         notes: What the person should know of how names were made.
+        synonyms: Further names by id; templates are filled with each.
+        own_prompts: Prompts by id of classes that bring theirs; templates do not touch these.
     """
 
     entries: tuple[ClassEntry, ...]
-    source_kind: Literal["text", "yaml", "json", "folder"]
+    source_kind: Literal["text", "yaml", "json", "folder", "built-in"]
     notes: tuple[str, ...] = ()
+    synonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    own_prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def needs_templates(self) -> bool:
+        """Whether any class has no prompts of its own."""
+        return len(self.own_prompts) < len(self.entries)
+
+    @property
+    def has_own_wording(self) -> bool:
+        """Whether prompts are more than each name in each template."""
+        return bool(self.synonyms or self.own_prompts)
+
+    def prompts(self, templates: Sequence[str]) -> Iterator[tuple[int, str]]:
+        """Yield each class's index with each of its prompts, class after class."""
+        for index, entry in enumerate(self.entries):
+            if entry.id in self.own_prompts:
+                for prompt in self.own_prompts[entry.id]:
+                    yield index, prompt
+                continue
+            for name in (entry.name, *self.synonyms.get(entry.id, ())):
+                for template in templates:
+                    yield index, fill_template(template, name)
 
 
 def read_class_names(source: Path) -> ClassList:
@@ -62,13 +84,12 @@ def read_class_names(source: Path) -> ClassList:
     """
     if source.is_dir():
         return _read_folder(source)
-    if source.suffix.lower() in (".yaml", ".yml"):
-        found = [Found(*item) for item in read_yaml_classes(source)]
-        return ClassList(_checked(source, found), "yaml")
-    if source.suffix.lower() == ".json":
-        found = [Found(*item) for item in read_json_classes(source)]
-        return ClassList(_checked(source, found), "json")
-    return ClassList(_checked(source, _read_lines(source)), "text")
+    suffix = source.suffix.lower()
+    if suffix in YAML_SUFFIXES:
+        return _class_list(source, read_class_document(source), "yaml")
+    if suffix == ".json":
+        return _class_list(source, read_class_document(source), "json")
+    return _class_list(source, _read_lines(source), "text")
 
 
 def _read_folder(folder: Path) -> ClassList:
@@ -82,8 +103,8 @@ def _read_folder(folder: Path) -> ClassList:
             f"{folder}: has no subfolders, expected one a class",
             hint="give a folder with one subfolder a class, or a text file with one name a line",
         )
-    found = [Found(f"folder {name!r}", name.replace("_", " ").strip(), name) for name in ids]
-    renamed = sum(entry.name != entry.id for entry in found)
+    found = [Found(f"folder {name!r}", (name.replace("_", " ").strip(),), name) for name in ids]
+    renamed = sum(entry.names != (entry.id,) for entry in found)
     notes = (
         (
             f"class names come from folder names, with underscores read as spaces in {renamed} "
@@ -92,7 +113,7 @@ def _read_folder(folder: Path) -> ClassList:
         if renamed
         else ()
     )
-    return ClassList(_checked(folder, found), "folder", notes)
+    return _class_list(folder, found, "folder", notes)
 
 
 def _read_lines(path: Path) -> list[Found]:
@@ -104,9 +125,9 @@ def _read_lines(path: Path) -> list[Found]:
         fields = [field.strip() for field in line.split("\t")]
         where = f"line {number}"
         if len(fields) == 1:
-            found.append(Found(where, fields[0]))
+            found.append(Found(where, (fields[0],)))
         elif len(fields) == 2:
-            found.append(Found(where, fields[1], fields[0]))
+            found.append(Found(where, (fields[1],), fields[0]))
         else:
             problems.append(f"{where}: {len(fields) - 1} tabs, expected id<TAB>name")
     without_id = [entry for entry in found if entry.id is None]
@@ -116,14 +137,21 @@ def _read_lines(path: Path) -> list[Found]:
     return found
 
 
-def _checked(source: Path, found: Sequence[Found]) -> tuple[ClassEntry, ...]:
+def _class_list(
+    source: Path,
+    found: Sequence[Found],
+    kind: Literal["text", "yaml", "json", "folder"],
+    notes: tuple[str, ...] = (),
+) -> ClassList:
     if not found:
         raise ClassNamesError(
             f"{source}: holds no class", hint="write one class a line: name, or id<TAB>name"
         )
-    _refuse(source, _bad_texts(found), hint="each class needs a short name, and a short id if any")
+    problems = [problem for entry in found for problem in _bad_texts(entry)]
+    _refuse(source, problems, hint="each class needs a short name, and a short id if any")
     entries = tuple(
-        ClassEntry(entry.name if entry.id is None else entry.id, entry.name) for entry in found
+        ClassEntry(entry.names[0] if entry.id is None else entry.id, entry.names[0])
+        for entry in found
     )
     has_ids = found[0].id is not None
     repeats = _repeats((entry.where, made.id) for entry, made in zip(found, entries, strict=True))
@@ -133,24 +161,38 @@ def _checked(source: Path, found: Sequence[Found]) -> tuple[ClassEntry, ...]:
         what=f"repeats {'class ids' if has_ids else 'class names'}",
         hint="each id may stand once" if has_ids else _ID_FORM,
     )
-    return entries
+    synonyms, prompts = {}, {}
+    for entry, made in zip(found, entries, strict=True):
+        if entry.prompts is not None:
+            prompts[made.id] = entry.prompts
+        elif len(entry.names) > 1:
+            synonyms[made.id] = entry.names[1:]
+    return ClassList(entries, kind, notes, synonyms, prompts)
 
 
-def _bad_texts(found: Sequence[Found]) -> list[str]:
+def _bad_texts(entry: Found) -> list[str]:
+    texts = [] if entry.id is None else [("id", entry.id)]
+    texts += [("name", name) for name in entry.names]
     problems = []
-    for entry in found:
-        for kind, text in (("id", entry.id), ("name", entry.name)):
-            if text is None:
-                continue
-            if not text:
-                problems.append(f"{entry.where}: the {kind} is empty")
-            elif len(text) > MAX_CHARACTERS:
-                problems.append(
-                    f"{entry.where}: the {kind} has {len(text)} characters, at most "
-                    f"{MAX_CHARACTERS} are allowed"
-                )
-            elif any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
-                problems.append(f"{entry.where}: the {kind} {text!r} has control characters")
+    for kind, text in texts:
+        if not text:
+            problems.append(f"{entry.where}: the {kind} is empty")
+        elif len(text) > MAX_CHARACTERS:
+            problems.append(
+                f"{entry.where}: the {kind} has {len(text)} characters, at most "
+                f"{MAX_CHARACTERS} are allowed"
+            )
+        elif any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+            problems.append(f"{entry.where}: the {kind} {text!r} has control characters")
+    if not entry.names:
+        problems.append(f"{entry.where}: the list of names is empty")
+    if entry.prompts is not None and not all(entry.prompts or [""]):
+        problems.append(f"{entry.where}: a prompt is empty, or there is none")
+    if entry.prompts is not None and len(entry.names) > 1:
+        problems.append(f"{entry.where}: synonyms are of no use beside prompts of its own")
+    for kind, values in (("name", entry.names), ("prompt", entry.prompts or ())):
+        repeated = _repeats(("", text) for text in values if text)
+        problems += [f"{entry.where}: the {kind} {text!r} stands twice" for text, _ in repeated]
     return problems
 
 

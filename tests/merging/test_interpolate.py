@@ -155,3 +155,21 @@ def test_a_block_converts_with_one_rounding_and_keeps_equal_values() -> None:
     assert float(out[1]) == 1 + 2**-7
     assert blocks.store(1.0, out) == 1
     assert float(out[1]) == 1 + 2**-7
+
+
+@pytest.mark.parametrize("name", FLOATING)
+@pytest.mark.parametrize("is_finite", [True, False])
+def test_a_loaded_block_is_stored_at_each_alpha_as_if_it_were_the_only_one(
+    name: str, is_finite: bool
+) -> None:
+    pair = [random_bits(name, 3000, seed) for seed in (5, 6)]
+    if is_finite:
+        for weights in pair:
+            with np.errstate(invalid="ignore"):
+                weights[~np.isfinite(weights)] = 1
+    blocks = BlockInterpolation(3000)
+    blocks.load(*pair)
+    out = np.empty_like(pair[0])
+    for alpha in (0.5, 0.0, 0.3, 2.0, 0.7, 1.0, -1.0, 0.1):
+        blocks.store(alpha, out)
+        assert out.tobytes() == interpolate_arrays(*pair, alpha).tobytes()

@@ -46,6 +46,7 @@ class BlockInterpolation:
         """Take a block of each tensor, shape (n,), n at most `block`, of types in `FLOATING`."""
         self.loaded = n = len(theta_0)
         self._theta_0, self._theta_1 = theta_0, theta_1
+        self._is_finite = False
         self._x, self._y, self._value, self._term = (row[:n] for row in self._wide)
         with np.errstate(invalid="ignore"):  # a signalling NaN is quieted; its bits are kept
             np.copyto(self._x, theta_0)
@@ -65,8 +66,13 @@ class BlockInterpolation:
         # Inside (0, 1), v of equal finite x and y is within a few units of float64's last place
         # of x and has its sign, so that rounding to any narrower type restores x by itself.
         is_safe = same_type and 0.0 < alpha < 1.0 and out.dtype != np.float64
-        if is_safe and round_into(value, out, self._rounding):
-            return 0
+        if is_safe:
+            # A finite value needs a finite x and y, and from those no alpha in (0, 1) leads to
+            # another: seen once, it need not be looked for again.
+            is_finite = self._is_finite
+            self._is_finite = round_into(value, out, self._rounding, is_known_finite=is_finite)
+            if self._is_finite:
+                return 0
         return self._store_carefully(value, out, same_type=same_type)
 
     def _combine(self, alpha: float) -> Array:

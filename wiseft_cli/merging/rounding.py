@@ -82,7 +82,9 @@ class RoundingScratch:
         self.field = np.empty(block, np.uint16)
 
 
-def round_into(values: Array, out: Array, scratch: RoundingScratch) -> bool:
+def round_into(
+    values: Array, out: Array, scratch: RoundingScratch, *, is_known_finite: bool = False
+) -> bool:
     """Round a block of float64 values once, to nearest even, into `out`'s type.
 
     A NaN of any payload or sign becomes the type's one positive quiet NaN, because which
@@ -92,14 +94,18 @@ def round_into(values: Array, out: Array, scratch: RoundingScratch) -> bool:
         values: float64, shape (n,), n at most the block length of `scratch`; not changed.
         out: float64, float32 or a type of `FORMATS`, shape (n,).
         scratch: The intermediate memory.
+        is_known_finite: Whether every rounded value is sure to be finite, so that nobody looks.
     Returns:
         Whether every rounded value is finite.
     """
     form = FORMATS.get(out.dtype.name)
     if form is None:
-        return _round_wide(values, out)
+        return _round_wide(values, out, is_known_finite=is_known_finite)
     n = len(values)
     magnitude = np.abs(values, out=scratch.magnitude[:n])
+    if is_known_finite:
+        _encode(values, out, form, scratch)
+        return True
     largest = float(np.maximum.reduce(magnitude, initial=0.0))
     # NaN compares false, so that it takes the careful way too.
     if largest <= form.value_of(form.overflow_code - 1):
@@ -111,11 +117,13 @@ def round_into(values: Array, out: Array, scratch: RoundingScratch) -> bool:
     return _encode_beyond(values, out, form, beyond)
 
 
-def _round_wide(values: Array, out: Array) -> bool:
+def _round_wide(values: Array, out: Array, *, is_known_finite: bool) -> bool:
     """Round to float64 or float32, which numpy does once."""
     # Overflow to infinity is the right rounding, and NaN is replaced below.
     with np.errstate(over="ignore", invalid="ignore"):
         np.copyto(out, values, casting="same_kind")
+    if is_known_finite:
+        return True
     limit = _LARGEST[out.dtype.name]  # NaN compares false
     if np.maximum.reduce(out) <= limit and np.minimum.reduce(out) >= -limit:
         return True

@@ -130,6 +130,11 @@ def test_the_linear_classifier_needs_no_further_option(folder, capsys):
             "error: image folder nowhere does not exist\n",
         ),
         (
+            ["--val", "=there"],
+            2,
+            "error: --val '=there' has no name or no folder; expected [NAME=]DIR\n",
+        ),
+        (
             ["-o", "zeroshot.safetensors", "--force"],
             1,
             "error: zeroshot.safetensors: is also an input (zeroshot.safetensors)\n"
@@ -142,7 +147,7 @@ def test_the_linear_classifier_needs_no_further_option(folder, capsys):
             "hint: mkdir -p {folder}/missing\n",
         ),
     ],
-    ids=["epochs", "lr", "warmup", "augment", "train", "input", "folder"],
+    ids=["epochs", "lr", "warmup", "augment", "train", "val", "input", "folder"],
 )
 def test_a_mistake_is_told_in_full_and_nothing_is_written(folder, capsys, words, code, message):
     before = sorted(folder.iterdir())
@@ -222,7 +227,7 @@ def test_mistakes_are_told_where_torch_cannot_be_imported(folder):
 def test_a_stopped_run_leaves_nothing_behind(folder, number, code):
     words = [*WORDS, "--epochs", "100000", "--batch-size", "5", "--workers", "1"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "wiseft_cli", *words, "--val", "train", "--device", "cpu"],
+        [sys.executable, "-m", "wiseft_cli", *words, "--device", "cpu"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -8,8 +8,8 @@ from wiseft_cli.training.seeding import Purpose, derive_seed, seeded_cpu_generat
 
 def test_derived_seeds_stay_what_they_are():
     # A change of these numbers changes every fine-tuned file.
-    assert derive_seed(0, Purpose.SHUFFLING, 0) == 3964924996
-    assert derive_seed(7, Purpose.AUGMENTATION, 3, 1_281_166) == 3018698485
+    assert derive_seed(0, Purpose.SHUFFLING, 0) == 496832271
+    assert derive_seed(7, Purpose.AUGMENTATION, 3, 1_281_166) == 1200941199
 
 
 def test_seeds_differ_by_purpose_epoch_and_image():

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wiseft_cli.cli.console import print_json, print_result, progress
-from wiseft_cli.cli.finetune_report import Reporter, tell_plan
 from wiseft_cli.data.image_folder import parse_data_spec
-from wiseft_cli.training.plan import FinetunePlan, make_plan
 from wiseft_cli.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from wiseft_cli.training.plan import FinetunePlan
 
 MAX_DEFAULT_WORKERS = 8
 
@@ -140,28 +141,36 @@ def finetune(
     decay, and writes a checkpoint to merge with the one it started from.
     """
     given = {key: value for key, value in locals().items() if value is not None}
+    # lazy: numpy costs a tenth of a second, which --help need not spend
+    from wiseft_cli.cli.finetune_report import tell_plan
+    from wiseft_cli.training.plan import make_plan
+
     plan = make_plan(
         parent=zeroshot,
         train=train,
-        val=[parse_data_spec(spec) for spec in val or []],
+        val=[parse_data_spec(spec, option="--val") for spec in val or []],
         output=output,
         recipe=Recipe(**{key: given[key] for key in Recipe.__annotations__ if key in given}),
         force=force,
     )
     tell_plan(plan)
     digest = _run(plan, device=device, workers=workers, threads=threads)
-    if as_json:
-        print_json(
-            {
-                "path": str(plan.output),
-                "digest": digest,
-                "role": "finetuned",
-                "alpha": None,
-                "warnings": list(plan.warnings),
-            }
-        )
-    else:
+    _print_result(plan, digest, as_json=as_json)
+
+
+def _print_result(plan: FinetunePlan, digest: str, *, as_json: bool) -> None:
+    if not as_json:
         print_result(str(plan.output))
+        return
+    print_json(
+        {
+            "path": str(plan.output),
+            "digest": digest,
+            "role": "finetuned",
+            "alpha": None,
+            "warnings": list(plan.warnings),
+        }
+    )
 
 
 def _run(plan: FinetunePlan, *, device: str, workers: int | None, threads: int | None) -> str:
@@ -169,6 +178,7 @@ def _run(plan: FinetunePlan, *, device: str, workers: int | None, threads: int |
     # lazy: torch costs seconds, and a mistake that needs none of it was told by now
     import torch
 
+    from wiseft_cli.cli.finetune_report import Reporter
     from wiseft_cli.model.devices import resolve_device
     from wiseft_cli.training.finetune import Listener
     from wiseft_cli.training.finetune import finetune as run_plan

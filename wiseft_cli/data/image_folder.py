@@ -52,12 +52,14 @@ class ImageSet:
         return tuple(sorted({record.label for record in self.records}))
 
 
-def parse_data_spec(spec: str) -> tuple[str, Path]:
+def parse_data_spec(spec: str, *, option: str = "--data") -> tuple[str, Path]:
     """Split `[NAME=]DIR`; without a name the folder's own name is taken.
 
     The part before the first `=` is a name where it contains no `/`: a folder called `a=b`
     is given as `./a=b`.
 
+    Args:
+        option: The option that the spec was given with, for messages.
     Raises:
         UsageError: The name or the folder is empty.
     """
@@ -65,10 +67,10 @@ def parse_data_spec(spec: str) -> tuple[str, Path]:
     if not equals or "/" in name:
         name, folder = "", spec
         if not folder:
-            raise UsageError("--data is empty; expected [NAME=]DIR")
+            raise UsageError(f"{option} is empty; expected [NAME=]DIR")
         name = Path(os.path.abspath(folder)).name
     if not name.strip() or not folder:
-        raise UsageError(f"--data {spec!r} has no name or no folder; expected [NAME=]DIR")
+        raise UsageError(f"{option} {spec!r} has no name or no folder; expected [NAME=]DIR")
     return name.strip(), Path(folder)
 
 

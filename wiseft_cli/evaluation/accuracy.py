@@ -22,6 +22,7 @@ from wiseft_cli.data.dataset import (
 )
 from wiseft_cli.data.image_folder import ImageSet
 from wiseft_cli.data.label_space import LabelJoin
+from wiseft_cli.data.workers import leave_signals_to_the_parent
 from wiseft_cli.errors import ModelError
 from wiseft_cli.evaluation.metrics import SetAccuracy, metric_names
 from wiseft_cli.model.classifier import ImageClassifier
@@ -113,6 +114,7 @@ def image_loader(
         # Without its own generator a loader draws from the global one, and an evaluation
         # between two epochs would change the training after it.
         generator=torch.Generator().manual_seed(0),
+        worker_init_fn=leave_signals_to_the_parent,
     )
 
 

@@ -7,7 +7,6 @@ same pixels for any number of workers.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -21,6 +20,7 @@ from wiseft_cli.data.dataset import (
     collate_images,
     refuse_unreadable,
 )
+from wiseft_cli.data.workers import leave_signals_to_the_parent
 from wiseft_cli.errors import DatasetError
 from wiseft_cli.training.batches import Draw
 from wiseft_cli.training.seeding import Purpose, derive_seed, seeded_cpu_generator
@@ -80,12 +80,6 @@ def load_batches(
             batch.images.to(device, non_blocking=True),
             batch.targets.to(device, non_blocking=True),
         )
-
-
-def leave_signals_to_the_parent(_worker: int) -> None:
-    """Let a worker process ignore Ctrl-C and end at SIGTERM: its parent says what happens."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _telling_dead_workers(loader: Iterable[ImageBatch], workers: int) -> Iterator[ImageBatch]:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from wiseft_cli.errors import RecipeError
-from wiseft_cli.training.batches import span_of
+from wiseft_cli.training.batches import StepSpan, span_of
 from wiseft_cli.training.recipe import ResolvedRecipe
 from wiseft_cli.training.schedule import learning_rate
 from wiseft_cli.training.seeding import Purpose, derive_seed, seed_device_generators
@@ -92,18 +92,9 @@ def run_steps(
             step, peak_lr=recipe.lr, warmup_steps=recipe.warmup_steps, steps=recipe.steps
         )
         seed_device_generators(derive_seed(recipe.seed, Purpose.STOCHASTIC_LAYERS, step), device)
-        optimizer.zero_grad()
-        losses = []
-        for _ in span.micro_batches:
-            inputs, targets = next(passes)
-            loss = mean_loss_share(
-                logits_of(inputs), targets, span.n_images, label_smoothing=recipe.label_smoothing
-            )
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            losses.append(loss.detach())
-        grad_norm = clip_gradients(optimizer, recipe.clip_grad_norm)
+        loss, grad_norm = _sum_gradients(logits_of, optimizer, passes, span, recipe)
         # One transfer for both numbers; on a GPU it waits for the backward pass.
-        loss_value, norm_value = torch.stack([torch.stack(losses).sum(), grad_norm]).tolist()
+        loss_value, norm_value = torch.stack([loss, grad_norm]).tolist()
         _refuse_divergence(loss_value, norm_value, step, span.epoch, recipe)
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -117,6 +108,26 @@ def run_steps(
             grad_norm=norm_value,
             lr=lr,
         )
+
+
+def _sum_gradients(
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    passes: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    span: StepSpan,
+    recipe: ResolvedRecipe,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Leave the step's clipped gradient in place; return its mean loss and gradient norm, ()."""
+    optimizer.zero_grad()
+    losses = []
+    for _ in span.micro_batches:
+        inputs, targets = next(passes)
+        loss = mean_loss_share(
+            logits_of(inputs), targets, span.n_images, label_smoothing=recipe.label_smoothing
+        )
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        losses.append(loss.detach())
+    return torch.stack(losses).sum(), clip_gradients(optimizer, recipe.clip_grad_norm)
 
 
 def mean_loss_share(

@@ -6,11 +6,11 @@ number of workers, a resumed run or code elsewhere that draws numbers changes no
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
-import numpy as np
 import torch
 
 
@@ -30,10 +30,10 @@ def derive_seed(seed: int, purpose: Purpose, *place: int) -> int:
 
     Args:
         seed: The run's seed, 0 to 2**32 - 1.
-        place: Where in the run, such as (epoch, image index); as many numbers for each purpose.
+        place: Where in the run, such as (epoch, image index).
     """
-    mixed = np.random.SeedSequence([seed, int(purpose), *place]).generate_state(1, np.uint32)
-    return int(mixed[0])
+    words = ",".join(map(str, (seed, int(purpose), *place)))
+    return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=4).digest(), "little")
 
 
 @contextmanager

@@ -59,6 +59,13 @@ def zeroshot_head(
             show_default=False,
         ),
     ] = None,
+    image_encoder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Checkpoint whose image encoder gets the head, fine-tuned or merged from --model; "
+            "the text tower stays that of --model."
+        ),
+    ] = None,
     truncate: Annotated[
         bool,
         typer.Option(
@@ -103,6 +110,7 @@ def zeroshot_head(
         raise UsageError("--random-weights and --pretrained exclude each other")
     sources = [name for name in templates or [] if name not in BUILTIN_TEMPLATES]
     sources += [pretrained] if pretrained else []
+    sources += [str(image_encoder)] if image_encoder else []
     check_output(output, force=force, inputs=[Path(classes), *map(Path, sources)])
     class_list = _read_classes(classes)
     template_list = _read_templates(class_list, templates or [], template or [])
@@ -133,6 +141,7 @@ def zeroshot_head(
                 random_weights,
                 quick_gelu=quick_gelu,
                 truncate=truncate,
+                image_encoder=image_encoder,
                 precision=precision,
             ),
             device=resolve_device(device),

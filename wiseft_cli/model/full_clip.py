@@ -21,6 +21,7 @@ from open_clip.tokenizer import default_bpe
 from torch import nn
 
 from wiseft_cli.errors import ModelError
+from wiseft_cli.model.image_encoder import image_encoder_config
 from wiseft_cli.model.model_source import ModelSource
 from wiseft_cli.model.quiet import quiet_libraries
 from wiseft_cli.model.tokenizer import PromptTokenizer, load_tokenizer
@@ -52,6 +53,13 @@ class FullClip:
     preprocess: Mapping[str, Any]
     weights_digest: str | None
     notes: tuple[str, ...] = ()
+
+    @property
+    def encoder_config(self) -> dict[str, Any]:
+        """The model config as a card holds it: what decides the image encoder, and its size."""
+        config = image_encoder_config(self.config)
+        config["vision_cfg"]["image_size"] = self.preprocess["size"]
+        return config
 
 
 def load_full_clip(

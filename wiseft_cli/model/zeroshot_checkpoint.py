@@ -18,13 +18,19 @@ from torch import nn
 
 from wiseft_cli import __version__
 from wiseft_cli.checkpoint.atomic import check_output
-from wiseft_cli.checkpoint.card import Card, HistoryEntry, ModelSpec
+from wiseft_cli.checkpoint.card import (
+    Card,
+    HistoryEntry,
+    HistoryInput,
+    ModelSpec,
+    join_histories,
+)
 from wiseft_cli.checkpoint.digest import canonical_json, sha256_of
 from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.errors import list_some
 from wiseft_cli.model.classifier import ImageClassifier, state_arrays
+from wiseft_cli.model.encoder_checkpoint import load_encoder, put_encoder
 from wiseft_cli.model.full_clip import FullClip, load_full_clip
-from wiseft_cli.model.image_encoder import image_encoder_config
 from wiseft_cli.model.model_source import find_model
 from wiseft_cli.model.text_encoder import Precision
 from wiseft_cli.model.zeroshot_head import build_zeroshot_head, encode_prompts, logit_scale_of
@@ -43,6 +49,7 @@ class ZeroshotRequest:
         random_weights: Whether weights are drawn at random instead of loaded.
         quick_gelu: The activation, where it is not to be what the weights say.
         truncate: Whether prompts longer than the model's context are cut.
+        image_encoder: Checkpoint whose image encoder is taken instead of the model's own.
         precision: In what the text tower computes; features are averaged in float64 always.
     """
 
@@ -53,6 +60,7 @@ class ZeroshotRequest:
     random_weights: bool = False
     quick_gelu: bool | None = None
     truncate: bool = False
+    image_encoder: Path | None = None
     precision: Precision = "fp32"
 
     @property
@@ -89,25 +97,36 @@ def write_zeroshot_checkpoint(
     Returns:
         The content digest.
     Raises:
-        ModelError: The model cannot be built, or its weights not be had.
+        ModelError: The model cannot be built, or its weights not be had, or it is not the one
+            that the image encoder was made from.
+        CheckpointError: The image encoder's checkpoint holds no classifier.
         TemplatesError: Prompts longer than the model's context, unless they are to be cut.
         OutputError: The output cannot be written, or is a file the model is read from.
     """
     source = find_model(
         request.model, pretrained=request.pretrained, random_weights=request.random_weights
     )
-    check_output(output, force=force, inputs=source.files)
+    own_encoder = [] if request.image_encoder is None else [request.image_encoder]
+    check_output(output, force=force, inputs=[*source.files, *own_encoder])
+    encoder = None if request.image_encoder is None else load_encoder(request.image_encoder)
     full = load_full_clip(source, device=device, quick_gelu=request.quick_gelu)
     full = replace(full, tokenizer=replace(full.tokenizer, truncates=request.truncate))
     on_model(_describe(full))
+    encoder_notes = () if encoder is None else put_encoder(full, encoder)
     long_prompts = full.tokenizer.check(text for _, text in request.prompts)
-    for note in (*full.notes, *_cut_notes(long_prompts, full.tokenizer.context_length)):
+    for note in (
+        *full.notes,
+        *encoder_notes,
+        *_cut_notes(long_prompts, full.tokenizer.context_length),
+    ):
         on_note(note)
     head = _build_head(full, request, batch_size=batch_size, on_progress=on_progress)
     card = _card(full, request, were_cut=bool(long_prompts))
+    if encoder is not None:
+        card = _with_encoder(card, encoder.card)
     model: Any = full.model
     classifier = ImageClassifier(model.visual, head)
-    del full, model
+    del full, model, encoder
     return write_checkpoint(output, state_arrays(classifier), card, force=force)
 
 
@@ -155,8 +174,6 @@ def _describe(full: FullClip) -> str:
 
 def _card(full: FullClip, request: ZeroshotRequest, *, were_cut: bool) -> Card:
     model: Any = full.model
-    config = image_encoder_config(full.config)
-    config["vision_cfg"]["image_size"] = full.preprocess["size"]
     templates = _templates_or_digest(request)
     classes = [[entry.id, entry.name] for entry in request.classes.entries]
     options: dict[str, Any] = {
@@ -177,12 +194,24 @@ def _card(full: FullClip, request: ZeroshotRequest, *, were_cut: bool) -> Card:
         options["precision"] = request.precision
     return Card(
         role="zeroshot",
-        model=ModelSpec(full.name, full.source, config),
+        model=ModelSpec(full.name, full.source, full.encoder_config),
         preprocess=full.preprocess,
         classes=request.classes.entries,
         templates=templates,
         logit_scale=logit_scale_of(model.logit_scale),
         history=(HistoryEntry("zeroshot-head", __version__, options, inputs=()),),
+    )
+
+
+def _with_encoder(card: Card, encoder: Card) -> Card:
+    """The card of a head on another checkpoint's encoder: made from both, fed as the encoder."""
+    (step,) = card.history
+    step = replace(step, inputs=(HistoryInput("image_encoder", str(encoder.digest)),))
+    return replace(
+        card,
+        model=encoder.model,
+        preprocess=encoder.preprocess,
+        history=(*join_histories(encoder), step),
     )
 
 

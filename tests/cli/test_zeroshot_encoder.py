@@ -1,0 +1,116 @@
+"""`wiseft zeroshot-head --image-encoder`: a head for other classes on a trained encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.test_zeroshot_classes import head_weight
+from tests.cli.test_zeroshot_head import head, place
+from wiseft_cli.checkpoint.card import HistoryEntry, HistoryInput
+from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
+from wiseft_cli.checkpoint.writer import write_checkpoint
+from wiseft_cli.model.classifier import load_classifier
+
+__all__ = ["place"]
+
+Captured = pytest.CaptureFixture[str]
+pytestmark = pytest.mark.usefixtures("place")
+
+
+def tensors(path: str) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    with open_checkpoint(Path(path)) as reader:
+        return {name: reader.read_array(name) for name in reader.tensors}
+
+
+@pytest.fixture
+def trained(place: Path) -> str:
+    """A checkpoint whose encoder is away from the model's, as fine-tuning leaves it."""
+    assert head("-o", "base.safetensors") == 0
+    arrays = tensors("base.safetensors")
+    generator = np.random.default_rng(0)
+    moved = {
+        name: (array + 0.01 * generator.standard_normal(array.shape)).astype(np.float32)
+        for name, array in arrays.items()
+    }
+    card = read_card(Path("base.safetensors"))
+    write_checkpoint(Path("trained.safetensors"), moved, card)
+    Path("classes.txt").write_text("boat\nplane\n")
+    return "trained.safetensors"
+
+
+def test_file_holds_the_trained_encoder_and_the_head_of_the_text_tower(trained: str) -> None:
+    assert head("-o", "plain.safetensors") == 0
+    assert head("--image-encoder", trained, "-o", "z.safetensors") == 0
+    found, expected = tensors("z.safetensors"), tensors(trained)
+    assert found.keys() == expected.keys()
+    for name in found:
+        if name.startswith("visual."):
+            assert np.array_equal(found[name], expected[name]), name
+    assert np.array_equal(head_weight("z.safetensors"), head_weight("plain.safetensors"))
+    assert found["classification_head.weight"].shape == (2, 24)
+    load_classifier(Path("z.safetensors"))
+
+
+def test_history_joins_that_of_the_encoder(trained: str) -> None:
+    assert head("--image-encoder", trained, "-o", "z.safetensors") == 0
+    encoder, card = read_card(Path(trained)), read_card(Path("z.safetensors"))
+    assert card.role == "zeroshot"
+    assert (card.model, card.preprocess) == (encoder.model, encoder.preprocess)
+    first, last = card.history
+    assert isinstance(first, HistoryEntry)
+    assert first.output == encoder.digest
+    assert last.inputs == (HistoryInput("image_encoder", str(encoder.digest)),)
+    assert [entry.name for entry in card.classes] == ["boat", "plane"]
+
+
+def test_encoder_of_another_model_is_refused_with_every_difference(
+    trained: str, capsys: Captured
+) -> None:
+    capsys.readouterr()
+    arguments = ("--image-encoder", trained, "--quick-gelu", "-o", "z.safetensors")
+    assert head(*arguments) == 1
+    model = read_card(Path(trained)).model
+    assert model is not None
+    assert capsys.readouterr().err.splitlines()[-3:] == [
+        f"error: {trained}: its image encoder is not that of tiny",
+        "  quick_gelu: False, and True in the model",
+        f"hint: give the model it was made from: --model tiny, weights {model.source}",
+    ]
+    assert head("--image-encoder", trained, "-o", "z.safetensors", model="local-dir:tiny-siglip")
+    lines = capsys.readouterr().err.splitlines()
+    assert "  embed_dim: 24, and 64 in the model" in lines
+    assert not Path("z.safetensors").exists()
+
+
+def test_text_tower_of_other_weights_is_told(trained: str, capsys: Captured) -> None:
+    capsys.readouterr()
+    arguments = ("--image-encoder", trained, "--random-weights", "-o", "z.safetensors")
+    assert head(*arguments) == 0
+    model = read_card(Path(trained)).model
+    assert model is not None
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert notes[0] == (
+        f"note: the image encoder of {trained} was made from {model.source}, the text tower is "
+        "from random weights; they may not share a feature space"
+    )
+    assert notes[1].startswith("note: the logit scale of tiny is 14.2857, that of trained.")
+
+
+def test_file_without_a_classifier_is_refused(trained: str, capsys: Captured) -> None:
+    capsys.readouterr()
+    weights = "tiny/open_clip_model.safetensors"
+    assert head("--image-encoder", weights, "-o", "z.safetensors") == 1
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        f"error: {weights}: has no wiseft card, expected a checkpoint written by wiseft",
+        "hint: make one with `wiseft zeroshot-head`",
+    ]
+
+
+def test_output_over_the_encoder_is_refused(trained: str, capsys: Captured) -> None:
+    before = Path(trained).read_bytes()
+    assert head("--image-encoder", trained, "-o", trained, "--force") == 1
+    assert f"error: {trained}: is also an input" in capsys.readouterr().err
+    assert Path(trained).read_bytes() == before

@@ -31,7 +31,7 @@ from wiseft_cli.errors import list_some
 from wiseft_cli.model.classifier import ImageClassifier, state_arrays
 from wiseft_cli.model.encoder_checkpoint import load_encoder, put_encoder
 from wiseft_cli.model.full_clip import FullClip, load_full_clip
-from wiseft_cli.model.model_source import find_model
+from wiseft_cli.model.model_source import ModelSource, find_model
 from wiseft_cli.model.text_encoder import Precision
 from wiseft_cli.model.zeroshot_head import build_zeroshot_head, encode_prompts, logit_scale_of
 from wiseft_cli.prompts.class_names import ClassList
@@ -108,26 +108,31 @@ def write_zeroshot_checkpoint(
     )
     own_encoder = [] if request.image_encoder is None else [request.image_encoder]
     check_output(output, force=force, inputs=[*source.files, *own_encoder])
-    encoder = None if request.image_encoder is None else load_encoder(request.image_encoder)
-    full = load_full_clip(source, device=device, quick_gelu=request.quick_gelu)
-    full = replace(full, tokenizer=replace(full.tokenizer, truncates=request.truncate))
+    full, encoder = _load_model(request, source, device)
     on_model(_describe(full))
-    encoder_notes = () if encoder is None else put_encoder(full, encoder)
     long_prompts = full.tokenizer.check(text for _, text in request.prompts)
-    for note in (
-        *full.notes,
-        *encoder_notes,
-        *_cut_notes(long_prompts, full.tokenizer.context_length),
-    ):
+    for note in (*full.notes, *_cut_notes(long_prompts, full.tokenizer.context_length)):
         on_note(note)
     head = _build_head(full, request, batch_size=batch_size, on_progress=on_progress)
     card = _card(full, request, were_cut=bool(long_prompts))
     if encoder is not None:
-        card = _with_encoder(card, encoder.card)
+        card = _with_encoder(card, encoder)
     model: Any = full.model
     classifier = ImageClassifier(model.visual, head)
-    del full, model, encoder
+    del full, model
     return write_checkpoint(output, state_arrays(classifier), card, force=force)
+
+
+def _load_model(
+    request: ZeroshotRequest, source: ModelSource, device: torch.device
+) -> tuple[FullClip, Card | None]:
+    """The model to work with, and the card of the checkpoint its image encoder is from, if any."""
+    encoder = None if request.image_encoder is None else load_encoder(request.image_encoder)
+    full = load_full_clip(source, device=device, quick_gelu=request.quick_gelu)
+    full = replace(full, tokenizer=replace(full.tokenizer, truncates=request.truncate))
+    if encoder is None:
+        return full, None
+    return replace(full, notes=full.notes + put_encoder(full, encoder)), encoder.card
 
 
 def _build_head(

@@ -6,7 +6,6 @@ subcommand works where torch cannot be imported.
 
 from __future__ import annotations
 
-import importlib.util
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,14 @@ import typer
 
 from wiseft_cli import __version__
 from wiseft_cli.cli.console import print_result, talk
+from wiseft_cli.cli.demo import demo
+from wiseft_cli.cli.diff import diff
+from wiseft_cli.cli.eval import eval_command
+from wiseft_cli.cli.finetune import finetune
+from wiseft_cli.cli.inspect import inspect
+from wiseft_cli.cli.merge import merge
+from wiseft_cli.cli.plot import plot
+from wiseft_cli.cli.zeroshot_head import zeroshot_head
 from wiseft_cli.errors import WiseftError
 
 EXIT_INTERRUPTED = 130
@@ -57,19 +64,14 @@ def wiseft(
     """Hold the options that stand before a subcommand."""
 
 
-for _name, _module, _function in (
-    ("zeroshot-head", "zeroshot_head", "zeroshot_head"),
-    ("finetune", "finetune", "finetune"),
-    ("merge", "merge", "merge"),
-    ("eval", "eval", "eval_command"),
-    ("plot", "plot", "plot"),
-    ("inspect", "inspect", "inspect"),
-    ("diff", "diff", "diff"),
-    ("demo", "demo", "demo"),
-):
-    if importlib.util.find_spec(f"wiseft_cli.cli.{_module}"):
-        _command = getattr(importlib.import_module(f"wiseft_cli.cli.{_module}"), _function)
-        app.command(_name)(_command)
+app.command("zeroshot-head")(zeroshot_head)
+app.command("finetune")(finetune)
+app.command("merge")(merge)
+app.command("eval")(eval_command)
+app.command("plot")(plot)
+app.command("inspect")(inspect)
+app.command("diff")(diff)
+app.command("demo")(demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

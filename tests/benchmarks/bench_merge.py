@@ -5,7 +5,8 @@
 The pair has the size of ViT-L/14's image encoder (1.2 GB each in float32) and lies in the page
 cache. Every contender runs in turn, as often as `--repeat` says; medians of the wall time are
 compared. The clock stops when the output is on the disk, for every contender. Peak memory is
-the process's largest resident set.
+the process's largest resident set. With `--quiet` a run is repeated where other programs took
+more than a tenth of the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -61,6 +63,10 @@ sys.exit(main(sys.argv[1:]))
 # Runs in a small process of its own: a child's peak begins with the memory of whoever started it.
 LAUNCHER = """
 import os, subprocess, sys, time
+def busy():
+    ticks = list(map(int, open("/proc/stat").readline().split()[1:]))
+    return (sum(ticks[:3]) + sum(ticks[5:8])) / os.sysconf("SC_CLK_TCK")
+busy_before = busy()
 begin = time.perf_counter()
 process = subprocess.Popen(sys.argv[2:], stdout=subprocess.DEVNULL)
 _, status, usage = os.wait4(process.pid, 0)
@@ -70,18 +76,33 @@ for path in filter(None, sys.argv[1].split(os.pathsep)):
     os.fsync(descriptor)
 seconds = time.perf_counter() - begin
 cpu_seconds = usage.ru_utime + usage.ru_stime
-print(process.returncode, seconds, cpu_seconds, usage.ru_maxrss / 1024)
+others = (busy() - busy_before - cpu_seconds) / seconds / os.cpu_count()
+print(process.returncode, seconds, cpu_seconds, usage.ru_maxrss / 1024, others)
 """
+QUIET_SHARE = 0.1
 LIGHT_IMPORTS = "import typer, rich, numpy"
 
 
 @dataclass(frozen=True)
+class Runs:
+    """How often each contender runs, and how often a disturbed run is tried."""
+
+    repeat: int
+    tries: int = 1
+
+
+@dataclass(frozen=True)
 class Measured:
-    """Medians over the repetitions of one contender; `cpu_seconds` are those of all threads."""
+    """Medians over the repetitions of one contender.
+
+    `cpu_seconds` are those of all threads; `others_share` is the part of the machine that other
+    programs took meanwhile.
+    """
 
     seconds: float
     cpu_seconds: float
     peak_mib: float
+    others_share: float = 0.0
 
 
 def vit_l_14_shapes() -> dict[str, tuple[int, ...]]:
@@ -157,14 +178,28 @@ def run_once(command: Sequence[str], outputs: Sequence[Path]) -> Measured:
     return Measured(*map(float, figures))
 
 
+def run_quietly(command: Sequence[str], outputs: Sequence[Path], *, tries: int) -> Measured:
+    """Run until no other program disturbed it, or keep the least disturbed of `tries` runs."""
+    best: Measured | None = None
+    for _ in range(tries):
+        run = run_once(command, outputs)
+        if best is None or run.others_share < best.others_share:
+            best = run
+        if best.others_share <= QUIET_SHARE:
+            break
+        time.sleep(2)
+    assert best is not None
+    return best
+
+
 def race(
-    contenders: Mapping[str, tuple[Sequence[str], Sequence[Path]]], repeat: int
+    contenders: Mapping[str, tuple[Sequence[str], Sequence[Path]]], runs: Runs
 ) -> dict[str, Measured]:
-    """Run every contender in turn, `repeat` times, and return medians."""
-    runs: dict[str, list[Measured]] = {name: [] for name in contenders}
-    for _ in range(repeat):
+    """Run every contender in turn and return medians."""
+    results: dict[str, list[Measured]] = {name: [] for name in contenders}
+    for _ in range(runs.repeat):
         for name, (command, outputs) in contenders.items():
-            runs[name].append(run_once(command, outputs))
+            results[name].append(run_quietly(command, outputs, tries=runs.tries))
             for output in outputs:
                 output.unlink(missing_ok=True)
     return {
@@ -172,8 +207,9 @@ def race(
             statistics.median(run.seconds for run in measured),
             statistics.median(run.cpu_seconds for run in measured),
             max(run.peak_mib for run in measured),
+            max(run.others_share for run in measured),
         )
-        for name, measured in runs.items()
+        for name, measured in results.items()
     }
 
 
@@ -187,12 +223,13 @@ def wiseft_without_digests(*arguments: object) -> list[str]:
 
 def show(title: str, measured: Mapping[str, Measured], reference: str) -> None:
     """Print a table; the last column is each time over the reference's."""
-    print(f"\n{title}\n| program | seconds | CPU seconds | peak MiB | times {reference} |")
-    print("|---|---|---|---|---|")
+    print(f"\n{title}\n| program | seconds | CPU seconds | peak MiB | times {reference} |", end="")
+    print(" others, % |\n|---|---|---|---|---|---|")
     base = measured[reference].seconds
     for name, one in measured.items():
         figures = f"{one.seconds:.2f} | {one.cpu_seconds:.2f} | {one.peak_mib:.0f}"
-        print(f"| {name} | {figures} | {one.seconds / base:.2f} |")
+        ratio = one.seconds / base
+        print(f"| {name} | {figures} | {ratio:.2f} | {100 * one.others_share:.0f} |", flush=True)
 
 
 def mergekit_contender(
@@ -205,7 +242,7 @@ def mergekit_contender(
     return [program, str(config), str(out), "--quiet"], [out / "model.safetensors"]
 
 
-def bench_programs(folder: Path, pair: Sequence[Path], repeat: int, mergekit: str | None) -> None:
+def bench_programs(folder: Path, pair: Sequence[Path], runs: Runs, mergekit: str | None) -> None:
     """Compare with torch, mergekit and a plain copy."""
     out = folder / "out.safetensors"
     merge = ("merge", *pair, "-o", out)
@@ -219,10 +256,10 @@ def bench_programs(folder: Path, pair: Sequence[Path], repeat: int, mergekit: st
         contenders["torch"] = ([sys.executable, "-c", TORCH, *files], [out])
     if mergekit:
         contenders["mergekit-pytorch"] = mergekit_contender(mergekit, pair, folder)
-    show("One alpha, float32", race(contenders, repeat), "wiseft merge")
+    show("One alpha, float32", race(contenders, runs), "wiseft merge")
 
 
-def bench_alphas(folder: Path, pair: Sequence[Path], repeat: int) -> None:
+def bench_alphas(folder: Path, pair: Sequence[Path], runs: Runs) -> None:
     """Compare five alphas with one."""
     alphas = ("0.1", "0.3", "0.5", "0.7", "0.9")
     template = str(folder / "out-{alpha}.safetensors")
@@ -231,11 +268,11 @@ def bench_alphas(folder: Path, pair: Sequence[Path], repeat: int) -> None:
         outputs = [Path(template.replace("{alpha}", alpha)) for alpha in alphas[:count]]
         command = wiseft("merge", *pair, "-o", template, "--alpha", ",".join(alphas[:count]))
         contenders[f"{count} alpha"] = (command, outputs)
-    show("Several alphas, float32", race(contenders, repeat), "1 alpha")
+    show("Several alphas, float32", race(contenders, runs), "1 alpha")
 
 
 def bench_dtypes(
-    folder: Path, pair: Sequence[Path], repeat: int, shapes: Mapping[str, tuple[int, ...]]
+    folder: Path, pair: Sequence[Path], runs: Runs, shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Compare the narrow types with float32, as many numbers each."""
     out = folder / "out.safetensors"
@@ -243,10 +280,10 @@ def bench_dtypes(
     for dtype in ("BF16", "F16"):
         narrow = write_pair(folder, dtype, shapes)
         contenders[dtype] = (wiseft("merge", *narrow, "-o", out), [out])
-    show("As many numbers in each type", race(contenders, repeat), "F32")
+    show("As many numbers in each type", race(contenders, runs), "F32")
 
 
-def bench_start_up(folder: Path, repeat: int) -> None:
+def bench_start_up(folder: Path, runs: Runs) -> None:
     """Compare the start with that of the light libraries alone."""
     small = write_pair(folder, "F32", {"w": (50, 50)})
     out = folder / "out.safetensors"
@@ -255,7 +292,7 @@ def bench_start_up(folder: Path, repeat: int) -> None:
         "wiseft --help": (wiseft("--help"), []),
         "wiseft merge, 10 kB": (wiseft("merge", *small, "-o", out), [out]),
     }
-    show("Start-up", race(contenders, max(repeat, 9)), LIGHT_IMPORTS)
+    show("Start-up", race(contenders, replace(runs, repeat=max(runs.repeat, 9))), LIGHT_IMPORTS)
 
 
 def bench_memory(folder: Path, gigabytes: int) -> None:
@@ -292,15 +329,17 @@ def main() -> None:
     parser.add_argument("--mergekit", help="path of the program mergekit-pytorch, if installed")
     parser.add_argument("--large", action="store_true", help="also merge 10 GB, for the memory")
     parser.add_argument("--only", choices=("programs", "alphas", "dtypes", "start-up"))
+    parser.add_argument("--quiet", action="store_true", help="repeat runs that were disturbed")
     options = parser.parse_args()
+    runs = Runs(options.repeat, tries=40 if options.quiet else 1)
     with work_folder(options.folder) as folder:
         shapes = vit_l_14_shapes()
         pair = write_pair(folder, "F32", shapes)
         parts: dict[str, Callable[[], None]] = {
-            "programs": lambda: bench_programs(folder, pair, options.repeat, options.mergekit),
-            "alphas": lambda: bench_alphas(folder, pair, options.repeat),
-            "dtypes": lambda: bench_dtypes(folder, pair, options.repeat, shapes),
-            "start-up": lambda: bench_start_up(folder, options.repeat),
+            "programs": lambda: bench_programs(folder, pair, runs, options.mergekit),
+            "alphas": lambda: bench_alphas(folder, pair, runs),
+            "dtypes": lambda: bench_dtypes(folder, pair, runs, shapes),
+            "start-up": lambda: bench_start_up(folder, runs),
         }
         for name, part in parts.items():
             if options.only in (None, name):
@@ -313,9 +352,9 @@ def main() -> None:
 def test_every_part_of_the_benchmark_runs(tmp_path: Path) -> None:
     shapes = {"w": (300, 1000), "b": (7,)}
     pair = write_pair(tmp_path, "F32", shapes)
-    bench_programs(tmp_path, pair, 1, None)
-    bench_alphas(tmp_path, pair, 1)
-    bench_dtypes(tmp_path, pair, 1, shapes)
+    bench_programs(tmp_path, pair, Runs(1), None)
+    bench_alphas(tmp_path, pair, Runs(1))
+    bench_dtypes(tmp_path, pair, Runs(1), shapes)
     bench_memory(tmp_path, 1)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +21,7 @@ from wiseft_cli.errors import OutputError
 WRITE_AND_WAIT = """
 import sys, time
 from pathlib import Path
+from types import SimpleNamespace
 from wiseft_cli.checkpoint.atomic import AtomicFile
 with AtomicFile(Path(sys.argv[1]), force=True) as file:
     file.write_at(0, b"half")
@@ -161,3 +165,79 @@ def test_readers_never_see_a_partial_file(tmp_path: Path) -> None:
     path.write_bytes(b"a" * 100_000)
     with writer_at_work(path):
         assert path.read_bytes() == b"a" * 100_000
+
+
+def test_a_lack_of_room_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SimpleNamespace(f_bavail=3, f_frsize=4096)
+    monkeypatch.setattr(os, "fstatvfs", lambda _: disk)
+    with pytest.raises(OutputError) as caught, AtomicFile(tmp_path / "out") as file:
+        file.reserve(20_000)
+    assert caught.value.message == f"{tmp_path / 'out'}: needs 20,000 bytes, and 12,288 are free"
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_while_writing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OutputError) as caught, AtomicFile(tmp_path / "out") as file:
+        file.write_at(0, b"first")
+        monkeypatch.setattr(os, "pwrite", full)
+        file.write_at(5, b"second")
+    assert caught.value.message == (
+        f"{tmp_path / 'out'}: cannot be written: No space left on device; nothing was kept"
+    )
+    assert os.listdir(tmp_path) == []
+
+
+SMALL_DISK = """
+mount -t tmpfs -o size=1m none "$1" || exit 77
+cd "$1"
+"$2" -c '
+from pathlib import Path
+from types import SimpleNamespace
+from wiseft_cli.checkpoint.atomic import AtomicFile
+from wiseft_cli.errors import OutputError
+try:
+    with AtomicFile(Path("out")) as file:
+        for i in range(32):
+            file.write_at(i << 16, bytes(1 << 16))
+except OutputError as error:
+    print(error.message)
+'
+ls -A
+"""
+
+
+def test_a_really_full_disk_is_told_and_left_empty(tmp_path: Path) -> None:
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare")
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", SMALL_DISK, "sh", tmp_path, sys.executable],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("may not mount a small disk")
+    assert done.stdout == "out: cannot be written: No space left on device; nothing was kept\n"
+
+
+def test_a_file_begun_and_never_entered_is_removed_at_exit(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from wiseft_cli.checkpoint.atomic import AtomicFile\n"
+        "file = AtomicFile(Path(sys.argv[1]))\n"
+        "file.write_at(0, b'half')\n"
+        "sys.exit(143)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "out"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 143
+    assert os.listdir(tmp_path) == []

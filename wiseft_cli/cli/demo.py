@@ -21,7 +21,7 @@ def demo(
         ),
     ] = False,
 ) -> None:
-    """Show the effect on real digits in about a minute, without a network.
+    """Show the effect on real digits in a minute or two, without a network.
 
     Writes image folders of handwritten digits and of ten distribution shifts, then runs
     zeroshot-head, finetune, merge, eval and plot on them as separate processes, printing each

@@ -14,7 +14,7 @@ from pathlib import Path
 from wiseft_cli.demo.effect import IN_DISTRIBUTION
 from wiseft_cli.errors import WiseftError
 
-LEARNING_RATE = "2e-3"
+LEARNING_RATE = "4e-3"
 RECIPE = ("--epochs", "10", "--batch-size", "64", "--batch-norm", "frozen")
 """A batch that makes 320 steps of 2,000 images, and BatchNorm kept at pretraining's statistics. The
 learning rate is chosen by `study`; what else affects the result is the default of `wiseft

@@ -40,6 +40,7 @@ MAX_THREADS = 8
 """Threads used without being asked: more would break the promise on memory."""
 
 _BLOCK_BYTES = 8 * BLOCK
+_REPORT_BYTES = 8 << 20
 _FLUSH_BYTES = 64 << 20
 """Bytes read between two flushes of the outputs."""
 
@@ -165,6 +166,7 @@ class _Worker:
         self._job = job
         self._blocks = BlockInterpolation()
         self._x, self._y, self._out = (np.empty(_BLOCK_BYTES, np.uint8) for _ in range(3))
+        self._unreported = 0
 
     def run(self) -> None:
         """Carry tensors until none is left, or the job is stopped."""
@@ -179,6 +181,7 @@ class _Worker:
         except BaseException as error:
             job.reports.put(error)
         else:
+            job.reports.put(self._unreported)
             job.reports.put(None)
 
     def _carry(self, step: Step) -> None:
@@ -207,7 +210,7 @@ class _Worker:
             before = x.rest + y.rest
             self._blocks.load(x.next_numbers(), y.next_numbers())
             self._store(step, dtype, alphas=[alpha.value for alpha, _ in self._job.outputs])
-            self._job.reports.put(before - x.rest - y.rest)
+            self._report(before - x.rest - y.rest)
 
     def _take(self, step: Step, taken: _Input) -> None:
         """Copy a tensor's bytes from one side, or its numbers where the dtype changes."""
@@ -223,7 +226,7 @@ class _Worker:
                 data = taken.next_bytes(_BLOCK_BYTES)
                 for _, writer in self._job.outputs:
                     writer.append(step.name, data.data)
-            self._job.reports.put(before - taken.rest)
+            self._report(before - taken.rest)
 
     def _store(self, step: Step, dtype: np.dtype[Any], *, alphas: Sequence[float]) -> None:
         """Write the loaded block at each alpha."""
@@ -241,7 +244,14 @@ class _Worker:
         while other.rest and not self._job.stop.is_set():
             before = other.rest
             other.next_bytes(_BLOCK_BYTES)
-            self._job.reports.put(before - other.rest)
+            self._report(before - other.rest)
+
+    def _report(self, done_bytes: int) -> None:
+        # Not at every block: waking the main thread takes the interpreter's lock from the others.
+        self._unreported += done_bytes
+        if self._unreported >= _REPORT_BYTES:
+            self._job.reports.put(self._unreported)
+            self._unreported = 0
 
 
 @dataclass(slots=True)

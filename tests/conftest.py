@@ -9,12 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # One thread: results are compared to the bit, and the suite may share its cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A test never reaches a hub; a forgotten download must fail, not hang.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# Seeded, and without a clock: a busy machine must not fail a property.
+settings.register_profile(
+    "wiseft", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("wiseft")
 
 RunWiseft = Callable[..., "subprocess.CompletedProcess[str]"]
 

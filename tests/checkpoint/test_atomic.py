@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import shutil
@@ -241,3 +242,29 @@ def test_a_file_begun_and_never_entered_is_removed_at_exit(tmp_path: Path) -> No
     )
     assert done.returncode == 143
     assert os.listdir(tmp_path) == []
+
+
+def test_a_long_name_of_wide_letters_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("重" * 80)
+    write_bytes_atomically(path, b"x")
+    assert path.read_bytes() == b"x"
+
+
+def test_a_file_taken_for_abandoned_before_it_was_locked_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+    taken: list[str] = []
+
+    def lock_late(descriptor: int, operation: int) -> None:
+        if not taken:
+            (name,) = os.listdir(tmp_path)
+            taken.append(name)
+            os.unlink(tmp_path / name)
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    write_bytes_atomically(tmp_path / "out", b"whole")
+    assert taken
+    assert os.listdir(tmp_path) == ["out"]
+    assert (tmp_path / "out").read_bytes() == b"whole"

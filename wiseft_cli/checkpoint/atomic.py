@@ -95,17 +95,14 @@ class AtomicFile:
         self._force = force
         self._target = _target(path)
         self._remove_abandoned()
-        mark = f".{self._target.name[:120]}{_TEMPORARY_MARK}"
-        self._temporary = self._target.with_name(mark + secrets.token_hex(6))
         self._committed = False
-        _UNFINISHED.add(self._temporary)
         with self._telling_errors():
-            # 0o666 less the umask, as for any new file; mkstemp would give 0o600.
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self._descriptor = os.open(self._temporary, flags, 0o666)
-        # Held while this process lives, so that another can tell an abandoned file by it.
-        with contextlib.suppress(OSError):
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._open_temporary()
+            # Another process may have taken the file for abandoned before it was locked.
+            while os.fstat(self._descriptor).st_nlink == 0:
+                os.close(self._descriptor)
+                _UNFINISHED.discard(self._temporary)
+                self._open_temporary()
 
     def __enter__(self) -> AtomicFile:
         return self
@@ -186,11 +183,26 @@ class AtomicFile:
         else:
             self._temporary.unlink()
 
+    @property
+    def _mark(self) -> str:
+        # Cut by bytes, as file systems count them; a letter cut in two is left out.
+        name = os.fsencode(self._target.name)[:120].decode("utf-8", "ignore")
+        return f".{name}{_TEMPORARY_MARK}"
+
+    def _open_temporary(self) -> None:
+        self._temporary = self._target.with_name(self._mark + secrets.token_hex(6))
+        _UNFINISHED.add(self._temporary)
+        # 0o666 less the umask, as for any new file; mkstemp would give 0o600.
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._descriptor = os.open(self._temporary, flags, 0o666)
+        # Held while this process lives, so that another can tell an abandoned file by it.
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
     def _remove_abandoned(self) -> None:
         with contextlib.suppress(OSError):
-            mark = f".{self._target.name[:120]}{_TEMPORARY_MARK}"
             for entry in os.scandir(self._target.parent):
-                if entry.name.startswith(mark):
+                if entry.name.startswith(self._mark):
                     _remove_if_abandoned(entry.path)
 
     @property

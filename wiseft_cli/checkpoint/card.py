@@ -1,8 +1,8 @@
 """The card: what a checkpoint says of itself, one JSON document in the file's metadata.
 
 It holds everything a later command needs to use the file without a flag: the model's
-config, the preprocessing, the classes, and how the file came to be. Fields this version
-does not know are kept and written back.
+config, the preprocessing, the classes, and how the file came to be. Top-level fields
+this version does not know are kept and written back.
 It does not read or write files; `docs/checkpoint-format.md` describes the fields.
 """
 

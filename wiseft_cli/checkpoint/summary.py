@@ -49,24 +49,28 @@ def draw_history(card: Card) -> list[str]:
 
     A step that was drawn already is named again by its digest only.
     """
-    made_by = {entry.output: entry for entry in closed_history(card)}
+    history = closed_history(card)
+    # The last step stands apart: a merge at alpha 0 or 1 has the output of a step before it.
+    made_by = {entry.output: entry for entry in history[:-1]}
     lines: list[str] = []
-    drawn: set[str | None] = set()
+    drawn: set[int] = set()
     # What stands before a line, and before the lines below it. A stack of its own: a hostile
     # card may hold a chain longer than Python's.
-    pending = [("", "", card.digest)] if made_by else []
+    pending: list[tuple[str, str, str | None, HistoryEntry | None]] = []
+    if history:
+        pending.append(("", "", card.digest, history[-1]))
     while pending:
-        lead, margin, digest = pending.pop()
-        entry = made_by.get(digest)
-        if entry is None or digest in drawn:
+        lead, margin, digest, entry = pending.pop()
+        if entry is None or id(entry) in drawn:
             lines.append(lead + shorten(digest) + (" (above)" if entry else ""))
             continue
-        drawn.add(digest)
+        drawn.add(id(entry))
         lines.append(f"{lead}{shorten(digest)} {entry.command} {_options(entry)}".rstrip())
         for item in reversed(entry.inputs):
             is_last = item is entry.inputs[-1]
             branch, below = ("└─ ", "   ") if is_last else ("├─ ", "│  ")
-            pending.append((f"{margin}{branch}{item.role}: ", margin + below, item.digest))
+            parent = made_by.get(item.digest)
+            pending.append((f"{margin}{branch}{item.role}: ", margin + below, item.digest, parent))
     return lines
 
 

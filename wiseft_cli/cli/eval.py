@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wiseft_cli.cli.console import print_json, print_result, progress, talk, warn
+from wiseft_cli.data.workers import MAX_DEFAULT_WORKERS, default_workers
 
 if TYPE_CHECKING:
     from wiseft_cli.evaluation.plan import Job
     from wiseft_cli.reporting.results import ResultLine
-
-MAX_DEFAULT_WORKERS = 8
 
 
 def eval_command(
@@ -76,14 +74,14 @@ def eval_command(
     """
     jobs = _plan(checkpoints, data, alpha or [], reference, results)
     if workers is None:
-        workers = min(MAX_DEFAULT_WORKERS, os.cpu_count() or 1)
+        workers = default_workers()
     run = _RunOptions(batch_size, workers, device, threads, max_bad)
     _report(_reuse_or_run(jobs, run, results, force=force), as_json=as_json)
 
 
 @dataclass(frozen=True)
 class _RunOptions:
-    """The options that say how to run, and touch no result."""
+    """The options that say how to run. The batch size and the device touch rounding alone."""
 
     batch_size: int
     workers: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,12 +9,11 @@ import typer
 
 from wiseft_cli.cli.console import print_json, print_result, progress
 from wiseft_cli.data.image_folder import parse_data_spec
+from wiseft_cli.data.workers import MAX_DEFAULT_WORKERS, default_workers
 from wiseft_cli.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from wiseft_cli.training.plan import FinetunePlan
-
-MAX_DEFAULT_WORKERS = 8
 
 # An option that is not given is None and leaves the key to the recipe, whose default the help
 # repeats in words.
@@ -192,7 +190,7 @@ def _run(plan: FinetunePlan, *, device: str, workers: int | None, threads: int |
         finetuned = run_plan(
             plan,
             device=resolve_device(device),
-            workers=_default_workers() if workers is None else workers,
+            workers=default_workers() if workers is None else workers,
             listener=Listener(
                 on_ready=reporter.tell_readiness,
                 on_encoded=reporter.count_encoded,
@@ -201,12 +199,3 @@ def _run(plan: FinetunePlan, *, device: str, workers: int | None, threads: int |
             ),
         )
     return finetuned.digest
-
-
-def _default_workers() -> int:
-    """Return the CPUs this process may use, at most eight; none beside a single CPU."""
-    if not hasattr(os, "sched_getaffinity"):  # not on macOS
-        usable = os.cpu_count() or 1
-    else:
-        usable = len(os.sched_getaffinity(0))
-    return min(usable, MAX_DEFAULT_WORKERS) if usable > 1 else 0

@@ -1,7 +1,4 @@
-"""What a process that decodes images does with signals: its parent speaks for both.
-
-Used as the `worker_init_fn` of every loader.
-"""
+"""The processes that decode images: how many by default, and what they do with signals."""
 
 from __future__ import annotations
 
@@ -9,9 +6,23 @@ import os
 import signal
 import sys
 
+MAX_DEFAULT_WORKERS = 8
+"""More decode faster than most models compute, and each costs memory."""
+
+
+def default_workers() -> int:
+    """Return the CPUs this process may use, at most eight; none beside a single CPU."""
+    if not hasattr(os, "sched_getaffinity"):  # not on macOS
+        usable = os.cpu_count() or 1
+    else:
+        usable = len(os.sched_getaffinity(0))
+    return min(usable, MAX_DEFAULT_WORKERS) if usable > 1 else 0
+
 
 def leave_signals_to_the_parent(_worker: int) -> None:
     """Make a worker ignore Ctrl-C, end silently at SIGTERM, and print nothing of its own.
+
+    The `worker_init_fn` of every loader: the parent speaks for both.
 
     A terminal sends Ctrl-C, and a job scheduler SIGTERM, to parent and workers alike. Without
     this the worker inherits the parent's handler and prints a traceback of its own, and one

@@ -58,9 +58,17 @@ def run_demo(out: Path, *, force: bool = False, say: Say = lambda line: None) ->
     check_out(out, force=force)
     remove_own_files(out)
     say(f"writing image folders, class names, templates and the embedded model below {out}")
-    data = write_image_folders(out)
     model = out / MODEL_FOLDER
-    shutil.copytree(embedded_model_folder(), model, copy_function=shutil.copyfile)
+    try:
+        data = write_image_folders(out)
+        shutil.copytree(
+            embedded_model_folder(), model, copy_function=shutil.copyfile, dirs_exist_ok=True
+        )
+    except OSError as error:
+        raise OutputError(
+            f"{error.filename or out}: cannot be written: {error.strerror or error}",
+            hint="name another folder with --out",
+        ) from None
     zeroshot, finetuned, merged = (out / name for name in OUTPUTS)
     results, picture = out / RESULTS, out / PICTURE
     for command in (

@@ -35,7 +35,9 @@ one image; over hundreds of images it does not show.
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """How a sweep runs; none of it but the batch size can touch a result.
+    """How a sweep runs.
+
+    A result depends on the images left out, and in its last bits on batch size and device.
 
     Attributes:
         batch_size: Images of one forward pass.

@@ -16,7 +16,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wiseft_cli import __version__
-from wiseft_cli.checkpoint.card import Card, HistoryEntry, HistoryInput, closed_history
+from wiseft_cli.checkpoint.card import Card, HistoryEntry, HistoryInput, join_histories
 from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.data.dataset import ImageDataset
 from wiseft_cli.errors import CheckpointError, RecipeError
@@ -166,7 +166,7 @@ def finetuned_card(plan: FinetunePlan) -> Card:
         alpha=None,
         recipe=recipe,
         seed=plan.recipe.seed,
-        history=(*closed_history(plan.card), entry),
+        history=(*join_histories(plan.card), entry),
         digest=None,
     )
 
@@ -262,8 +262,9 @@ def _batch_norms(classifier: ImageClassifier) -> list[torch.nn.Module]:
 def _refuse_single_image_batch_norm(classifier: ImageClassifier, recipe: ResolvedRecipe) -> None:
     if recipe.batch_norm == "frozen" or not _batch_norms(classifier):
         return
-    smallest = recipe.last_batch_size % recipe.micro_batch_size or recipe.micro_batch_size
-    if smallest == 1:
+    # A batch is cut into passes of micro_batch_size; what is left over may be one image.
+    sizes = {min(recipe.batch_size, recipe.n_images), recipe.last_batch_size}
+    if any(1 in (size % recipe.micro_batch_size, recipe.micro_batch_size) for size in sizes):
         raise RecipeError(
             "a batch of each epoch has a single image, and BatchNorm has no statistics of one"
             f" ({recipe.n_images} images, batch size {recipe.batch_size})",

@@ -59,7 +59,7 @@ def test_a_value_outside_the_interval_names_the_switch() -> None:
         "alpha 1.5, -0.1 is outside [0, 1]; alpha is the weight of the fine-tuned model"
     )
     assert caught.value.hint == (
-        "add --extrapolate if you mean to leave the line between the two models"
+        "to leave the line between the two models, merge with --extrapolate"
     )
     assert texts("-0.1,1.5", extrapolate=True) == ["-0.1", "1.5"]
 

@@ -155,7 +155,7 @@ def _tell(report: MergeReport) -> None:
     ):
         if names:
             noun = "tensor" if len(names) == 1 else "tensors"
-            talk(f"{len(names)} {noun} {what}: {', '.join(list_some(names))}")
+            talk(f"{len(names)} {noun} {what}: {', '.join(list_some(names, limit=3))}")
 
 
 def _result(file: MergedFile, report: MergeReport) -> dict[str, Any]:

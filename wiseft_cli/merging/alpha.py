@@ -98,7 +98,7 @@ def _check_interval(decimals: Iterable[Decimal]) -> None:
         raise UsageError(
             f"alpha {', '.join(outside[:10])} is outside [0, 1]; "
             "alpha is the weight of the fine-tuned model",
-            hint="add --extrapolate if you mean to leave the line between the two models",
+            hint="to leave the line between the two models, merge with --extrapolate",
         )
 
 

@@ -9,7 +9,6 @@ importing torch and open_clip alone, which no command that computes can do witho
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,16 @@ from wiseft_cli.demo import commands
 from wiseft_cli.demo.image_folders import write_image_folders
 from wiseft_cli.demo.tiny_clip import embedded_model_folder
 
-MIB = 2**20
+# A process of a few megabytes in between: a child's peak begins at the size of what forked it.
+LAUNCHER = """
+import os, subprocess, sys, time
+begin = time.perf_counter()
+null = subprocess.DEVNULL
+process = subprocess.Popen(sys.argv[1:], stdout=null, stderr=null)
+_, status, usage = os.wait4(process.pid, 0)
+process.returncode = os.waitstatus_to_exitcode(status)
+print(process.returncode, time.perf_counter() - begin, usage.ru_maxrss / 1024)
+"""
 
 
 def measure(arguments: list[str]) -> tuple[float, float]:
@@ -30,14 +38,13 @@ def measure(arguments: list[str]) -> tuple[float, float]:
 
     `wait4` reports the largest of the process and of the children it waited for.
     """
-    begin = time.perf_counter()
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - begin
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{arguments} ended with exit code {process.returncode}")
-    return seconds, usage.ru_maxrss * 1024 / MIB
+    launched = subprocess.run(
+        [sys.executable, "-c", LAUNCHER, *arguments], capture_output=True, text=True, check=True
+    )
+    exit_code, seconds, peak_mib = launched.stdout.split()
+    if exit_code != "0":
+        raise SystemExit(f"{arguments} ended with exit code {exit_code}")
+    return float(seconds), float(peak_mib)
 
 
 def main() -> None:

@@ -50,8 +50,9 @@ def draw_history(card: Card) -> list[str]:
     A step that was drawn already is named again by its digest only.
     """
     history = closed_history(card)
-    # The last step stands apart: a merge at alpha 0 or 1 has the output of a step before it.
-    made_by = {entry.output: entry for entry in history[:-1]}
+    # Where outputs are equal the earlier step made the tensors: a merge at alpha 0 or 1 only gave
+    # them back.
+    made_by = {entry.output: entry for entry in (*history[-1:], *history[:-1])}
     lines: list[str] = []
     drawn: set[int] = set()
     # What stands before a line, and before the lines below it. A stack of its own: a hostile

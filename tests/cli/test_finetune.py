@@ -177,8 +177,8 @@ def test_unknown_labels_are_listed(folder, capsys):
         "error: image set 'train': 1 of 4 labels are no class of the head"
         " (3 classes, the first 'n01'):\n"
         "  'dog'\n"
-        "hint: name the folders after the ids or names of the head's classes; position is"
-        " never used (`wiseft inspect CHECKPOINT` lists the classes)\n"
+        "hint: label the images with the ids or names of the head's classes; position is"
+        " never used unasked (`wiseft inspect CHECKPOINT` lists the classes)\n"
     )
 
 

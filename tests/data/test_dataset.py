@@ -9,7 +9,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from wiseft_cli.data.dataset import ImageDataset, collate_images, refuse_unreadable
-from wiseft_cli.data.image_folder import ImageSet, list_image_folder
+from wiseft_cli.data.image_folder import list_image_folder
+from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.errors import DatasetError
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from wiseft_cli.data.fingerprint import data_fingerprint
-from wiseft_cli.data.image_folder import ImageRecord, list_image_folder, parse_data_spec
-from wiseft_cli.errors import DatasetError, UsageError
+from wiseft_cli.data.image_folder import list_image_folder
+from wiseft_cli.data.image_set import ImageRecord
+from wiseft_cli.errors import DatasetError
 
 
 def put(root: Path, *paths: str, size: int = 3) -> Path:
@@ -106,33 +107,6 @@ def test_classes_without_any_image_missing_folders_and_files_are_refused(tmp_pat
         list_image_folder(tmp_path / "nowhere")
     with pytest.raises(DatasetError, match=r"readme\.txt is a file; expected an image folder"):
         list_image_folder(tmp_path / "a" / "readme.txt")
-
-
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [
-        ("val=/data/x", ("val", Path("/data/x"))),
-        ("/data/imagenet-r/", ("imagenet-r", Path("/data/imagenet-r"))),
-        ("val=a=b", ("val", Path("a=b"))),
-        ("./a=b", ("a=b", Path("a=b"))),
-        ("/x/run=3/val", ("val", Path("/x/run=3/val"))),
-    ],
-)
-def test_a_data_spec_is_split_at_the_first_equals_sign(spec: str, expected: object) -> None:
-    assert parse_data_spec(spec) == expected
-
-
-def test_a_folder_without_a_name_in_its_path_is_named_after_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(put(tmp_path / "mine", "a/1.png"))
-    assert parse_data_spec(".") == ("mine", Path())
-
-
-@pytest.mark.parametrize("spec", ["", "=dir", "name=", " =dir", "/"])
-def test_an_empty_name_or_folder_is_a_usage_error(spec: str) -> None:
-    with pytest.raises(UsageError, match=r"expected \[NAME=\]DIR$"):
-        parse_data_spec(spec)
 
 
 def test_the_fingerprint_is_the_hash_of_sorted_paths_sizes_and_labels(tmp_path: Path) -> None:

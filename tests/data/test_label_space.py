@@ -72,9 +72,54 @@ def test_two_labels_of_one_class_are_refused() -> None:
         join_labels(["great_white_shark", "Great_white_shark"], ANIMALS, set_name="val")
 
 
-def test_numbers_never_join_by_position() -> None:
-    with pytest.raises(DatasetError, match=r"4 of 4 labels are no class"):
+def test_each_class_is_a_column_and_the_one_accepted() -> None:
+    join = join_labels(["n03", "n01"], ANIMALS, set_name="val")
+    assert (join.columns, join.column_names) == (((0,), (2,)), ("n01", "n03"))
+    assert join.accepted == {"n01": (0,), "n03": (1,)}
+
+
+def test_all_classes_score_over_the_whole_head() -> None:
+    join = join_labels(["n03", "n01"], ANIMALS, set_name="val", all_classes=True)
+    assert join.class_indices == (0, 1, 2, 3)
+    assert join.columns == ((0,), (1,), (2,), (3,))
+    assert join.accepted == {"n03": (2,), "n01": (0,)}
+    assert join.index == {"n03": 2, "n01": 0}
+
+
+def test_numbers_never_join_by_position_unasked() -> None:
+    with pytest.raises(DatasetError, match=r"4 of 4 labels are no class") as caught:
         join_labels(["0", "1", "2", "3"], ANIMALS, set_name="val")
+    assert "--labels-are-indices" in str(caught.value.hint)
+    for labels in (["0", "4"], ["0", "n01"], ["0", "x"]):  # not all of them could be positions
+        with pytest.raises(DatasetError) as caught:
+            join_labels(labels, ANIMALS, set_name="val")
+        assert "--labels-are-indices" not in str(caught.value.hint)
+
+
+def test_numbers_join_by_position_when_asked() -> None:
+    join = join_labels(["3", "000"], ANIMALS, set_name="val", labels_are_indices=True)
+    assert (join.kind, join.index, join.class_indices) == ("index", {"3": 3, "000": 0}, (0, 3))
+
+
+def test_ids_that_are_numbers_join_as_ids_whatever_their_order() -> None:
+    classes = [ClassEntry(str(9 - at), f"digit {9 - at}") for at in range(10)]
+    join = join_labels(["0", "1"], classes, set_name="val")
+    assert (join.kind, join.index) == ("id", {"0": 9, "1": 8})
+
+
+def test_labels_that_are_no_index_are_listed() -> None:
+    with pytest.raises(DatasetError) as caught:
+        join_labels(["0", "4", "-1", "n01", "²"], ANIMALS, set_name="v", labels_are_indices=True)
+    assert caught.value.message == (
+        "image set 'v': 4 of 5 labels are no index of the head's classes, 0 to 3:\n"
+        "  '-1'\n  '4'\n  'n01'\n  '²'"
+    )
+
+
+def test_two_spellings_of_one_index_are_refused() -> None:
+    with pytest.raises(DatasetError) as caught:
+        join_labels(["1", "01", "2"], ANIMALS, set_name="v", labels_are_indices=True)
+    assert caught.value.message == "image set 'v': labels spell one index:\n  '01', '1'"
 
 
 @given(st.lists(words, min_size=1, max_size=12, unique=True), st.data())

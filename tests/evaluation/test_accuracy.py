@@ -11,7 +11,8 @@ from sklearn.metrics import top_k_accuracy_score
 from torch import nn
 
 from tests.evaluation.tiny import CLASSES, PREPROCESS, RESNET, make_checkpoint, make_images
-from wiseft_cli.data.image_folder import ImageSet, list_image_folder
+from wiseft_cli.data.image_folder import list_image_folder
+from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.images import load_image
 from wiseft_cli.data.label_space import join_labels
 from wiseft_cli.errors import DatasetError, ModelError

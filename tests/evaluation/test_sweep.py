@@ -126,7 +126,9 @@ def test_images_are_decoded_once_for_any_number_of_alphas(
     decoded: list[Path] = []
     load_image = dataset_module.load_image
     monkeypatch.setattr(
-        dataset_module, "load_image", lambda path: (decoded.append(path), load_image(path))[1]
+        dataset_module,
+        "load_image",
+        lambda path, name: (decoded.append(path), load_image(path, name=name))[1],
     )
     monkeypatch.setattr(sweep_module, "CHUNK_BYTES", 10 * 3 * 32 * 32 * 4)
     run(plan(make_pair(tmp_path), folders, "0:1:0.1"))

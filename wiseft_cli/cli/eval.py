@@ -100,17 +100,16 @@ def _plan(
     """Find every mistake that needs no model and no pixel."""
     # lazy: --help of other commands must not wait for numpy
     from wiseft_cli.checkpoint.atomic import check_output
-    from wiseft_cli.data.image_folder import list_image_folder, parse_data_spec
+    from wiseft_cli.data.spec import open_image_sets
     from wiseft_cli.evaluation import plan
     from wiseft_cli.merging.alpha import parse_alphas
 
     alphas = parse_alphas(alpha) if alpha else ()
-    specs = [parse_data_spec(spec) for spec in data]
     checkpoints = plan.read_checkpoints(paths)
     if results is not None:
         check_output(results, force=True, inputs=paths)
     weight_sets = plan.plan_weight_sets(checkpoints, alphas)
-    image_sets = [list_image_folder(folder, name=name) for name, folder in specs]
+    image_sets = [image_set for spec in data for image_set in open_image_sets(spec)]
     notes = [note for image_set in image_sets for note in image_set.notes]
     if alphas:
         notes += plan.doubts_about_pair(*checkpoints)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wiseft_cli.cli.console import print_json, print_result, progress
-from wiseft_cli.data.image_folder import parse_data_spec
+from wiseft_cli.data.spec import parse_data_spec
 from wiseft_cli.data.workers import MAX_DEFAULT_WORKERS, default_workers
 from wiseft_cli.training.recipe import Recipe
 

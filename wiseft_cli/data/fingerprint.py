@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from wiseft_cli.data.image_folder import ImageSet
+from wiseft_cli.data.image_set import ImageSet
 
 
 def data_fingerprint(image_set: ImageSet) -> str:

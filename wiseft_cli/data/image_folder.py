@@ -9,69 +9,16 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from wiseft_cli.errors import DatasetError, UsageError, list_some
+from wiseft_cli.data.image_set import ImageRecord, ImageSet
+from wiseft_cli.errors import DatasetError, list_some
 
 IMAGE_EXTENSIONS = frozenset(
     {".apng", ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
     | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )
 """Endings that count as images, compared in lower case; every other file is ignored."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRecord:
-    """One image: its path below the root with `/` between parts, its label, its size."""
-
-    path: str
-    label: str
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """A named list of labelled images below one folder.
-
-    Attributes:
-        name: The name that reports use.
-        root: The folder that `ImageRecord.path` starts from.
-        records: The images, sorted by path (code point order).
-        notes: What a person should know about the listing, one sentence each.
-    """
-
-    name: str
-    root: Path
-    records: tuple[ImageRecord, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The labels that occur, sorted, each once."""
-        return tuple(sorted({record.label for record in self.records}))
-
-
-def parse_data_spec(spec: str, *, option: str = "--data") -> tuple[str, Path]:
-    """Split `[NAME=]DIR`; without a name the folder's own name is taken.
-
-    The part before the first `=` is a name where it contains no `/`: a folder called `a=b`
-    is given as `./a=b`.
-
-    Args:
-        option: The option that the spec was given with, for messages.
-    Raises:
-        UsageError: The name or the folder is empty.
-    """
-    name, equals, folder = spec.partition("=")
-    if not equals or "/" in name:
-        name, folder = "", spec
-        if not folder:
-            raise UsageError(f"{option} is empty; expected [NAME=]DIR")
-        name = Path(os.path.abspath(folder)).name
-    if not name.strip() or not folder:
-        raise UsageError(f"{option} {spec!r} has no name or no folder; expected [NAME=]DIR")
-    return name.strip(), Path(folder)
 
 
 def list_image_folder(root: Path, *, name: str | None = None) -> ImageSet:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -24,11 +24,12 @@ UNCHANGED_MODES = frozenset({"RGB", "L", "LA", "RGBA", "CMYK"})
 """Modes whose bicubic resize and later conversion to RGB are right as they are."""
 
 
-def load_image(path: Path | str) -> Image.Image:
-    """Decode an image file completely.
+def load_image(source: Path | str | BinaryIO, *, name: str | None = None) -> Image.Image:
+    """Decode an image completely.
 
     Args:
-        path: The file.
+        source: The file, or its bytes as a stream.
+        name: What messages call it; by default the path.
     Returns:
         The picture in mode RGB, L, LA, RGBA or CMYK, eight bits a channel.
     Raises:
@@ -39,12 +40,13 @@ def load_image(path: Path | str) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow warns of odd metadata and of large pictures; it raises where it matters.
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(source) as image:
                 image.load()
                 return _to_eight_bits(image)
     except Exception as error:  # a damaged file makes Pillow's decoders raise any class
         raise DatasetError(
-            f"cannot read image {path}: {_reason(error)}", hint="replace or remove the file"
+            f"cannot read image {name or source}: {_reason(error)}",
+            hint="replace or remove the file",
         ) from None
 
 

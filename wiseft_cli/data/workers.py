@@ -1,10 +1,16 @@
-"""The processes that decode images: how many by default, and what they do with signals."""
+"""The processes that decode images: how many by default, their signals, and their death."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from wiseft_cli.errors import DatasetError
+
+Batch = TypeVar("Batch")
 
 MAX_DEFAULT_WORKERS = 8
 """More decode faster than most models compute, and each costs memory."""
@@ -33,3 +39,28 @@ def leave_signals_to_the_parent(_worker: int) -> None:
     # Exceptions of the dataset travel to the parent; what would be printed here is only the
     # thread that hands tensors over, when the parent left in the middle of it.
     sys.excepthook = lambda *_: None
+
+
+def telling_dead_workers(batches: Iterable[Batch], workers: int) -> Iterator[Batch]:
+    """Yield the batches of a loader, and tell a dead worker process as an error of the input.
+
+    Args:
+        batches: A torch `DataLoader`.
+        workers: How many processes it has.
+    Raises:
+        DatasetError: A worker was killed.
+    """
+    iterator = iter(batches)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DatasetError(
+                f"one of the {workers} processes that decode images died: {error}",
+                hint="often the machine or /dev/shm is out of memory; use fewer --workers",
+            ) from None
+        yield batch

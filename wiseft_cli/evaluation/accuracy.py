@@ -20,7 +20,7 @@ from wiseft_cli.data.dataset import (
     collate_images,
     refuse_unreadable,
 )
-from wiseft_cli.data.image_folder import ImageSet
+from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.label_space import LabelJoin
 from wiseft_cli.data.workers import leave_signals_to_the_parent
 from wiseft_cli.errors import ModelError

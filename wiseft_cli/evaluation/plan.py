@@ -15,7 +15,7 @@ from wiseft_cli.checkpoint.card import Card, ClassEntry
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.checkpoint.source import open_source
 from wiseft_cli.data.fingerprint import data_fingerprint
-from wiseft_cli.data.image_folder import ImageSet
+from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.label_space import LabelJoin, join_labels
 from wiseft_cli.errors import CheckpointError, UsageError
 from wiseft_cli.evaluation.metrics import metric_names

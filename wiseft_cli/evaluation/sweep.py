@@ -17,7 +17,7 @@ import torch
 from wiseft_cli import __version__
 from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.data.dataset import ImageBatch
-from wiseft_cli.data.image_folder import ImageSet
+from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.errors import DatasetError, ModelError, list_some
 from wiseft_cli.evaluation.accuracy import Tally, image_loader, logits_of
 from wiseft_cli.evaluation.metrics import SetAccuracy

@@ -13,15 +13,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from wiseft_cli.data.dataset import (
-    ImageBatch,
     ImageDataset,
     ImageItem,
     UnreadableImage,
     collate_images,
     refuse_unreadable,
 )
-from wiseft_cli.data.workers import leave_signals_to_the_parent
-from wiseft_cli.errors import DatasetError
+from wiseft_cli.data.workers import leave_signals_to_the_parent, telling_dead_workers
 from wiseft_cli.training.batches import Draw
 from wiseft_cli.training.seeding import Purpose, derive_seed, seeded_cpu_generator
 
@@ -74,26 +72,9 @@ def load_batches(
         generator=torch.Generator(),
         worker_init_fn=leave_signals_to_the_parent,
     )
-    for batch in _telling_dead_workers(loader, workers):
+    for batch in telling_dead_workers(loader, workers):
         refuse_unreadable(batch.unreadable)
         yield (
             batch.images.to(device, non_blocking=True),
             batch.targets.to(device, non_blocking=True),
         )
-
-
-def _telling_dead_workers(loader: Iterable[ImageBatch], workers: int) -> Iterator[ImageBatch]:
-    batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DatasetError(
-                f"one of the {workers} processes that decode images died: {error}",
-                hint="often the machine or /dev/shm is out of memory; use fewer --workers",
-            ) from None
-        yield batch

@@ -14,7 +14,8 @@ from wiseft_cli.checkpoint.atomic import check_output
 from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.data.fingerprint import data_fingerprint
-from wiseft_cli.data.image_folder import ImageSet, list_image_folder
+from wiseft_cli.data.image_folder import list_image_folder
+from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.label_space import LabelJoin, join_labels
 from wiseft_cli.errors import CheckpointError, list_some
 from wiseft_cli.training.recipe import Recipe, ResolvedRecipe, doubts, resolve

@@ -134,13 +134,12 @@ def test_a_block_counts_the_numbers_that_stopped_being_finite() -> None:
     blocks = BlockInterpolation(8)
     x = np.array([3e38, -3e38, 1.0, np.inf, np.nan, 3e38], np.float32)
     y = np.array([-3e38, 3e38, 2.0, 1.0, 1.0, 3e38], np.float32)
-    blocks.load(x, y)
     out = np.empty(6, np.float32)
-    assert blocks.store(-1.0, out) == 2
+    assert blocks.interpolate(x, y, [(-1.0, out)]) == [2]
     assert out[2] == 0.0
     assert np.isnan(out[4])
     assert out[5] == np.float32(3e38)
-    assert blocks.store(0.5, out) == 0
+    assert blocks.interpolate(x, y, [(0.5, out)]) == [0]
 
 
 def test_a_block_converts_with_one_rounding_and_keeps_equal_values() -> None:
@@ -148,20 +147,18 @@ def test_a_block_converts_with_one_rounding_and_keeps_equal_values() -> None:
     tie = 1 + 2**-8
     x = np.array([tie, 1.0, 1e39, -0.0])
     y = np.array([tie, 1 + 2**-7 + 2**-39, 1e39, -0.0])
-    blocks.load(x, y)
-    out = np.empty(4, ml_dtypes.bfloat16)
-    assert blocks.store(0.3, out) == 1  # 1e39 is finite in float64 alone
-    assert float(out[0]) == 1.0
-    assert numpy_bits(out)[3] == 0x8000
-    assert blocks.store(0.5, out) == 1
-    assert float(out[1]) == 1 + 2**-7
-    assert blocks.store(1.0, out) == 1
-    assert float(out[1]) == 1 + 2**-7
+    a, b, c = outs = [np.empty(4, ml_dtypes.bfloat16) for _ in range(3)]
+    # 1e39 is finite in float64 alone.
+    assert blocks.interpolate(x, y, list(zip((0.3, 0.5, 1.0), outs, strict=True))) == [1, 1, 1]
+    assert float(a[0]) == 1.0
+    assert numpy_bits(a)[3] == 0x8000
+    assert float(b[1]) == 1 + 2**-7
+    assert float(c[1]) == 1 + 2**-7
 
 
 @pytest.mark.parametrize("name", FLOATING)
 @pytest.mark.parametrize("is_finite", [True, False])
-def test_a_loaded_block_is_stored_at_each_alpha_as_if_it_were_the_only_one(
+def test_several_alphas_at_once_are_each_as_if_it_were_the_only_one(
     name: str, is_finite: bool
 ) -> None:
     pair = [random_bits(name, 3000, seed) for seed in (5, 6)]
@@ -169,9 +166,8 @@ def test_a_loaded_block_is_stored_at_each_alpha_as_if_it_were_the_only_one(
         for weights in pair:
             with np.errstate(invalid="ignore"):
                 weights[~np.isfinite(weights)] = 1
-    blocks = BlockInterpolation(3000)
-    blocks.load(*pair)
-    out = np.empty_like(pair[0])
-    for alpha in (0.5, 0.0, 0.3, 2.0, 0.7, 1.0, -1.0, 0.1):
-        blocks.store(alpha, out)
+    alphas = (0.5, 0.0, 0.3, 2.0, 0.7, 1.0, -1.0, 0.1)
+    outs = [np.empty_like(pair[0]) for _ in alphas]
+    BlockInterpolation(1000).interpolate(*pair, list(zip(alphas, outs, strict=True)))
+    for alpha, out in zip(alphas, outs, strict=True):
         assert out.tobytes() == interpolate_arrays(*pair, alpha).tobytes()

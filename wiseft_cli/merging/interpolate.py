@@ -9,6 +9,7 @@ This module knows no files and no names of tensors.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,83 +22,123 @@ Array = npt.NDArray[Any]
 FLOATING = frozenset({"float64", "float32", *FORMATS})
 """numpy's names of the types that can be interpolated."""
 
-BLOCK = 1 << 16
-"""Numbers handled at a time: few enough for the processor's cache, many enough for numpy."""
+BLOCK = 1 << 15
+"""Numbers handled at a time: with its intermediate values a block fits the processor's second
+cache, and is still long enough that the calls to numpy cost little beside their work."""
 
 
 class BlockInterpolation:
-    """Interpolates one block of two tensors at any number of alphas.
+    """Interpolates runs of two tensors at any number of alphas, block by block.
 
-    `load` widens a block of both tensors to float64 once; `store` then writes it at one alpha.
+    A block is widened to float64 and written at each alpha while it lies in the cache. What is
+    done between two calls to numpy holds the interpreter's lock, and the threads of a merge wait
+    for each other there; so whatever is the same for all blocks is settled once for the run.
     An instance belongs to one thread.
 
     Attributes:
-        block: The longest block it takes.
-        loaded: Length of the block that is loaded.
+        block: Numbers in a block.
     """
 
     def __init__(self, block: int = BLOCK) -> None:
         self.block = block
-        self.loaded = 0
-        self._wide = np.empty((4, block))
+        self._wide = np.empty(2 * (block + block % 2))  # to be cut into two rows, or four
         self._rounding = RoundingScratch(block)
 
-    def load(self, theta_0: Array, theta_1: Array) -> None:
-        """Take a block of each tensor, shape (n,), n at most `block`, of types in `FLOATING`."""
-        self.loaded = n = len(theta_0)
-        self._theta_0, self._theta_1 = theta_0, theta_1
-        self._is_finite = False
-        self._x, self._y, self._value, self._term = (row[:n] for row in self._wide)
-        with np.errstate(invalid="ignore"):  # a signalling NaN is quieted; its bits are kept
-            np.copyto(self._x, theta_0)
-            np.copyto(self._y, theta_1)
+    def interpolate(
+        self, theta_0: Array, theta_1: Array, outs: Sequence[tuple[float, Array]]
+    ) -> list[int]:
+        """Write the run interpolated at each alpha.
 
-    def store(self, alpha: float, out: Array) -> int:
-        """Write the block interpolated at `alpha` into `out`, shape (n,).
-
+        Args:
+            theta_0: Zero-shot weights, shape (n,), of a type in `FLOATING`.
+            theta_1: Fine-tuned weights, shape (n,), of a type in `FLOATING`.
+            outs: Each alpha with the array to write, shape (n,), of a type in `FLOATING`.
         Returns:
-            How many numbers of `out` are not finite although both inputs' are.
+            For each alpha, how many numbers written are not finite although both inputs' are.
         """
-        same_type = self._theta_0.dtype == self._theta_1.dtype == out.dtype
-        if same_type and alpha in (0.0, 1.0):
-            _raw(out)[:] = _raw(self._theta_1 if alpha else self._theta_0)
-            return 0
-        value = self._combine(alpha)
-        # Inside (0, 1), v of equal finite x and y is within a few units of float64's last place
-        # of x and has its sign, so that rounding to any narrower type restores x by itself.
-        is_safe = same_type and 0.0 < alpha < 1.0 and out.dtype != np.float64
-        if is_safe:
+        counts = [0] * len(outs)
+        plain: list[tuple[int, float, Array]] = []
+        careful: list[tuple[int, float, Array]] = []
+        for index, (alpha, out) in enumerate(outs):
+            same_type = theta_0.dtype == theta_1.dtype == out.dtype
+            if same_type and alpha in (0.0, 1.0):
+                _raw(out)[:] = _raw(theta_1 if alpha else theta_0)
+            # Inside (0, 1), v of equal finite x and y is within a few units of float64's last
+            # place of x and has its sign: rounding to any narrower type restores x by itself.
+            elif same_type and 0.0 < alpha < 1.0 and out.dtype != np.float64:
+                plain.append((index, alpha, out))
+            else:
+                careful.append((index, alpha, out))
+        # Overflow to infinity is the right rounding, and NaN is dealt with.
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            self._plainly(theta_0, theta_1, plain, counts)
+            for index, alpha, out in careful:
+                for part in self._parts(len(theta_0)):
+                    pair = theta_0[part], theta_1[part]
+                    counts[index] += _store_carefully(*pair, alpha, out[part], self._rounding)
+        return counts
+
+    def _parts(self, n: int) -> Iterator[slice]:
+        return (slice(begin, min(begin + self.block, n)) for begin in range(0, n, self.block))
+
+    def _plainly(
+        self,
+        theta_0: Array,
+        theta_1: Array,
+        outs: Sequence[tuple[int, float, Array]],
+        counts: list[int],
+    ) -> None:
+        """Write the alphas inside (0, 1) of a type narrower than float64."""
+        if not outs:
+            return
+        n, is_single = len(theta_0), len(outs) == 1
+        # One alpha needs its operands no more once they are multiplied; several share them.
+        rows = self._wide.reshape(2 if is_single else 4, -1)
+        block = rows.shape[1]
+        for begin in range(0, n, block):
+            end = min(begin + block, n)
+            x_part, y_part = theta_0[begin:end], theta_1[begin:end]
+            x, y = rows[0, : end - begin], rows[1, : end - begin]
+            value, term = (x, y) if is_single else rows[2:, : end - begin]
+            np.copyto(x, x_part)
+            np.copyto(y, y_part)
             # A finite value needs a finite x and y, and from those no alpha in (0, 1) leads to
             # another: seen once, it need not be looked for again.
-            is_finite = self._is_finite
-            self._is_finite = round_into(value, out, self._rounding, is_known_finite=is_finite)
-            if self._is_finite:
-                return 0
-        return self._store_carefully(value, out, same_type=same_type)
+            is_finite = False
+            for index, alpha, out in outs:
+                np.multiply(x, 1.0 - alpha, value)
+                np.multiply(y, alpha, term)
+                np.add(value, term, value)
+                out_part = out[begin:end]
+                is_finite = round_into(value, out_part, self._rounding, is_known_finite=is_finite)
+                if not is_finite:
+                    counts[index] += _store_carefully(
+                        x_part, y_part, alpha, out_part, self._rounding
+                    )
 
-    def _combine(self, alpha: float) -> Array:
-        """Return v of the module's definition, or x or y themselves at the end points."""
-        if alpha in (0.0, 1.0):
-            return self._y if alpha else self._x
-        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            np.multiply(self._x, 1.0 - alpha, out=self._value)
-            np.multiply(self._y, alpha, out=self._term)
-            return np.add(self._value, self._term, out=self._value)
 
-    def _store_carefully(self, value: Array, out: Array, *, same_type: bool) -> int:
-        """Round with equal bits kept, and count the numbers that became infinite or NaN."""
-        equal = self._x.view(np.int64) == self._y.view(np.int64)
-        if value is self._value:
-            np.copyto(value, self._x, where=equal)
-        is_finite = round_into(value, out, self._rounding)
-        if same_type:
-            raw_0, raw_1 = _raw(self._theta_0), _raw(self._theta_1)
-            np.copyto(_raw(out), raw_1, where=raw_0 == raw_1)
-        if is_finite:
-            return 0
-        were_finite = np.isfinite(self._x) & np.isfinite(self._y)
-        with np.errstate(invalid="ignore"):  # looking at a signalling NaN raises the flag
-            return int(np.count_nonzero(were_finite & ~np.isfinite(out)))
+def _store_carefully(
+    theta_0: Array, theta_1: Array, alpha: float, out: Array, rounding: RoundingScratch
+) -> int:
+    """Write a block at any alpha and in any type, with equal bits kept.
+
+    Returns:
+        How many numbers of `out` are not finite although both inputs' are.
+    """
+    x, y = theta_0.astype(np.float64), theta_1.astype(np.float64)
+    if alpha in (0.0, 1.0):
+        value = y if alpha else x
+    else:
+        value = x * (1.0 - alpha) + y * alpha
+        np.copyto(value, x, where=x.view(np.int64) == y.view(np.int64))
+    is_finite = round_into(value, out, rounding)
+    if theta_0.dtype == theta_1.dtype == out.dtype:
+        raw_0, raw_1 = _raw(theta_0), _raw(theta_1)
+        np.copyto(_raw(out), raw_1, where=raw_0 == raw_1)
+    if is_finite:
+        return 0
+    were_finite = np.isfinite(x) & np.isfinite(y)
+    return int(np.count_nonzero(were_finite & ~np.isfinite(out)))
 
 
 def interpolate_arrays(theta_0: Array, theta_1: Array, alpha: float) -> Array:
@@ -123,10 +164,7 @@ def interpolate_arrays(theta_0: Array, theta_1: Array, alpha: float) -> Array:
         return out
     flat_0, flat_1, flat_out = (np.ravel(array) for array in (theta_0, theta_1, out))
     blocks = BlockInterpolation(min(BLOCK, max(1, out.size)))
-    for start in range(0, out.size, blocks.block):
-        part = slice(start, start + blocks.block)
-        blocks.load(flat_0[part], flat_1[part])
-        blocks.store(alpha, flat_out[part])
+    blocks.interpolate(flat_0, flat_1, [(alpha, flat_out)])
     return out
 
 

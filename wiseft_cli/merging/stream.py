@@ -39,7 +39,10 @@ Array = npt.NDArray[Any]
 MAX_THREADS = 8
 """Threads used without being asked: more would break the promise on memory."""
 
-_BLOCK_BYTES = 8 * BLOCK
+_CHUNK_BYTES = 1 << 20
+"""Read and hashed at once: fewer and longer calls keep the threads out of each other's way."""
+_OUTPUT_BYTES = 4 << 20
+"""What a thread may hold of all outputs together, before it is written."""
 _REPORT_BYTES = 8 << 20
 _FLUSH_BYTES = 64 << 20
 """Bytes read between two flushes of the outputs."""
@@ -165,7 +168,9 @@ class _Worker:
     def __init__(self, job: _Job) -> None:
         self._job = job
         self._blocks = BlockInterpolation()
-        self._x, self._y, self._out = (np.empty(_BLOCK_BYTES, np.uint8) for _ in range(3))
+        self._chunk_bytes = _chunk_bytes(len(job.outputs))
+        self._x, self._y = (np.empty(self._chunk_bytes, np.uint8) for _ in range(2))
+        self._outs = np.empty((len(job.outputs), self._chunk_bytes), np.uint8)
         self._unreported = 0
 
     def run(self) -> None:
@@ -205,45 +210,48 @@ class _Worker:
             job.sha256_1[step.name] = y.sha256.hexdigest()
 
     def _interpolate(self, step: Step, x: _Input, y: _Input) -> None:
-        dtype = numpy_dtype(step.spec.dtype)
+        alphas = [alpha.value for alpha, _ in self._job.outputs]
+        itemsize = max(numpy_dtype(step.spec.dtype).itemsize, x.itemsize, y.itemsize)
+        numbers = self._chunk_bytes // itemsize
         while x.rest and not self._job.stop.is_set():
             before = x.rest + y.rest
-            self._blocks.load(x.next_numbers(), y.next_numbers())
-            self._store(step, dtype, alphas=[alpha.value for alpha, _ in self._job.outputs])
+            self._store(step, x.next_numbers(numbers), y.next_numbers(numbers), alphas)
             self._report(before - x.rest - y.rest)
 
     def _take(self, step: Step, taken: _Input) -> None:
         """Copy a tensor's bytes from one side, or its numbers where the dtype changes."""
         converts = step.spec.dtype != taken.info.dtype
+        ones = [1.0] * len(self._job.outputs)
         while taken.rest and not self._job.stop.is_set():
             before = taken.rest
             if converts:
-                numbers = taken.next_numbers()
-                self._blocks.load(numbers, numbers)
-                ones = [1.0] * len(self._job.outputs)
-                self._store(step, numpy_dtype(step.spec.dtype), alphas=ones)
+                itemsize = max(numpy_dtype(step.spec.dtype).itemsize, taken.itemsize)
+                numbers = taken.next_numbers(self._chunk_bytes // itemsize)
+                self._store(step, numbers, numbers, ones)
             else:
-                data = taken.next_bytes(_BLOCK_BYTES)
+                data = taken.next_bytes(self._chunk_bytes)
                 for _, writer in self._job.outputs:
                     writer.append(step.name, data.data)
             self._report(before - taken.rest)
 
-    def _store(self, step: Step, dtype: np.dtype[Any], *, alphas: Sequence[float]) -> None:
-        """Write the loaded block at each alpha."""
-        data = self._out[: self._blocks.loaded * dtype.itemsize]
-        numbers = data.view(dtype)
-        for (_, writer), alpha, counts in zip(
-            self._job.outputs, alphas, self._job.not_finite, strict=True
+    def _store(self, step: Step, x: Array, y: Array, alphas: Sequence[float]) -> None:
+        """Write a run of numbers at each alpha."""
+        dtype = numpy_dtype(step.spec.dtype)
+        outs = self._outs[:, : len(x) * dtype.itemsize]
+        found = self._blocks.interpolate(
+            x, y, [(alpha, out.view(dtype)) for alpha, out in zip(alphas, outs, strict=True)]
+        )
+        for (_, writer), out, count, counts in zip(
+            self._job.outputs, outs, found, self._job.not_finite, strict=True
         ):
-            count = self._blocks.store(alpha, numbers)
             if count:
                 counts[step.name] = counts.get(step.name, 0) + count
-            writer.append(step.name, data.data)
+            writer.append(step.name, out.data)
 
     def _only_hash(self, other: _Input) -> None:
         while other.rest and not self._job.stop.is_set():
             before = other.rest
-            other.next_bytes(_BLOCK_BYTES)
+            other.next_bytes(self._chunk_bytes)
             self._report(before - other.rest)
 
     def _report(self, done_bytes: int) -> None:
@@ -269,6 +277,11 @@ class _Input:
         """Bytes not read yet."""
         return self.info.nbytes - self.position
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number; for types that numpy has."""
+        return numpy_dtype(self.info.dtype).itemsize
+
     def next_bytes(self, limit: int) -> Array:
         """Return up to `limit` further bytes, valid until the next call."""
         data = self.buffer[: min(limit, self.rest)]
@@ -277,7 +290,13 @@ class _Input:
         self.position += data.nbytes
         return data
 
-    def next_numbers(self) -> Array:
-        """Return up to a block of further numbers, valid until the next call."""
+    def next_numbers(self, limit: int) -> Array:
+        """Return up to `limit` further numbers, valid until the next call."""
         dtype = numpy_dtype(self.info.dtype)
-        return self.next_bytes(BLOCK * dtype.itemsize).view(dtype)
+        return self.next_bytes(limit * dtype.itemsize).view(dtype)
+
+
+def _chunk_bytes(n_outputs: int) -> int:
+    """Return how much of a tensor is read at once: less where it is written many times over."""
+    share = min(_CHUNK_BYTES, _OUTPUT_BYTES // n_outputs)
+    return max(share - share % (8 * BLOCK), 8 * BLOCK)

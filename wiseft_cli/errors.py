@@ -12,6 +12,7 @@
     ├── ModelError                      a model cannot be built or its weights not be had
     ├── RecipeError                     a fine-tuning option is out of range
     ├── ResultsError                    a results file is wrong
+    ├── LostProcessError                a run on several processes lost one of them
     ├── MissingDependencyError          an optional package is not installed
     └── GateFailedError                3  an evaluation gate was not met
 
@@ -84,6 +85,10 @@ class RecipeError(WiseftError):
 
 class ResultsError(WiseftError):
     """A results file is malformed."""
+
+
+class LostProcessError(WiseftError):
+    """A run on several processes lost one of them, or never found it."""
 
 
 class MissingDependencyError(WiseftError):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from wiseft_cli.training.batches import Draw, MicroBatches, epoch_order
+from wiseft_cli.training.batches import Draw, MicroBatches, epoch_order, span_of
 from wiseft_cli.training.recipe import Recipe, ResolvedRecipe, resolve
 
 
@@ -41,3 +41,24 @@ def test_micro_batches_divide_the_same_steps(size):
 def test_a_run_that_begins_later_draws_the_rest(first_step):
     later = list(MicroBatches(recipe(), first_step=first_step))
     assert later == list(MicroBatches(recipe()))[first_step:]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_the_shares_of_all_processes_are_the_step_each_image_once(world_size):
+    recipe = resolve(Recipe(epochs=2, batch_size=5, micro_batch_size=2), 11)
+    for step in range(recipe.steps):
+        span = span_of(step, recipe)
+        shares = [span.share(rank, world_size) for rank in range(world_size)]
+        places = [at for share in shares for at in range(share.start, share.stop)]
+        assert places == list(range(span.start, span.stop))
+        sizes = [share.n_images for share in shares]
+        assert sizes == sorted(sizes, reverse=True)
+        assert max(sizes) - min(sizes) <= 1
+        assert all(share.micro_batches for share in shares)
+
+
+def test_a_process_without_an_image_borrows_the_steps_first_one():
+    recipe = resolve(Recipe(epochs=1, batch_size=5), 11)
+    last = list(MicroBatches(recipe, rank=1, world_size=2))[-1]
+    assert span_of(2, recipe).share(1, 2).n_images == 0
+    assert last == list(MicroBatches(recipe))[-1]

@@ -1,14 +1,15 @@
-"""Which image stands in which batch: a pure function of the seed and the step.
+"""Which image stands in which batch: a pure function of the seed, the step and the process.
 
 A batch is named by draws, pairs of (epoch, image index). The epoch travels with the index, so
 that workers that live for the whole run know an image's augmentation without being told, and a
-run can begin at any step. It does not read images.
+run can begin at any step. Which images make up a step does not depend on how many processes
+share it. It does not read images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -27,13 +28,13 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class StepSpan:
-    """The part of an epoch's order that one optimizer step covers.
+    """The part of an epoch's order that an optimizer step covers, or one process's share of it.
 
     Attributes:
         epoch: From 0.
         start: First position in the epoch's order.
         stop: One after the last.
-        micro_batch_size: Images of one forward pass.
+        micro_batch_size: Images of one forward pass of one process.
     """
 
     epoch: int
@@ -43,14 +44,32 @@ class StepSpan:
 
     @property
     def n_images(self) -> int:
-        """Images of the step."""
+        """Images of the span; 0 for a process that has none in this step."""
         return self.stop - self.start
 
     @property
     def micro_batches(self) -> list[tuple[int, int]]:
-        """(start, stop) of each forward pass; the last may be smaller."""
+        """(start, stop) of each forward pass; the last may be smaller.
+
+        A share without an image has one pass too, an empty one: all processes exchange
+        gradients in each step, and that happens in the backward pass.
+        """
         size = self.micro_batch_size
-        return [(at, min(at + size, self.stop)) for at in range(self.start, self.stop, size)]
+        passes = [(at, min(at + size, self.stop)) for at in range(self.start, self.stop, size)]
+        return passes or [(self.start, self.start)]
+
+    def share(self, rank: int, world_size: int) -> StepSpan:
+        """Return the part that one of several processes computes.
+
+        Shares are contiguous and differ by one image at most, the first ones being larger.
+
+        Args:
+            rank: The process, from 0.
+            world_size: How many there are.
+        """
+        size, extra = divmod(self.n_images, world_size)
+        start = self.start + rank * size + min(rank, extra)
+        return replace(self, start=start, stop=start + size + (rank < extra))
 
 
 def span_of(step: int, recipe: ResolvedRecipe) -> StepSpan:
@@ -69,16 +88,30 @@ def epoch_order(recipe: ResolvedRecipe, epoch: int) -> torch.Tensor:
 
 
 class MicroBatches(Sampler[list[Draw]]):
-    """The draws of every forward pass of a run, in order, from one step on.
+    """The draws of every forward pass of one process in a run, in order, from one step on.
+
+    A pass without an image borrows the step's first one, so that the model has something to run
+    on; its loss does not count.
 
     Args:
         recipe: Sizes and seed.
         first_step: The step to begin with.
+        rank: The process, from 0.
+        world_size: How many processes share each step.
     """
 
-    def __init__(self, recipe: ResolvedRecipe, *, first_step: int = 0) -> None:
+    def __init__(
+        self,
+        recipe: ResolvedRecipe,
+        *,
+        first_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self._recipe = recipe
         self._first_step = first_step
+        self._rank = rank
+        self._world_size = world_size
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """Yield one forward pass at a time."""
@@ -87,5 +120,6 @@ class MicroBatches(Sampler[list[Draw]]):
             span = span_of(step, self._recipe)
             if span.epoch != epoch:
                 epoch, order = span.epoch, epoch_order(self._recipe, span.epoch)
-            for start, stop in span.micro_batches:
-                yield [Draw(epoch, image) for image in order[start:stop].tolist()]
+            for start, stop in span.share(self._rank, self._world_size).micro_batches:
+                images = order[start:stop] if start < stop else order[span.start : span.start + 1]
+                yield [Draw(epoch, image) for image in images.tolist()]

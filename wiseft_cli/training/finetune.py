@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from wiseft_cli import __version__
 from wiseft_cli.checkpoint.card import Card, HistoryEntry, HistoryInput, join_histories
 from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.data.dataset import ImageDataset
-from wiseft_cli.errors import CheckpointError, RecipeError
+from wiseft_cli.errors import CheckpointError
 from wiseft_cli.evaluation.accuracy import evaluate_image_set
 from wiseft_cli.evaluation.metrics import SetAccuracy
 from wiseft_cli.model.classifier import ImageClassifier, load_classifier, state_arrays
@@ -27,9 +26,13 @@ from wiseft_cli.model.transforms import train_transform
 from wiseft_cli.training.batches import MicroBatches
 from wiseft_cli.training.features import compute_features, feature_batches
 from wiseft_cli.training.images import load_batches
+from wiseft_cli.training.modes import (
+    refuse_single_image_batch_norm,
+    select_trained,
+    set_training_modes,
+)
 from wiseft_cli.training.optimization import Batches, StepReport, build_optimizer, run_steps
 from wiseft_cli.training.plan import FinetunePlan
-from wiseft_cli.training.recipe import ResolvedRecipe
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def finetune(
     classifier, card = load_classifier(plan.parent, device=device)
     if card != plan.card:
         raise CheckpointError(f"{plan.parent}: was changed while it was read")
-    _refuse_single_image_batch_norm(classifier, plan.recipe)
+    refuse_single_image_batch_norm(classifier, plan.recipe)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         _train(classifier, plan, device=device, workers=workers, listener=listener or Listener())
@@ -121,33 +124,6 @@ def finetune(
         inputs=[plan.parent],
     )
     return Finetuned(plan.output, digest)
-
-
-def select_trained(classifier: ImageClassifier, freeze: str) -> list[torch.nn.Parameter]:
-    """Switch off the gradients of the frozen part and return the parameters that train.
-
-    Args:
-        freeze: `none`, `encoder` or `head`.
-    """
-    if freeze == "encoder":
-        classifier.visual.requires_grad_(False)
-    if freeze == "head":
-        classifier.classification_head.requires_grad_(False)
-    return [parameter for parameter in classifier.parameters() if parameter.requires_grad]
-
-
-def set_training_modes(classifier: ImageClassifier, *, freeze: str, batch_norm: str) -> None:
-    """Put the classifier into training mode, but for what stays as it is.
-
-    A frozen encoder stays in evaluation mode as a whole. With `batch_norm` frozen each
-    BatchNorm layer uses its running statistics and keeps them; its affine weights still train.
-    """
-    classifier.train()
-    if freeze == "encoder":
-        classifier.visual.eval()
-    if batch_norm == "frozen":
-        for module in _batch_norms(classifier):
-            module.eval()
 
 
 def finetuned_card(plan: FinetunePlan) -> Card:
@@ -251,22 +227,3 @@ def _report(
         for labelled in plan.val
     )
     return EpochReport(epochs_done, mean_loss, accuracies)
-
-
-def _batch_norms(classifier: ImageClassifier) -> list[torch.nn.Module]:
-    # The private base class is the one thing that BatchNorm1d to 3d, SyncBatchNorm and timm's
-    # fused variants have in common.
-    return [module for module in classifier.modules() if isinstance(module, _BatchNorm)]
-
-
-def _refuse_single_image_batch_norm(classifier: ImageClassifier, recipe: ResolvedRecipe) -> None:
-    if recipe.batch_norm == "frozen" or not _batch_norms(classifier):
-        return
-    # A batch is cut into passes of micro_batch_size; what is left over may be one image.
-    sizes = {min(recipe.batch_size, recipe.n_images), recipe.last_batch_size}
-    if any(1 in (size % recipe.micro_batch_size, recipe.micro_batch_size) for size in sizes):
-        raise RecipeError(
-            "a batch of each epoch has a single image, and BatchNorm has no statistics of one"
-            f" ({recipe.n_images} images, batch size {recipe.batch_size})",
-            hint="use another --batch-size, or --batch-norm frozen",
-        )

@@ -1,0 +1,75 @@
+"""Which parts of a classifier train, and in which mode each part runs while they do.
+
+It computes nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from wiseft_cli.errors import RecipeError
+from wiseft_cli.model.classifier import ImageClassifier
+from wiseft_cli.training.batches import span_of
+from wiseft_cli.training.recipe import ResolvedRecipe
+
+
+def select_trained(classifier: ImageClassifier, freeze: str) -> list[torch.nn.Parameter]:
+    """Switch off the gradients of the frozen part and return the parameters that train.
+
+    Args:
+        freeze: `none`, `encoder` or `head`.
+    """
+    if freeze == "encoder":
+        classifier.visual.requires_grad_(False)
+    if freeze == "head":
+        classifier.classification_head.requires_grad_(False)
+    return [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+
+
+def set_training_modes(classifier: ImageClassifier, *, freeze: str, batch_norm: str) -> None:
+    """Put the classifier into training mode, but for what stays as it is.
+
+    A frozen encoder stays in evaluation mode as a whole. With `batch_norm` frozen each
+    BatchNorm layer uses its running statistics and keeps them; its affine weights still train.
+    """
+    classifier.train()
+    if freeze == "encoder":
+        classifier.visual.eval()
+    if batch_norm == "frozen":
+        for module in batch_norms(classifier):
+            module.eval()
+
+
+def batch_norms(classifier: ImageClassifier) -> list[torch.nn.Module]:
+    """Return the BatchNorm layers of a classifier, whatever their kind."""
+    # The private base class is the one thing that BatchNorm1d to 3d, SyncBatchNorm and timm's
+    # fused variants have in common.
+    return [module for module in classifier.modules() if isinstance(module, _BatchNorm)]
+
+
+def refuse_single_image_batch_norm(
+    classifier: ImageClassifier, recipe: ResolvedRecipe, *, world_size: int = 1
+) -> None:
+    """Refuse a run in which a BatchNorm layer would take statistics of one image, or of none.
+
+    Args:
+        world_size: Processes that share each step; each takes statistics of its own images.
+    Raises:
+        RecipeError: A forward pass has a single image, or a process has no image in a step.
+    """
+    if recipe.batch_norm == "frozen" or not batch_norms(classifier):
+        return
+    # All steps of an epoch are alike but the last; a run may end before that.
+    ends = {0, min(recipe.steps, recipe.steps_per_epoch) - 1}
+    shares = [
+        span_of(step, recipe).share(rank, world_size) for step in ends for rank in range(world_size)
+    ]
+    if all(stop - start > 1 for share in shares for start, stop in share.micro_batches):
+        return
+    of_process = f" for each of {world_size} processes" if world_size > 1 else ""
+    raise RecipeError(
+        f"a batch of each epoch has a single image{of_process}, and BatchNorm has no statistics"
+        f" of one ({recipe.n_images} images, batch size {recipe.batch_size})",
+        hint="use another --batch-size, or --batch-norm frozen",
+    )

@@ -19,6 +19,7 @@ from wiseft_cli.cli.console import print_result, talk
 from wiseft_cli.cli.demo import demo
 from wiseft_cli.cli.diff import diff
 from wiseft_cli.cli.eval import eval_command
+from wiseft_cli.cli.export import export
 from wiseft_cli.cli.finetune import finetune
 from wiseft_cli.cli.inspect import inspect
 from wiseft_cli.cli.merge import merge
@@ -69,6 +70,7 @@ app.command("finetune")(finetune)
 app.command("merge")(merge)
 app.command("eval")(eval_command)
 app.command("plot")(plot)
+app.command("export")(export)
 app.command("inspect")(inspect)
 app.command("diff")(diff)
 app.command("demo")(demo)

@@ -86,14 +86,14 @@ def load_classifier(
     return classifier.eval().to(device), card
 
 
-def state_arrays(classifier: ImageClassifier) -> dict[str, np.ndarray]:
-    """Return exactly the tensors of the classifier's checkpoint, as arrays by name.
+def state_arrays(module: nn.Module) -> dict[str, np.ndarray]:
+    """Return a module's state dict as arrays by name; a classifier's is its checkpoint's.
 
     Floating tensors are float32, integers as they are. Arrays share memory with tensors that
-    are float32 on the CPU already, so that writing a classifier needs no second copy of it.
+    are float32 on the CPU already, so that writing a module needs no second copy of it.
     """
     arrays = {}
-    for name, tensor in classifier.state_dict().items():
+    for name, tensor in module.state_dict().items():
         stored = tensor.detach().to("cpu")
         arrays[name] = (stored.float() if stored.is_floating_point() else stored).numpy()
     return arrays

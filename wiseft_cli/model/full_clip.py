@@ -61,6 +61,16 @@ class FullClip:
         config["vision_cfg"]["image_size"] = self.preprocess["size"]
         return config
 
+    @property
+    def description(self) -> str:
+        """Name, weights, activation and image size, for people."""
+        activation = "QuickGELU" if self.config["quick_gelu"] else "GELU"
+        size = self.preprocess["size"]
+        pixels = f"{size}" if isinstance(size, int) else "x".join(map(str, size))
+        source = self.source or "random"
+        weights = f"{source[:19]}..." if source.startswith("sha256:") else source
+        return f"{self.name}, weights {weights}, {activation}, {pixels} px"
+
 
 def load_full_clip(
     source: ModelSource,

@@ -7,7 +7,7 @@ It does not know how tokens are encoded; `text_encoder.py` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -114,9 +114,9 @@ def load_tokenizer(source: ModelSource) -> PromptTokenizer:
         )
     try:
         with quiet_libraries():
-            tokenizer = open_clip.get_tokenizer(
-                source.identifier, **_merges_of(source, text_config)
-            )
+            merges = merges_of(source)
+            options = {} if merges is None else {"bpe_path": str(merges)}
+            tokenizer = open_clip.get_tokenizer(source.identifier, **options)
     except ImportError as error:
         raise MissingDependencyError(
             f"the tokenizer of {source.name} needs a package that is not installed: {error}",
@@ -139,24 +139,26 @@ def prompt_tokenizer(tokenizer: Any, context_length: int) -> PromptTokenizer:
     return PromptTokenizer(tokenizer, context_length, int(inner.pad_token_id or 0), frozenset(ends))
 
 
-def _merges_of(source: ModelSource, text_config: Mapping[str, Any]) -> dict[str, str]:
-    """A byte-pair file of the model's own, by a path that open_clip can open.
+def merges_of(source: ModelSource) -> Path | None:
+    """The byte-pair file of a model's own, by a path that open_clip can open; None without one.
 
     open_clip takes a relative `bpe_path` as relative to the working directory.
+
+    Raises:
+        ModelError: The config names a file that the model's folder does not hold.
     """
-    bpe_path = (text_config.get("tokenizer_kwargs") or {}).get("bpe_path")
+    bpe_path = (source.config["text_cfg"].get("tokenizer_kwargs") or {}).get("bpe_path")
     if bpe_path is None:
-        return {}
+        return None
     if source.folder is not None:
         path = source.folder.resolve() / bpe_path
         if not path.is_file():
             raise ModelError(f"{path}: is missing; the model's config names it as its bpe_path")
-    elif source.identifier.startswith(HUB_PREFIX):
+        return path
+    if source.identifier.startswith(HUB_PREFIX):
         repository = source.identifier.removeprefix(HUB_PREFIX)
-        path = Path(download_pretrained_from_hf(repository, filename=bpe_path))
-    else:
-        return {}
-    return {"bpe_path": str(path)}
+        return Path(download_pretrained_from_hf(repository, filename=bpe_path))
+    return Path(bpe_path)
 
 
 def _check_vocabulary(name: str, tokenizer: Any, expected: int) -> None:

@@ -109,7 +109,7 @@ def write_zeroshot_checkpoint(
     own_encoder = [] if request.image_encoder is None else [request.image_encoder]
     check_output(output, force=force, inputs=[*source.files, *own_encoder])
     full, encoder = _load_model(request, source, device)
-    on_model(_describe(full))
+    on_model(full.description)
     long_prompts = full.tokenizer.check(text for _, text in request.prompts)
     for note in (*full.notes, *_cut_notes(long_prompts, full.tokenizer.context_length)):
         on_note(note)
@@ -166,15 +166,6 @@ def _cut_notes(prompts: Sequence[str], context_length: int) -> tuple[str, ...]:
     count = "1 prompt is" if len(prompts) == 1 else f"{len(prompts)} prompts are"
     shown = ", ".join(list_some([repr(text) for text in prompts], limit=3))
     return (f"{count} cut to {context_length} tokens, the end-of-text token included: {shown}",)
-
-
-def _describe(full: FullClip) -> str:
-    activation = "QuickGELU" if full.config["quick_gelu"] else "GELU"
-    size = full.preprocess["size"]
-    pixels = f"{size}" if isinstance(size, int) else "x".join(map(str, size))
-    source = full.source or "random"
-    weights = f"{source[:19]}..." if source.startswith("sha256:") else source
-    return f"{full.name}, weights {weights}, {activation}, {pixels} px"
 
 
 def _card(full: FullClip, request: ZeroshotRequest, *, were_cut: bool) -> Card:

@@ -151,7 +151,7 @@ def merges_of(source: ModelSource) -> Path | None:
     if bpe_path is None:
         return None
     if source.folder is not None:
-        path = source.folder.resolve() / bpe_path
+        path = source.folder.resolve() / str(bpe_path)
         if not path.is_file():
             raise ModelError(f"{path}: is missing; the model's config names it as its bpe_path")
         return path

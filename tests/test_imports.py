@@ -16,11 +16,11 @@ MAY_IMPORT = {
     "checkpoint": {"errors"},
     "prompts": {"checkpoint", "errors"},
     "merging": {"checkpoint", "errors"},
-    "data": {"checkpoint", "errors"},
+    "data": {"prompts", "checkpoint", "errors"},
     "reporting": {"checkpoint", "errors"},
     "model": {"prompts", "checkpoint", "errors"},
     "evaluation": {"model", "data", "reporting", "merging", "checkpoint", "errors"},
-    "training": {"evaluation", "model", "data", "checkpoint", "errors"},
+    "training": {"evaluation", "model", "data", "prompts", "checkpoint", "errors"},
     "demo": {"model", "data", "reporting", "checkpoint", "errors"},
 }
 TORCH_FREE = {"checkpoint", "prompts", "merging", "reporting", "errors"}

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wiseft_cli.checkpoint.card import ClassEntry
-from wiseft_cli.data.label_space import join_labels, normalize_name
+from wiseft_cli.data.class_matching import normalize_name
+from wiseft_cli.data.label_space import join_labels
 from wiseft_cli.errors import DatasetError
 
 ANIMALS = (

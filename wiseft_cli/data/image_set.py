@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from wiseft_cli.data.label_map import LabelMap
 from wiseft_cli.errors import DatasetError
 
 
@@ -43,13 +44,13 @@ class JoinOptions:
     Attributes:
         labels_are_indices: Labels are positions among the head's classes.
         all_classes: Score over every class of the head, also those the set has no image of.
-        label_map: Map file from labels to the head's classes.
+        label_map: What the labels stand for.
         primary: The metric that reports show first.
     """
 
     labels_are_indices: bool = False
     all_classes: bool = False
-    label_map: Path | None = None
+    label_map: LabelMap | None = None
     primary: str | None = None
 
 

@@ -6,16 +6,20 @@ here a label either finds its class by what it is called, or the set is refused.
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from wiseft_cli.checkpoint.card import ClassEntry
+from wiseft_cli.checkpoint.digest import canonical_json
+from wiseft_cli.data.class_matching import MatchKind, match_classes, nearest_match, no_match
+from wiseft_cli.data.image_set import ImageSet
+from wiseft_cli.data.label_map import LabelMap
+from wiseft_cli.data.mapped_columns import map_columns
 from wiseft_cli.errors import DatasetError, list_some
 
-JoinKind = Literal["id", "name", "normalized-name", "index", "map"]
+JoinKind = Literal[MatchKind, "index", "map"]
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,40 @@ class LabelJoin:
     column_names: tuple[str, ...]
     accepted: Mapping[str, tuple[int, ...]]
 
+    @property
+    def digest(self) -> str:
+        """What tells two joins apart: the SHA-256 of their columns and what they accept."""
+        document = canonical_json([self.columns, {**self.accepted}])
+        return f"sha256:{hashlib.sha256(document.encode('ascii')).hexdigest()}"
 
-def normalize_name(name: str) -> str:
-    """Return the normal form of a name: case, `_`, `-` and runs of space make no difference.
 
-    Unicode is brought to NFKC, since some file systems store accents decomposed.
+def join_image_set(
+    image_set: ImageSet,
+    classes: Sequence[ClassEntry],
+    *,
+    labels_are_indices: bool = False,
+    all_classes: bool = False,
+) -> LabelJoin:
+    """Join a set's labels as the set itself says, and as the options for every set say.
+
+    A set with a label map is joined through it, whatever the options say.
+
+    Args:
+        classes: The head's classes, in the order of its rows.
+        labels_are_indices: As in `join_labels`.
+        all_classes: As in `join_labels`.
+    Raises:
+        DatasetError: As in `join_labels`.
     """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    return re.sub(r"[\s_-]+", " ", folded).strip()
+    own = image_set.join_options
+    return join_labels(
+        image_set.labels,
+        classes,
+        set_name=image_set.name,
+        labels_are_indices=own.labels_are_indices or labels_are_indices,
+        all_classes=own.all_classes or all_classes,
+        label_map=own.label_map,
+    )
 
 
 def join_labels(
@@ -60,6 +90,7 @@ def join_labels(
     set_name: str,
     labels_are_indices: bool = False,
     all_classes: bool = False,
+    label_map: LabelMap | None = None,
 ) -> LabelJoin:
     """Find the class of each label: by exact id, else by exact name, else by normal form.
 
@@ -72,30 +103,60 @@ def join_labels(
         set_name: The set's name, for the message.
         labels_are_indices: Take labels as positions among the classes, counted from 0.
         all_classes: Score over every class of the head, not only those of the set.
+        label_map: What the labels stand for; the columns are then those of the map, also where
+            the set has no image of one, and the two options before are not looked at.
     Raises:
         DatasetError: No kind joins every label; all labels without a class are listed.
     """
+    if label_map is not None:
+        return _join_through_map(labels, classes, label_map, set_name=set_name)
     if labels_are_indices:
         found = _by_index(labels, len(classes), set_name=set_name)
         return _plain_join("index", found, classes, all_classes=all_classes)
-    kinds: tuple[tuple[JoinKind, dict[str, list[int]], Callable[[str], str]], ...] = (
-        ("id", _positions([entry.id for entry in classes]), str),
-        ("name", _positions([entry.name for entry in classes]), str),
-        (
-            "normalized-name",
-            _positions([normalize_name(entry.name) for entry in classes]),
-            normalize_name,
-        ),
+    matches = match_classes(labels, classes)
+    for match in matches:
+        if match.is_single and match.is_injective:
+            return _plain_join(match.kind, match.index, classes, all_classes=all_classes)
+    raise no_match(
+        matches,
+        classes,
+        subject=f"image set {set_name!r}",
+        noun="labels",
+        hint=_remedy(nearest_match(matches).found, classes),
     )
-    candidates: list[dict[str, list[int]]] = []
-    for kind, positions, key in kinds:
-        candidate = {label: positions.get(key(label), []) for label in labels}
-        flat = [index for indices in candidate.values() for index in indices]
-        if all(len(indices) == 1 for indices in candidate.values()) and len(set(flat)) == len(flat):
-            index = {label: indices[0] for label, indices in candidate.items()}
-            return _plain_join(kind, index, classes, all_classes=all_classes)
-        candidates.append(candidate)
-    raise _no_join(set_name, candidates, classes)
+
+
+def _join_through_map(
+    labels: Sequence[str], classes: Sequence[ClassEntry], label_map: LabelMap, *, set_name: str
+) -> LabelJoin:
+    mapped = map_columns(label_map, classes)
+    missing = [f"  {label!r}" for label in sorted(labels) if label not in mapped.accepted]
+    if missing:
+        raise DatasetError(
+            "\n".join(
+                [
+                    f"image set {set_name!r}: {len(missing)} of {len(labels)} labels are not in"
+                    f" {label_map.path}:",
+                    *list_some(missing),
+                ]
+            ),
+            hint="give each label its classes, or list it under `leave_out:`",
+        )
+    accepted = {label: mapped.accepted[label] for label in labels}
+    columns = mapped.columns
+    single = {
+        label: columns[right[0]][0]
+        for label, right in accepted.items()
+        if len(right) == 1 and len(columns[right[0]]) == 1
+    }
+    return LabelJoin(
+        "map",
+        single,
+        class_indices=tuple(sorted(index for column in columns for index in column)),
+        columns=columns,
+        column_names=mapped.names,
+        accepted=accepted,
+    )
 
 
 def _plain_join(
@@ -147,32 +208,7 @@ def _by_index(labels: Sequence[str], n_classes: int, *, set_name: str) -> dict[s
     return index
 
 
-def _positions(keys: Sequence[str]) -> dict[str, list[int]]:
-    positions: dict[str, list[int]] = {}
-    for position, key in enumerate(keys):
-        positions.setdefault(key, []).append(position)
-    return positions
-
-
-def _no_join(
-    set_name: str, candidates: Sequence[dict[str, list[int]]], classes: Sequence[ClassEntry]
-) -> DatasetError:
-    """Describe the kind of join that came nearest: first what is unknown, else what is in doubt."""
-    nearest = min(candidates, key=lambda found: sum(not indices for indices in found.values()))
-    unknown = sorted(label for label, indices in nearest.items() if not indices)
-    if unknown:
-        message = (
-            f"image set {set_name!r}: {len(unknown)} of {len(nearest)} labels are no class"
-            f" of the head ({len(classes)} classes, the first {classes[0].id!r}):"
-        )
-        lines = [f"  {label!r}" for label in unknown]
-    else:
-        message = f"image set {set_name!r}: the labels do not name one class each:"
-        lines = _doubts(nearest, classes)
-    return DatasetError("\n".join([message, *list_some(lines)]), hint=_remedy(nearest, classes))
-
-
-def _remedy(nearest: Mapping[str, list[int]], classes: Sequence[ClassEntry]) -> str:
+def _remedy(nearest: Mapping[str, Sequence[int]], classes: Sequence[ClassEntry]) -> str:
     indices = [_as_index(label) for label in nearest]
     if not any(nearest.values()) and all(at is not None and at < len(classes) for at in indices):
         return (
@@ -183,22 +219,3 @@ def _remedy(nearest: Mapping[str, list[int]], classes: Sequence[ClassEntry]) -> 
         "label the images with the ids or names of the head's classes; position is never used"
         " unasked (`wiseft inspect CHECKPOINT` lists the classes)"
     )
-
-
-def _doubts(found: Mapping[str, list[int]], classes: Sequence[ClassEntry]) -> list[str]:
-    """List labels that fit several classes, and classes that several labels fit."""
-    lines = [
-        f"  {label!r} fits the classes with ids {', '.join(repr(classes[i].id) for i in indices)}"
-        for label, indices in sorted(found.items())
-        if len(indices) > 1
-    ]
-    by_class: dict[int, list[str]] = {}
-    for label, indices in sorted(found.items()):
-        for index in indices:
-            by_class.setdefault(index, []).append(label)
-    lines += [
-        f"  {', '.join(map(repr, labels))} all fit the class {classes[index].name!r}"
-        for index, labels in sorted(by_class.items())
-        if len(labels) > 1
-    ]
-    return lines

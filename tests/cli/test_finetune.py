@@ -90,6 +90,8 @@ def test_each_recipe_option_reaches_the_card(folder, capsys):
         "freeze": "head",
         "batch_norm": "frozen",
         "augment": "none",
+        "grad_checkpointing": False,
+        "deterministic": False,
     }
 
 
@@ -103,25 +105,26 @@ def test_the_linear_classifier_needs_no_further_option(folder, capsys):
     [
         (
             ["--epochs", "0"],
-            1,
-            "error: recipe: epochs is 0, expected at least 1\n",
+            2,
+            "error: --epochs is 0, expected at least 1\n",
         ),
         (
             ["--lr", "-1e-5"],
-            1,
-            "error: recipe: lr is -1e-05, expected a number above 0, at most 1e+06\n",
+            2,
+            "error: --lr is -1e-05, expected a number above 0, at most 1e+06\n",
         ),
         (
             ["--warmup", "10"],
             1,
             "error: warmup is 10 steps, expected fewer than the run's 10"
             " (10 epochs of 12 images, batch size 512)\n"
-            "hint: leave --warmup out for 10 % of the run, train longer, or use smaller batches\n",
+            "hint: give --warmup as a fraction of the run, such as 0.1, train longer, or use"
+            " smaller batches\n",
         ),
         (
             ["--freeze", "encoder", "--augment", "crop"],
-            1,
-            "error: recipe: augment is 'crop' with freeze 'encoder', expected 'none':"
+            2,
+            "error: --augment is 'crop' with --freeze 'encoder', expected 'none':"
             " each image's features are computed once\n",
         ),
         (

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wiseft_cli.errors import RecipeError
+from wiseft_cli.training.batches import span_of
 from wiseft_cli.training.recipe import FEW_STEPS, Recipe, doubts, resolve
 
 
@@ -30,6 +31,8 @@ def test_the_defaults_are_the_papers():
         "freeze": "none",
         "batch_norm": "train",
         "augment": "crop",
+        "grad_checkpointing": False,
+        "deterministic": False,
     }
     assert recipe.seed == 0
     assert doubts(recipe) == ()
@@ -54,13 +57,28 @@ def test_a_warm_up_that_is_not_shorter_than_the_run_is_refused():
         "warmup is 4 steps, expected fewer than the run's 4 (2 epochs of 10 images, batch size 5)"
     )
     assert caught.value.hint == (
-        "leave --warmup out for 10 % of the run, train longer, or use smaller batches"
+        "give --warmup as a fraction of the run, such as 0.1, train longer, or use smaller batches"
     )
 
 
 def test_the_last_batch_of_an_epoch_is_not_dropped():
     recipe = resolve(Recipe(epochs=3, batch_size=4), 9)
     assert (recipe.steps, recipe.steps_per_epoch, recipe.last_batch_size) == (9, 3, 1)
+
+
+@pytest.mark.parametrize(("share", "warmup"), [(0.29, 29), (0.1, 10), (0.999, 99), (0.0, 0)])
+def test_a_warm_up_below_one_is_a_share_of_the_run_as_the_decimal_it_was_written(share, warmup):
+    recipe = resolve(Recipe(steps=100, batch_size=4, warmup=share), 10)
+    assert recipe.warmup_steps == warmup
+
+
+@given(st.integers(1, 500), st.integers(1, 100), st.integers(1, 80))
+def test_a_run_of_steps_draws_as_many_images_as_its_batches_hold(n_images, steps, batch_size):
+    recipe = resolve(Recipe(steps=steps, batch_size=batch_size), n_images)
+    spans = [span_of(step, recipe) for step in range(steps)]
+    assert recipe.n_draws == sum(span.n_images for span in spans)
+    assert recipe.epochs == spans[-1].epoch + 1
+    assert recipe.steps == steps
 
 
 def test_a_frozen_encoder_settles_augmentation_and_batch_norm():
@@ -78,7 +96,10 @@ def test_a_frozen_encoder_settles_augmentation_and_batch_norm():
         ({"lr": float("inf")}, "recipe: lr is inf, expected a number above 0, at most 1e+06"),
         ({"weight_decay": -1.0}, "recipe: weight_decay is -1.0, expected a number of at least 0"),
         ({"betas": (0.9, 1.0)}, "recipe: betas is (0.9, 1.0), expected two numbers in [0, 1)"),
-        ({"warmup": -1}, "recipe: warmup is -1, expected at least 0 steps"),
+        (
+            {"warmup": -1},
+            "recipe: warmup is -1, expected a number of steps, or a fraction of the run below 1",
+        ),
         ({"label_smoothing": 1.0}, "recipe: label_smoothing is 1.0, expected a number in [0, 1)"),
         ({"seed": -1}, "recipe: seed is -1, expected 0 to 4294967295"),
         ({"freeze": "all"}, "recipe: freeze is 'all', expected one of none, encoder, head"),
@@ -96,6 +117,17 @@ def test_a_frozen_encoder_settles_augmentation_and_batch_norm():
             "recipe: batch_norm is 'train' with freeze 'encoder', expected 'frozen':"
             " the encoder is not trained",
         ),
+        (
+            {"freeze": "encoder", "grad_checkpointing": True},
+            "recipe: grad_checkpointing is True with freeze 'encoder', expected False:"
+            " no gradient passes through the encoder",
+        ),
+        (
+            {"epochs": 3, "steps": 4},
+            "recipe: epochs is 3 and steps is 4, expected one of the two",
+        ),
+        ({"schedule": "step"}, "recipe: schedule is 'step', expected one of cosine, constant"),
+        ({"precision": "fp8"}, "recipe: precision is 'fp8', expected one of fp32, bf16, fp16"),
         (
             {"epochs": 0, "lr": 0.0},
             "recipe: 2 keys are wrong\n"
@@ -127,6 +159,12 @@ def test_few_steps_are_doubted_with_a_batch_size_that_makes_enough():
 def test_too_few_images_for_any_batch_size_ask_for_epochs():
     assert doubts(resolve(Recipe(epochs=1, batch_size=2), 30)) == (
         "only 15 optimizer steps; --batch-size 1 --epochs 4 would make 120",
+    )
+
+
+def test_too_few_steps_asked_for_are_doubted_with_steps():
+    assert doubts(resolve(Recipe(steps=50, batch_size=8), 30)) == (
+        "only 50 optimizer steps; --steps 100 would make 100",
     )
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 RECENT_STEPS = 20
 """Steps over which images per second are averaged."""
 
+_SCHEDULES = {"cosine": "to 0 by cosine", "constant": "constant"}
 _TRAINED = {
     "none": "image encoder and classification head",
     "encoder": "classification head (encoder frozen, features computed once)",
@@ -42,8 +43,9 @@ def tell_plan(plan: FinetunePlan) -> None:
         f" batch size {recipe.batch_size}{parts}, warm-up {recipe.warmup_steps}"
     )
     talk(
-        f"recipe   AdamW, lr {recipe.lr:g} to 0 by cosine, weight decay {recipe.weight_decay:g},"
-        f" clip {recipe.clip_grad_norm:g}, label smoothing {recipe.label_smoothing:g},"
+        f"recipe   AdamW, lr {recipe.lr:g} {_SCHEDULES[recipe.schedule]},"
+        f" weight decay {recipe.weight_decay:g}, clip {recipe.clip_grad_norm:g},"
+        f" label smoothing {recipe.label_smoothing:g},"
         f" augment {recipe.augment}, batch norm {recipe.batch_norm}, seed {recipe.seed}"
     )
     for note in plan.notes:
@@ -76,9 +78,10 @@ class Reporter:
 
     def tell_readiness(self, ready: Readiness) -> None:
         """Say what trains, where, and in which precision."""
+        precision = _describe_precision(ready, self._plan.recipe.precision)
         talk(
             f"trains   {_TRAINED[self._plan.recipe.freeze]}: {ready.n_parameters:,} parameters"
-            f" in {ready.n_tensors} tensors, on {ready.device}, {_describe_precision(ready)}"
+            f" in {ready.n_tensors} tensors, on {ready.device}, {precision}"
         )
 
     def count_encoded(self, n_images: int) -> None:
@@ -117,7 +120,9 @@ def _describe_accuracy(accuracy: SetAccuracy) -> str:
     return f"{100 * accuracy.top1:.2f} % ({accuracy.n_correct['top1']}/{accuracy.n_images})"
 
 
-def _describe_precision(ready: Readiness) -> str:
+def _describe_precision(ready: Readiness, precision: str) -> str:
+    if precision != "fp32":
+        return f"encoder in {precision}, weights float32"
     if ready.device.type != "cuda":
         return "float32"
     # lazy: loaded by now, but this module must not cost a second where --help is asked for

@@ -33,6 +33,12 @@ from wiseft_cli.training.modes import (
 )
 from wiseft_cli.training.optimization import Batches, StepReport, build_optimizer, run_steps
 from wiseft_cli.training.plan import FinetunePlan
+from wiseft_cli.training.precision import (
+    deterministic_algorithms,
+    enable_grad_checkpointing,
+    encode_in,
+    logits_in,
+)
 
 
 @dataclass(frozen=True)
@@ -110,11 +116,16 @@ def finetune(
         OutputError: The checkpoint cannot be written.
     """
     classifier, card = load_classifier(plan.parent, device=device)
+    if plan.recipe.grad_checkpointing:
+        enable_grad_checkpointing(classifier)
     if card != plan.card:
         raise CheckpointError(f"{plan.parent}: was changed while it was read")
     refuse_single_image_batch_norm(classifier, plan.recipe)
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with (
+        torch.random.fork_rng(devices=devices),
+        deterministic_algorithms(plan.recipe.deterministic, device),
+    ):
         _train(classifier, plan, device=device, workers=workers, listener=listener or Listener())
     digest = write_checkpoint(
         plan.output,
@@ -164,12 +175,14 @@ def _train(
         classifier, plan, device=device, workers=workers, listener=listener
     )
     optimizer = build_optimizer(trained, recipe)
-    loss_sum = 0.0
+    loss_sum, n_images = 0.0, 0
     for step in run_steps(logits_of, optimizer, batches, recipe, device=device):
         listener.on_step(step)
         loss_sum += step.loss * step.n_images
+        n_images += step.n_images
         if step.ends_epoch:
-            mean_loss, loss_sum = loss_sum / recipe.n_images, 0.0
+            mean_loss = loss_sum / n_images if n_images else None
+            loss_sum, n_images = 0.0, 0
             listener.on_epoch(
                 _report(classifier, plan, step.epoch + 1, mean_loss, device=device, workers=workers)
             )
@@ -190,11 +203,11 @@ def _inputs(
     images = ImageDataset(plan.train.images, plan.train.targets, transform)
     draws = MicroBatches(recipe)
     if recipe.freeze != "encoder":
-        return classifier, load_batches(
+        return logits_in(recipe.precision, classifier, device), load_batches(
             images, draws, seed=recipe.seed, workers=workers, device=device
         )
     features = compute_features(
-        classifier.encode_image,
+        encode_in(recipe.precision, classifier, device),
         images,
         batch_size=recipe.micro_batch_size,
         workers=workers,

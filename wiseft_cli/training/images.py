@@ -17,11 +17,11 @@ from wiseft_cli.data.dataset import (
     ImageItem,
     UnreadableImage,
     collate_images,
-    refuse_unreadable,
 )
 from wiseft_cli.data.workers import leave_signals_to_the_parent, telling_dead_workers
 from wiseft_cli.training.batches import Draw
 from wiseft_cli.training.seeding import Purpose, derive_seed, seeded_cpu_generator
+from wiseft_cli.training.unreadable import UnreadableImages
 
 
 class AugmentedImages(Dataset["ImageItem | UnreadableImage"]):
@@ -49,6 +49,7 @@ def load_batches(
     seed: int,
     workers: int,
     device: torch.device,
+    unreadable: UnreadableImages | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Decode and augment the images of each batch and move them to the device.
 
@@ -58,11 +59,14 @@ def load_batches(
         seed: The run's seed.
         workers: Processes that decode; 0 decodes in this one.
         device: Where the model computes.
+        unreadable: Notes the images that cannot be read; by default none may be.
     Yields:
-        images (B, 3, H, W) and class indices (B,), on the device.
+        images (B, 3, H, W) and class indices (B,), on the device; without the images that
+        cannot be read, and (0,) where that is all of them.
     Raises:
-        DatasetError: An image cannot be read, or a worker process died.
+        DatasetError: More images cannot be read than may be left out, or a worker died.
     """
+    unreadable = unreadable or UnreadableImages()
     loader: DataLoader[ImageItem | UnreadableImage] = DataLoader(
         AugmentedImages(images, seed=seed),
         batch_sampler=draws,
@@ -73,7 +77,7 @@ def load_batches(
         worker_init_fn=leave_signals_to_the_parent,
     )
     for batch in telling_dead_workers(loader, workers):
-        refuse_unreadable(batch.unreadable)
+        unreadable.note(batch.unreadable)
         yield (
             batch.images.to(device, non_blocking=True),
             batch.targets.to(device, non_blocking=True),

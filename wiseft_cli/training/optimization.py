@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from wiseft_cli.errors import RecipeError
 from wiseft_cli.training.batches import StepSpan, span_of
+from wiseft_cli.training.precision import build_scaler
 from wiseft_cli.training.recipe import ResolvedRecipe
 from wiseft_cli.training.schedule import learning_rate
 from wiseft_cli.training.seeding import Purpose, derive_seed, seed_device_generators
@@ -31,10 +33,11 @@ class StepReport:
         step: From 0.
         epoch: From 0.
         ends_epoch: Whether it was the last one of its epoch.
-        n_images: Images of the step.
-        loss: Mean cross-entropy over them, before the update.
+        n_images: Images of the step that could be read.
+        loss: Mean cross-entropy over them, before the update; 0 where there was none.
         grad_norm: Global norm of the gradient, before clipping.
         lr: Learning rate of the update.
+        skipped: Whether no update was made: fp16 gradients overflowed, or no image was readable.
     """
 
     step: int
@@ -44,6 +47,7 @@ class StepReport:
     loss: float
     grad_norm: float
     lr: float
+    skipped: bool = False
 
 
 def build_optimizer(
@@ -67,11 +71,15 @@ def run_steps(
     *,
     device: torch.device,
     first_step: int = 0,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Iterator[StepReport]:
     """Take the optimizer steps of a run one by one, as the reports are asked for.
 
     Random layers (dropout, drop path) draw from torch's global generators, which are seeded
     by (seed, step) before each step; the caller keeps and restores their state.
+
+    A batch with fewer images than its place in the epoch (some could not be read) counts for
+    those it has: the step's loss is the mean over the images that are there.
 
     Args:
         logits_of: The model, from inputs (B, ...) to logits (B, C).
@@ -80,54 +88,91 @@ def run_steps(
         recipe: The resolved recipe.
         device: Where the model computes.
         first_step: The step to begin with.
+        scaler: From `build_scaler`; a new one where None.
     Yields:
         A report after each step.
     Raises:
         RecipeError: The loss or the gradient is not finite; the step was not taken.
     """
     passes = iter(batches)
+    scaler = scaler or build_scaler(recipe.precision, device)
     for step in range(first_step, recipe.steps):
         span = span_of(step, recipe)
         lr = learning_rate(
-            step, peak_lr=recipe.lr, warmup_steps=recipe.warmup_steps, steps=recipe.steps
+            step,
+            peak_lr=recipe.lr,
+            warmup_steps=recipe.warmup_steps,
+            steps=recipe.steps,
+            schedule=recipe.schedule,
         )
         seed_device_generators(derive_seed(recipe.seed, Purpose.STOCHASTIC_LAYERS, step), device)
-        loss, grad_norm = _sum_gradients(logits_of, optimizer, passes, span, recipe)
+        sums = _sum_gradients(
+            logits_of, optimizer, passes, span=span, recipe=recipe, scaler=scaler, device=device
+        )
         # One transfer for both numbers; on a GPU it waits for the backward pass.
-        loss_value, norm_value = torch.stack([loss, grad_norm]).tolist()
-        _refuse_divergence(loss_value, norm_value, step, span.epoch, recipe)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
+        loss, grad_norm = torch.stack([sums.loss, sums.grad_norm]).tolist()
+        overflow = scaler.is_enabled() and math.isfinite(loss) and not math.isfinite(grad_norm)
+        _refuse_divergence(
+            loss, 0.0 if overflow and scaler.get_scale() >= 1 else grad_norm, step, recipe
+        )
+        if sums.n_images:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            scaler.step(optimizer)  # leaves an overflow out
+            scaler.update()
         yield StepReport(
             step=step,
             epoch=span.epoch,
-            ends_epoch=span.stop == recipe.n_images,
-            n_images=span.n_images,
-            loss=loss_value,
-            grad_norm=norm_value,
+            ends_epoch=span.stop == recipe.n_images or step + 1 == recipe.steps,
+            n_images=sums.n_images,
+            loss=loss,
+            grad_norm=grad_norm,
             lr=lr,
+            skipped=overflow or not sums.n_images,
         )
+
+
+class _Sums(NamedTuple):
+    """A step's mean loss () and gradient norm (), and the images behind them."""
+
+    loss: torch.Tensor
+    grad_norm: torch.Tensor
+    n_images: int
 
 
 def _sum_gradients(
     logits_of: Callable[[torch.Tensor], torch.Tensor],
     optimizer: torch.optim.Optimizer,
     passes: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    *,
     span: StepSpan,
     recipe: ResolvedRecipe,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Leave the step's clipped gradient in place; return its mean loss and gradient norm, ()."""
+    scaler: torch.amp.GradScaler,
+    device: torch.device,
+) -> _Sums:
+    """Leave the step's clipped gradient in place, and return what it was made of."""
     optimizer.zero_grad()
-    losses = []
+    losses, n_images = [torch.zeros((), device=device)], 0
     for _ in span.micro_batches:
         inputs, targets = next(passes)
+        if not len(targets):
+            continue
         loss = mean_loss_share(
             logits_of(inputs), targets, span.n_images, label_smoothing=recipe.label_smoothing
         )
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        scaler.scale(loss).backward()
         losses.append(loss.detach())
-    return torch.stack(losses).sum(), clip_gradients(optimizer, recipe.clip_grad_norm)
+        n_images += len(targets)
+    mean_loss = torch.stack(losses[1:] or losses).sum()
+    if not n_images:
+        return _Sums(mean_loss, mean_loss, 0)
+    scaler.unscale_(optimizer)
+    if n_images < span.n_images:
+        # Each share was divided by the images of the batch as planned.
+        share = span.n_images / n_images
+        mean_loss *= share
+        _scale_gradients(optimizer, share)
+    return _Sums(mean_loss, clip_gradients(optimizer, recipe.clip_grad_norm), n_images)
 
 
 def mean_loss_share(
@@ -154,15 +199,23 @@ def clip_gradients(optimizer: torch.optim.Optimizer, bound: float) -> torch.Tens
     Returns:
         The norm before, shape ().
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return torch.nn.utils.clip_grad_norm_(parameters, bound or math.inf)
+    return torch.nn.utils.clip_grad_norm_(_parameters(optimizer), bound or math.inf)
 
 
-def _refuse_divergence(
-    loss: float, grad_norm: float, step: int, epoch: int, recipe: ResolvedRecipe
-) -> None:
+def _scale_gradients(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    for parameter in _parameters(optimizer):
+        if parameter.grad is not None:
+            parameter.grad *= factor
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _refuse_divergence(loss: float, grad_norm: float, step: int, recipe: ResolvedRecipe) -> None:
     if math.isfinite(loss) and math.isfinite(grad_norm):
         return
+    epoch = step // recipe.steps_per_epoch
     raise RecipeError(
         f"training diverged at step {step + 1} of {recipe.steps} (epoch {epoch + 1}):"
         f" loss {loss}, gradient norm {grad_norm}, expected both finite; nothing was written",

@@ -1,45 +1,24 @@
-"""The recipe of a fine-tuning run: its keys, their ranges and defaults, and what they resolve to.
+"""The recipe of a fine-tuning run: its defaults, and what it resolves to for a training set.
 
 The defaults are the paper's: Wortsman et al. 2021, arXiv 2109.01903, section D.2, and the
-authors' code for what the section leaves open. It knows neither torch nor files.
+authors' code for what the section leaves open. The keys' ranges are `recipe_keys.py`. It knows
+neither torch nor files.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any
 
 from wiseft_cli.errors import RecipeError
+from wiseft_cli.training.recipe_keys import Fault, find_faults
 
-FREEZE = ("none", "encoder", "head")
-AUGMENT = ("crop", "none")
-BATCH_NORM = ("train", "frozen")
-
+DEFAULT_EPOCHS = 10
 MAX_DEFAULT_WARMUP_STEPS = 500
 FEW_STEPS = 100
-MAX_SEED = 2**32 - 1
-MAX_LR = 1e6
-"""Far beyond sense, and small enough that AdamW's step is a float32."""
-
-_RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
-    ("epochs", "at least 1", lambda epochs: epochs >= 1),
-    ("batch_size", "at least 1", lambda size: size >= 1),
-    ("micro_batch_size", "at least 1", lambda size: size is None or size >= 1),
-    ("lr", f"a number above 0, at most {MAX_LR:g}", lambda lr: 0 < lr <= MAX_LR),
-    ("weight_decay", "a number of at least 0", lambda decay: 0 <= decay < math.inf),
-    ("betas", "two numbers in [0, 1)", lambda betas: all(0 <= beta < 1 for beta in betas)),
-    ("eps", "a number above 0", lambda eps: 0 < eps < math.inf),
-    ("warmup", "at least 0 steps", lambda steps: steps is None or steps >= 0),
-    ("clip_grad_norm", "at least 0 (0 for none)", lambda norm: 0 <= norm < math.inf),
-    ("label_smoothing", "a number in [0, 1)", lambda share: 0 <= share < 1),
-    ("freeze", f"one of {', '.join(FREEZE)}", lambda choice: choice in FREEZE),
-    ("batch_norm", f"one of {', '.join(BATCH_NORM)}", lambda choice: choice in (None, *BATCH_NORM)),
-    ("augment", f"one of {', '.join(AUGMENT)}", lambda choice: choice in (None, *AUGMENT)),
-    ("seed", f"0 to {MAX_SEED}", lambda seed: 0 <= seed <= MAX_SEED),
-)
-"""Each key's range: the key, what is expected in words, and the test of it."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +26,17 @@ class Recipe:
     """What a person chooses; None leaves a key to the run (see `resolve`).
 
     Attributes:
-        epochs: Passes over the training set.
-        batch_size: Images of one optimizer step; the last batch of an epoch may be smaller.
+        epochs: Passes over the training set; 10 where neither epochs nor steps are given.
+        steps: Optimizer steps of the run, instead of epochs; the last epoch may be cut short.
+        batch_size: Images of one optimizer step, over all processes; the last batch of an epoch
+            may be smaller.
         micro_batch_size: Images of one forward pass; gradients are summed over a step's passes.
         lr: Peak learning rate of AdamW.
         weight_decay: Decoupled weight decay on every trained tensor, biases and norms included.
         betas: Decay rates of AdamW's two moments.
         eps: Term that keeps AdamW's denominator from zero.
-        warmup: Steps of linear warm-up.
+        warmup: Linear warm-up: a number of steps, or a fraction of the run below 1.
+        schedule: After the warm-up, `cosine` to zero or `constant`.
         clip_grad_norm: Bound of the global gradient norm; 0 for none.
         label_smoothing: Share of the target spread evenly over the classes, in [0, 1).
         freeze: `none`; `encoder` trains a linear classifier; `head` trains the image encoder
@@ -62,55 +44,38 @@ class Recipe:
         batch_norm: `train` as the authors' code does; `frozen` keeps the running statistics
             (the affine weights still train).
         augment: `crop` is RandomResizedCrop(0.9 to 1); `none` is the preprocessing of `eval`.
-        seed: Seeds shuffling, augmentation and stochastic layers.
+        precision: Of the image encoder's arithmetic; weights, head and loss are always float32.
+        grad_checkpointing: Whether activations are computed again in the backward pass instead
+            of kept: less memory, the same update, about a third more time.
+        seed: Seeds shuffling, augmentation, stochastic layers, and the choice of images.
+        deterministic: Whether torch is asked for deterministic algorithms; a CPU needs no asking.
 
     Raises:
         RecipeError: Names every key that is out of its range.
     """
 
-    epochs: int = 10
+    epochs: int | None = None
+    steps: int | None = None
     batch_size: int = 512
     micro_batch_size: int | None = None
     lr: float = 3e-5
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    warmup: int | None = None
+    warmup: int | float | None = None
+    schedule: str = "cosine"
     clip_grad_norm: float = 1.0
     label_smoothing: float = 0.0
     freeze: str = "none"
     batch_norm: str | None = None
     augment: str | None = None
+    precision: str = "fp32"
+    grad_checkpointing: bool = False
     seed: int = 0
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
-        faults = [
-            f"{key} is {getattr(self, key)!r}, expected {expected}"
-            for key, expected, fits in _RANGES
-            if not fits(getattr(self, key))
-        ]
-        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
-            faults.append(
-                f"micro_batch_size is {self.micro_batch_size},"
-                f" expected at most batch_size ({self.batch_size})"
-            )
-        if self.freeze == "encoder":
-            faults += self._faults_of_a_frozen_encoder()
-        _refuse(faults)
-
-    def _faults_of_a_frozen_encoder(self) -> list[str]:
-        faults = []
-        if self.augment == "crop":
-            faults.append(
-                "augment is 'crop' with freeze 'encoder', expected 'none':"
-                " each image's features are computed once"
-            )
-        if self.batch_norm == "train":
-            faults.append(
-                "batch_norm is 'train' with freeze 'encoder', expected 'frozen':"
-                " the encoder is not trained"
-            )
-        return faults
+        _refuse(find_faults(vars(self)))
 
 
 @dataclass(frozen=True)
@@ -119,6 +84,7 @@ class ResolvedRecipe:
 
     Attributes:
         n_images: Size of the training set.
+        epochs: Passes over the training set; `steps` may cut the last one short.
         steps: Optimizer steps of the whole run.
         warmup_steps: Those of them with a rising learning rate.
     """
@@ -133,28 +99,38 @@ class ResolvedRecipe:
     betas: tuple[float, float]
     eps: float
     warmup_steps: int
+    schedule: str
     clip_grad_norm: float
     label_smoothing: float
     freeze: str
     batch_norm: str
     augment: str
+    precision: str
+    grad_checkpointing: bool
     seed: int
+    deterministic: bool
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of one pass over the training set."""
-        return self.steps // self.epochs
+        """Optimizer steps of one whole pass over the training set."""
+        return math.ceil(self.n_images / self.batch_size)
 
     @property
     def last_batch_size(self) -> int:
-        """Images of the last batch of an epoch."""
+        """Images of the last batch of a whole epoch."""
         return self.n_images - (self.steps_per_epoch - 1) * self.batch_size
+
+    @property
+    def n_draws(self) -> int:
+        """Images of the whole run, each as often as it is drawn."""
+        whole, rest = divmod(self.steps, self.steps_per_epoch)
+        return whole * self.n_images + min(rest * self.batch_size, self.n_images)
 
     def as_mapping(self) -> Mapping[str, Any]:
         """Return what the card stores: all that affects the result but the data and the seed."""
         values = {**asdict(self), "betas": list(self.betas)}
         del values["n_images"], values["seed"]
-        return {**values, "optimizer": "adamw", "schedule": "cosine", "precision": "fp32"}
+        return {**values, "optimizer": "adamw"}
 
 
 def resolve(recipe: Recipe, n_images: int) -> ResolvedRecipe:
@@ -166,34 +142,41 @@ def resolve(recipe: Recipe, n_images: int) -> ResolvedRecipe:
     Raises:
         RecipeError: The warm-up is not shorter than the run.
     """
-    steps = recipe.epochs * math.ceil(n_images / recipe.batch_size)
-    warmup_steps = recipe.warmup
-    if warmup_steps is None:
-        warmup_steps = min(MAX_DEFAULT_WARMUP_STEPS, steps // 10)
-    elif warmup_steps >= steps:
-        raise RecipeError(
-            f"warmup is {warmup_steps} steps, expected fewer than the run's {steps}"
-            f" ({recipe.epochs} epochs of {n_images} images, batch size {recipe.batch_size})",
-            hint="leave --warmup out for 10 % of the run, train longer, or use smaller batches",
-        )
+    steps_per_epoch = math.ceil(n_images / recipe.batch_size)
+    steps = recipe.steps or (recipe.epochs or DEFAULT_EPOCHS) * steps_per_epoch
+    epochs = math.ceil(steps / steps_per_epoch)
     linear = recipe.freeze == "encoder"
-    return ResolvedRecipe(
-        n_images=n_images,
-        epochs=recipe.epochs,
-        steps=steps,
-        batch_size=recipe.batch_size,
-        micro_batch_size=recipe.micro_batch_size or recipe.batch_size,
-        lr=recipe.lr,
-        weight_decay=recipe.weight_decay,
-        betas=recipe.betas,
-        eps=recipe.eps,
-        warmup_steps=warmup_steps,
-        clip_grad_norm=recipe.clip_grad_norm,
-        label_smoothing=recipe.label_smoothing,
-        freeze=recipe.freeze,
-        batch_norm=recipe.batch_norm or ("frozen" if linear else "train"),
-        augment=recipe.augment or ("none" if linear else "crop"),
-        seed=recipe.seed,
+    settled = {
+        "epochs": epochs,
+        "steps": steps,
+        "warmup_steps": _warmup_steps(recipe, steps, n_images),
+        "micro_batch_size": recipe.micro_batch_size or recipe.batch_size,
+        "batch_norm": recipe.batch_norm or ("frozen" if linear else "train"),
+        "augment": recipe.augment or ("none" if linear else "crop"),
+    }
+    kept = {key: value for key, value in vars(recipe).items() if key != "warmup"}
+    return ResolvedRecipe(n_images=n_images, **{**kept, **settled})
+
+
+def default_warmup_steps(steps: int) -> int:
+    """Return the warm-up of a run of so many steps where none is given."""
+    return min(MAX_DEFAULT_WARMUP_STEPS, steps // 10)
+
+
+def _warmup_steps(recipe: Recipe, steps: int, n_images: int) -> int:
+    if recipe.warmup is None:
+        return default_warmup_steps(steps)
+    if isinstance(recipe.warmup, float):
+        # As the decimal it was written: in binary, 0.29 of 100 steps would be 28.
+        return int(Fraction(str(recipe.warmup)) * steps)
+    if recipe.warmup < steps:
+        return recipe.warmup
+    length = "" if recipe.steps else f"{recipe.epochs or DEFAULT_EPOCHS} epochs of "
+    raise RecipeError(
+        f"warmup is {recipe.warmup} steps, expected fewer than the run's {steps}"
+        f" ({length}{n_images} images, batch size {recipe.batch_size})",
+        hint="give --warmup as a fraction of the run, such as 0.1, train longer, or use smaller"
+        " batches",
     )
 
 
@@ -211,7 +194,12 @@ def doubts(recipe: ResolvedRecipe) -> tuple[str, ...]:
 
 
 def _more_steps(recipe: ResolvedRecipe) -> str:
-    """Propose the largest power of two as batch size, else the epochs, that make 100 steps."""
+    """Propose what makes 100 steps: the largest power of two as batch size, else epochs or steps.
+
+    Where the recipe counts steps, a batch size does not change how many there are.
+    """
+    if recipe.steps % recipe.steps_per_epoch:
+        return f"--steps {FEW_STEPS} would make {FEW_STEPS}"
     batch_size = 2 ** int(math.log2(recipe.batch_size))
     while batch_size > 1 and _steps(recipe, batch_size) < FEW_STEPS:
         batch_size //= 2
@@ -226,8 +214,9 @@ def _steps(recipe: ResolvedRecipe, batch_size: int) -> int:
     return recipe.epochs * math.ceil(recipe.n_images / batch_size)
 
 
-def _refuse(faults: list[str]) -> None:
+def _refuse(faults: list[Fault]) -> None:
     if len(faults) == 1:
-        raise RecipeError(f"recipe: {faults[0]}")
+        raise RecipeError(f"recipe: {faults[0].text}")
     if faults:
-        raise RecipeError("\n  ".join([f"recipe: {len(faults)} keys are wrong", *faults]))
+        lines = [fault.text for fault in faults]
+        raise RecipeError("\n  ".join([f"recipe: {len(lines)} keys are wrong", *lines]))

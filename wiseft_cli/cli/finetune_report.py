@@ -36,10 +36,13 @@ def tell_plan(plan: FinetunePlan) -> None:
     talk(f"train    {_describe_set(plan.train)}")
     for labelled in plan.val:
         talk(f"val      {_describe_set(labelled)}")
+    length = f"= {recipe.epochs} epochs x {recipe.steps_per_epoch}"
+    if recipe.steps % recipe.steps_per_epoch:
+        length = f"of {recipe.steps_per_epoch} an epoch"
     passes = -(-recipe.batch_size // recipe.micro_batch_size)
     parts = f" ({passes} passes of {recipe.micro_batch_size})" if passes > 1 else ""
     talk(
-        f"steps    {recipe.steps} = {recipe.epochs} epochs x {recipe.steps_per_epoch},"
+        f"steps    {recipe.steps} {length},"
         f" batch size {recipe.batch_size}{parts}, warm-up {recipe.warmup_steps}"
     )
     talk(

@@ -160,7 +160,7 @@ def _sum_gradients(
         loss = mean_loss_share(
             logits_of(inputs), targets, span.n_images, label_smoothing=recipe.label_smoothing
         )
-        scaler.scale(loss).backward()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         losses.append(loss.detach())
         n_images += len(targets)
     mean_loss = torch.stack(losses[1:] or losses).sum()

@@ -188,7 +188,7 @@ def _guess(found: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(found.lower().replace("-", "_"), known, n=1, cutoff=0.5)
     near = near or difflib.get_close_matches(found.lower(), known, n=1, cutoff=0.5)
     other = _OTHER_NAMES.get(found.lower().replace("-", "_"))
-    if other in known:
+    if other is not None and other in known:
         near = [other]
     return f"; did you mean {near[0]!r}?" if near else ""
 

@@ -135,7 +135,7 @@ def test_the_linear_classifier_needs_no_further_option(folder, capsys):
         (
             ["--val", "=there"],
             2,
-            "error: --val '=there' has no name or no folder; expected [NAME=]DIR\n",
+            "error: --val '=there' has an empty name; expected [NAME=]SPEC[?OPTION=VALUE,...]\n",
         ),
         (
             ["-o", "zeroshot.safetensors", "--force"],

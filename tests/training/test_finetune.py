@@ -33,7 +33,11 @@ def run(
     zeroshot: Path, train: Path, output: Path, *, val=(), workers=0, listener=None, **keys
 ) -> Path:
     plan = make_plan(
-        parent=zeroshot, train=train, val=val, output=output, recipe=Recipe(**{**QUICK, **keys})
+        parent=zeroshot,
+        train=str(train),
+        val=val,
+        output=output,
+        recipe=Recipe(**{**QUICK, **keys}),
     )
     return finetune(plan, device=CPU, workers=workers, listener=listener).path
 
@@ -125,7 +129,7 @@ def test_validation_sets_and_listeners_change_no_byte(tmp_path, train_folder):
         zeroshot,
         train_folder,
         tmp_path / "a.safetensors",
-        val=[("one", val), ("two", train_folder)],
+        val=[f"one={val}", f"two={train_folder}"],
         listener=Listener(on_epoch=epochs.append, on_encoded=encoded.append),
     )
     without = run(zeroshot, train_folder, tmp_path / "b.safetensors")
@@ -187,7 +191,7 @@ def test_batch_norm_statistics_follow_the_recipe_and_its_weights_train(tmp_path,
     zeroshot = write_zeroshot(tmp_path / "zeroshot.safetensors", "resnet")
     train, val = write_images(tmp_path / "train"), write_images(tmp_path / "val", seed=1)
     output = run(
-        zeroshot, train, tmp_path / "out.safetensors", val=[("v", val)], batch_norm=batch_norm
+        zeroshot, train, tmp_path / "out.safetensors", val=[f"v={val}"], batch_norm=batch_norm
     )
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     moved = {name.rpartition(".")[2] for name in changed(zeroshot, output)}
@@ -232,7 +236,7 @@ def test_a_fine_tuned_checkpoint_can_be_trained_on(tmp_path, zeroshot, train_fol
 def test_going_on_from_a_fine_tuned_checkpoint_is_noted(tmp_path, zeroshot, train_folder):
     first = run(zeroshot, train_folder, tmp_path / "a.safetensors")
     plan = make_plan(
-        parent=first, train=train_folder, output=tmp_path / "b.safetensors", recipe=Recipe()
+        parent=first, train=str(train_folder), output=tmp_path / "b.safetensors", recipe=Recipe()
     )
     assert plan.notes == (
         "starting from a finetuned checkpoint: this run goes on from earlier training",
@@ -275,7 +279,10 @@ def test_labels_that_are_no_class_are_listed(tmp_path, zeroshot, train_folder):
     (train_folder / "n03").rename(train_folder / "n99")
     with pytest.raises(DatasetError) as caught:
         make_plan(
-            parent=zeroshot, train=train_folder, output=tmp_path / "o.safetensors", recipe=Recipe()
+            parent=zeroshot,
+            train=str(train_folder),
+            output=tmp_path / "o.safetensors",
+            recipe=Recipe(),
         )
     assert caught.value.message == (
         "image set 'train': 1 of 3 labels are no class of the head"
@@ -287,7 +294,7 @@ def test_classes_without_a_training_image_are_a_warning(tmp_path, zeroshot):
     train = write_images(tmp_path / "train", (200,))
     plan = make_plan(
         parent=zeroshot,
-        train=train,
+        train=str(train),
         output=tmp_path / "out.safetensors",
         recipe=Recipe(batch_size=1),
     )
@@ -300,7 +307,7 @@ def test_folders_named_by_class_name_are_joined_by_name_not_by_position(
     for entry in CLASSES:
         (train_folder / entry.id).rename(train_folder / entry.name)
     plan = make_plan(
-        parent=zeroshot, train=train_folder, output=tmp_path / "o.safetensors", recipe=Recipe()
+        parent=zeroshot, train=str(train_folder), output=tmp_path / "o.safetensors", recipe=Recipe()
     )
     labels = [record.label for record in plan.train.images.records]
     assert labels == ["lamp"] * 4 + ["tench"] * 4 + ["tree frog"] * 4
@@ -313,7 +320,10 @@ def test_a_file_without_a_card_is_refused(tmp_path, train_folder):
     save_file({"x": torch.zeros(1)}, foreign)
     with pytest.raises(CheckpointError) as caught:
         make_plan(
-            parent=foreign, train=train_folder, output=tmp_path / "o.safetensors", recipe=Recipe()
+            parent=foreign,
+            train=str(train_folder),
+            output=tmp_path / "o.safetensors",
+            recipe=Recipe(),
         )
     assert caught.value.message == (
         f"{foreign}: has no wiseft card, expected a checkpoint written by wiseft"
@@ -328,7 +338,10 @@ def test_a_merge_of_foreign_files_is_refused(tmp_path, train_folder):
     write_checkpoint(merged, {"x": torch.zeros(1).numpy()}, Card(role="merged", alpha="0.5"))
     with pytest.raises(CheckpointError) as caught:
         make_plan(
-            parent=merged, train=train_folder, output=tmp_path / "o.safetensors", recipe=Recipe()
+            parent=merged,
+            train=str(train_folder),
+            output=tmp_path / "o.safetensors",
+            recipe=Recipe(),
         )
     assert caught.value.message == (
         f"{merged}: its card has no model and no preprocessing and no classes,"
@@ -339,7 +352,9 @@ def test_a_merge_of_foreign_files_is_refused(tmp_path, train_folder):
 
 def test_an_output_that_is_the_input_is_refused_even_with_force(zeroshot, train_folder):
     with pytest.raises(OutputError, match="is also an input"):
-        make_plan(parent=zeroshot, train=train_folder, output=zeroshot, recipe=Recipe(), force=True)
+        make_plan(
+            parent=zeroshot, train=str(train_folder), output=zeroshot, recipe=Recipe(), force=True
+        )
 
 
 def test_a_plan_is_made_where_torch_cannot_be_imported(tmp_path, zeroshot, train_folder):
@@ -348,7 +363,7 @@ def test_a_plan_is_made_where_torch_cannot_be_imported(tmp_path, zeroshot, train
         "from pathlib import Path\n"
         "from wiseft_cli.training.plan import make_plan\n"
         "from wiseft_cli.training.recipe import Recipe\n"
-        f"plan = make_plan(parent=Path({str(zeroshot)!r}), train=Path({str(train_folder)!r}),"
+        f"plan = make_plan(parent=Path({str(zeroshot)!r}), train={str(train_folder)!r},"
         f" output=Path({str(tmp_path / 'o.safetensors')!r}), recipe=Recipe())\n"
         "print(plan.recipe.steps)"
     )

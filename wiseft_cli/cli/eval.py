@@ -24,8 +24,10 @@ def eval_command(
     data: Annotated[
         list[str],
         typer.Option(
-            help="Image set, [NAME=]DIR with one subfolder a class; repeatable. The first one is"
-            " the in-distribution set.",
+            metavar="[NAME=]SPEC",
+            help="Image set: a folder with one subfolder a class, a manifest (.csv, .tsv, .jsonl),"
+            " shards (data-{000..127}.tar), or a suite of several (.yaml); repeatable. The first"
+            " one is the in-distribution set.",
             show_default=False,
         ),
     ],

@@ -9,7 +9,6 @@ import typer
 
 from wiseft_cli.cli.console import print_json, print_result, progress
 from wiseft_cli.cli.finetune_recipe import check_device_name
-from wiseft_cli.data.spec import parse_data_spec
 from wiseft_cli.data.workers import MAX_DEFAULT_WORKERS, default_workers
 from wiseft_cli.errors import UsageError
 
@@ -22,9 +21,12 @@ _Zeroshot = Annotated[
     Path | None, typer.Argument(metavar="ZEROSHOT", help="Checkpoint to start from.")
 ]
 _Train = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        "--train", metavar="DIR", help="Image folder, one subfolder a class (id or name)."
+        "--train",
+        metavar="[NAME=]SPEC",
+        help="Training images: a folder with one subfolder a class (id or name), a manifest, or"
+        " shards.",
     ),
 ]
 _Output = Annotated[
@@ -34,9 +36,8 @@ _Val = Annotated[
     list[str] | None,
     typer.Option(
         "--val",
-        metavar="[NAME=]DIR",
-        help="Image folder whose accuracy is shown after each epoch; it decides nothing. "
-        "Repeatable.",
+        metavar="[NAME=]SPEC",
+        help="Image set whose accuracy is shown after each epoch; it decides nothing. Repeatable.",
     ),
 ]
 _RecipeName = Annotated[
@@ -225,7 +226,7 @@ def finetune(
     plan = make_plan(
         parent=zeroshot,
         train=train,
-        val=[parse_data_spec(spec, option="--val") for spec in val or []],
+        val=val or [],
         output=output,
         recipe=recipe,
         force=force,

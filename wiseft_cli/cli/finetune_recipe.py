@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from wiseft_cli.cli.console import print_result
@@ -52,7 +51,7 @@ def recipe_from_options(name: str | None, given: Mapping[str, Any]) -> Recipe:
     return combine(read_recipe_file(name or DEFAULT_RECIPE), options)
 
 
-def show_recipe(recipe: Recipe, *, train: Path | None) -> None:
+def show_recipe(recipe: Recipe, *, train: str | None) -> None:
     """Print a recipe as YAML that `--recipe` reads; with training data, nothing is left open.
 
     Raises:
@@ -66,5 +65,5 @@ def show_recipe(recipe: Recipe, *, train: Path | None) -> None:
 
     resolved = None
     if train is not None:
-        resolved = resolve(recipe, len(open_image_set(str(train), option="--train").records))
+        resolved = resolve(recipe, len(open_image_set(train, option="--train").records))
     print_result(render_recipe(recipe, resolved).rstrip())

@@ -1,7 +1,7 @@
 """The fingerprint that names the data of a result or a recipe.
 
-It covers paths, sizes and labels, not the pixels and not modification times: it is made for a
-million images in a second, and a copy of a folder has the fingerprint of the original.
+It covers paths, sizes, labels and groups, not the pixels and not modification times: it is made
+for a million images in seconds, and a copy of a folder has the fingerprint of the original.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from wiseft_cli.data.image_set import ImageSet
 
 
 def data_fingerprint(image_set: ImageSet) -> str:
-    """Return `sha256:...` over the set's sorted (relative path, size in bytes, label).
+    """Return `sha256:...` over the set's sorted [relative path, size in bytes, label].
 
-    Each image contributes the canonical JSON of that triple and a newline. The set's name and
-    root do not take part.
+    Each image contributes the canonical JSON of that list and a newline; where it has a group,
+    the group is the list's fourth item. The set's name and root do not take part.
     """
     digest = hashlib.sha256()
-    for path, size_bytes, label in sorted(
-        (record.path, record.size_bytes, record.label) for record in image_set.records
-    ):
-        line = json.dumps([path, size_bytes, label], separators=(",", ":"), ensure_ascii=True)
+    for record in sorted(image_set.records, key=lambda record: record.path):
+        of_image = [record.path, record.size_bytes, record.label]
+        if record.group is not None:
+            of_image.append(record.group)
+        line = json.dumps(of_image, separators=(",", ":"), ensure_ascii=True)
         digest.update(line.encode("ascii") + b"\n")
     return f"sha256:{digest.hexdigest()}"

@@ -125,6 +125,8 @@ def _refuse_empty(
     name: str, root: Path, class_folders: list[str], loose_images: int, *, has_images: bool
 ) -> None:
     layout = "expected one subfolder a class, as in DIR/<class id or name>/<image>"
+    if not class_folders and any(root.glob("*.tar")):
+        layout = f"name its shards by a pattern, as in '{root}/{{000..127}}.tar'"
     if not class_folders:
         beside = f" ({loose_images} images lie in it directly)" if loose_images else ""
         raise DatasetError(

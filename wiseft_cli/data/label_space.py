@@ -83,6 +83,26 @@ def join_image_set(
     )
 
 
+def require_one_class(image_set: ImageSet, join: LabelJoin) -> None:
+    """Refuse labels that stand for several classes, which nothing can be trained towards.
+
+    Raises:
+        DatasetError: A map gives a label several classes; all such labels are listed.
+    """
+    several = [f"  {label!r}" for label in image_set.labels if label not in join.index]
+    if several:
+        raise DatasetError(
+            "\n".join(
+                [
+                    f"image set {image_set.name!r}: {len(several)} labels stand for several classes"
+                    " of the head, and images are trained towards one:",
+                    *list_some(several),
+                ]
+            ),
+            hint="for training, map each label to one class, or leave it out",
+        )
+
+
 def join_labels(
     labels: Sequence[str],
     classes: Sequence[ClassEntry],

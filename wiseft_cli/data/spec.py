@@ -1,52 +1,74 @@
-"""Opens an image set from what stands on the command line: `[NAME=]SPEC`.
+"""Opens an image set from what stands on the command line: `[NAME=]SPEC[?OPTION=VALUE,...]`.
 
-It decides which kind a spec is; the listing is done by the module of that kind.
+It decides which kind a spec is; the listing is done by the module of that kind, and lists of
+sets in a file are read by `suite.py`.
 """
 
 from __future__ import annotations
 
-import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
 from wiseft_cli.data.image_folder import list_image_folder
-from wiseft_cli.data.image_set import ImageSet
-from wiseft_cli.errors import UsageError
+from wiseft_cli.data.image_set import ImageSet, JoinOptions
+from wiseft_cli.data.label_map import read_label_map
+from wiseft_cli.data.manifest import MANIFEST_SUFFIXES, list_manifest
+from wiseft_cli.data.set_options import SetOptions, SetSpec, parse_set_options
+from wiseft_cli.data.shards import list_shards
+from wiseft_cli.data.suite import SUITE_SUFFIXES, read_suite
+from wiseft_cli.errors import DatasetError, UsageError, list_some
+
+FORMS = "a folder, a manifest (.csv, .tsv, .jsonl) or shards (data-{000..127}.tar)"
 
 
-def parse_data_spec(spec: str, *, option: str = "--data") -> tuple[str, Path]:
-    """Split `[NAME=]DIR`; without a name the folder's own name is taken.
+def parse_data_spec(spec: str, *, option: str = "--data") -> SetSpec:
+    """Split `[NAME=]SPEC[?OPTION=VALUE,...]`.
 
-    The part before the first `=` is a name where it contains no `/`: a folder called `a=b`
-    is given as `./a=b`.
+    The part before the first `=` is a name where it contains neither `/` nor `?`: a folder
+    called `a=b` is given as `./a=b`. What follows the last `?` are options where it begins
+    with a word and `=`.
 
     Args:
         option: The option that the spec was given with, for messages.
     Raises:
-        UsageError: The name or the folder is empty.
+        UsageError: A part is empty, or an option unknown.
     """
-    name, equals, folder = spec.partition("=")
-    if not equals or "/" in name:
-        name, folder = "", spec
-        if not folder:
-            raise UsageError(f"{option} is empty; expected [NAME=]DIR")
-        name = Path(os.path.abspath(folder)).name
-    if not name.strip() or not folder:
-        raise UsageError(f"{option} {spec!r} has no name or no folder; expected [NAME=]DIR")
-    return name.strip(), Path(folder)
+    form = "expected [NAME=]SPEC[?OPTION=VALUE,...]"
+    name, equals, rest = spec.partition("=")
+    if not equals or "/" in name or "?" in name:
+        name, rest = "", spec
+    elif not name.strip():
+        raise UsageError(f"{option} {spec!r} has an empty name; {form}")
+    data, mark, text = rest.rpartition("?")
+    if not mark or not re.match(r"\w+=", text):
+        data, text = rest, ""
+    if not data:
+        raise UsageError(f"{option} {spec!r} names no data; {form}")
+    pairs = [part.partition("=")[::2] for part in text.split(",")] if text else []
+    repeated = sorted({key for key, _ in pairs if [k for k, _ in pairs].count(key) > 1})
+    if repeated:
+        raise UsageError(f"{option} {spec!r}: {', '.join(repeated)} is given more than once")
+    options = parse_set_options(
+        {key.strip(): value.strip() for key, value in pairs}, where=f"{option} {spec!r}"
+    )
+    return SetSpec(name.strip() or None, data, options)
 
 
 def open_image_set(spec: str, *, option: str = "--data") -> ImageSet:
     """List the one image set that a spec names.
 
     Args:
-        spec: `[NAME=]DIR`.
+        spec: `[NAME=]SPEC[?OPTION=VALUE,...]`.
         option: The option that the spec was given with, for messages.
     Raises:
-        UsageError: The spec is malformed.
+        UsageError: The spec is malformed, or names a suite.
         DatasetError: The set cannot be listed.
     """
-    name, path = parse_data_spec(spec, option=option)
-    return list_image_folder(path, name=name)
+    parsed = parse_data_spec(spec, option=option)
+    if is_suite(parsed):
+        raise UsageError(f"{option} {spec!r} is a suite of several sets; expected one set: {FORMS}")
+    return open_parsed(parsed)
 
 
 def open_image_sets(spec: str, *, option: str = "--data") -> tuple[ImageSet, ...]:
@@ -54,6 +76,70 @@ def open_image_sets(spec: str, *, option: str = "--data") -> tuple[ImageSet, ...
 
     Raises:
         UsageError: The spec is malformed.
-        DatasetError: A set cannot be listed.
+        DatasetError: A set cannot be listed, or the suite not be read.
     """
-    return (open_image_set(spec, option=option),)
+    parsed = parse_data_spec(spec, option=option)
+    if not is_suite(parsed):
+        return (open_parsed(parsed),)
+    if parsed.name is not None or parsed.options.given:
+        raise UsageError(
+            f"{option} {spec!r}: a suite has names and options of its own",
+            hint=f"write them into {parsed.data}",
+        )
+    return tuple(open_parsed(entry) for entry in read_suite(Path(parsed.data)))
+
+
+def is_suite(spec: SetSpec) -> bool:
+    """Return whether a spec names a file that lists sets."""
+    return spec.data.lower().endswith(SUITE_SUFFIXES)
+
+
+def open_parsed(spec: SetSpec) -> ImageSet:
+    """List the set of a spec in its parts.
+
+    Raises:
+        DatasetError: The set cannot be listed.
+        UsageError: An option does not belong to this kind of set.
+    """
+    path, options = Path(spec.data), spec.options
+    ending = path.suffix.lower()
+    is_manifest = ending in MANIFEST_SUFFIXES and not path.is_dir()
+    if options.of_manifests and not is_manifest:
+        raise UsageError(
+            f"{spec.data}: only a manifest ({', '.join(MANIFEST_SUFFIXES)}) takes"
+            f" {', '.join(options.of_manifests)}"
+        )
+    if is_manifest:
+        name = spec.name or "-".join(filter(None, [path.stem, options.split]))
+        images = list_manifest(path, name=name, split=options.split, columns=options.columns)
+    elif ending == ".tar" and not path.is_dir():
+        images = list_shards(spec.data, name=spec.name)
+    elif path.is_file():
+        raise DatasetError(f"{path} is a file of no known kind; expected {FORMS}")
+    else:
+        images = list_image_folder(path, name=spec.name)
+    return _with_join_options(images, options)
+
+
+def _with_join_options(images: ImageSet, options: SetOptions) -> ImageSet:
+    """Attach how labels find classes, and leave out the images that a map leaves out."""
+    label_map = None if options.map is None else read_label_map(options.map)
+    join_options = JoinOptions(
+        labels_are_indices=options.labels_are_indices,
+        all_classes=options.all_classes,
+        label_map=label_map,
+        primary=options.primary,
+    )
+    images = replace(images, join_options=join_options)
+    if label_map is None or not label_map.leave_out:
+        return images
+    absent = set(label_map.leave_out)
+    kept = tuple(record for record in images.records if record.label not in absent)
+    if not kept:
+        raise DatasetError(
+            f"{label_map.path}: leaves out every label of image set {images.name!r}:"
+            f" {', '.join(list_some([repr(label) for label in images.labels]))}"
+        )
+    n_left_out = len(images.records) - len(kept)
+    note = f"image set {images.name!r}: {label_map.path} leaves out {n_left_out} images"
+    return replace(images, records=kept, notes=(*images.notes, note))

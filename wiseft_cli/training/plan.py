@@ -14,9 +14,9 @@ from wiseft_cli.checkpoint.atomic import check_output
 from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.data.fingerprint import data_fingerprint
-from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.data.image_set import ImageSet
-from wiseft_cli.data.label_space import LabelJoin, join_labels
+from wiseft_cli.data.label_space import LabelJoin, join_image_set, require_one_class
+from wiseft_cli.data.spec import open_image_set
 from wiseft_cli.errors import CheckpointError, list_some
 from wiseft_cli.training.recipe import Recipe, ResolvedRecipe, doubts, resolve
 
@@ -73,8 +73,8 @@ class FinetunePlan:
 def make_plan(
     *,
     parent: Path,
-    train: Path,
-    val: Sequence[tuple[str, Path]] = (),
+    train: str,
+    val: Sequence[str] = (),
     output: Path,
     recipe: Recipe,
     force: bool = False,
@@ -83,21 +83,23 @@ def make_plan(
 
     Args:
         parent: A checkpoint with a card: zero-shot, or fine-tuned or merged to go on from.
-        train: Image folder, one subfolder a class.
-        val: Name and image folder of each validation set.
+        train: Spec of the training set: [NAME=]SPEC.
+        val: Specs of the validation sets.
         output: Where the fine-tuned checkpoint is to go.
         recipe: What the person chose.
         force: Whether an existing output may be replaced.
     Raises:
         OutputError: The output must not be written.
         CheckpointError: The parent is no checkpoint with a model and classes.
-        DatasetError: A folder cannot be listed, or a label is no class of the head.
+        UsageError: A spec is malformed.
+        DatasetError: A set cannot be listed, or a label is no class of the head.
         RecipeError: The recipe does not fit the training set.
     """
     check_output(output, force=force, inputs=[parent])
     card, parent_digest = _read_parent_card(parent)
-    train_set = _join(list_image_folder(train), card)
-    val_sets = tuple(_join(list_image_folder(path, name=name), card) for name, path in val)
+    train_set = _join(open_image_set(train, option="--train"), card)
+    require_one_class(train_set.images, train_set.join)
+    val_sets = tuple(_join(open_image_set(spec, option="--val"), card) for spec in val)
     resolved = resolve(recipe, len(train_set.images.records))
     return FinetunePlan(
         parent=parent,
@@ -133,7 +135,7 @@ def _read_parent_card(path: Path) -> tuple[Card, str]:
 
 
 def _join(images: ImageSet, card: Card) -> LabelledSet:
-    return LabelledSet(images, join_labels(images.labels, card.classes, set_name=images.name))
+    return LabelledSet(images, join_image_set(images, card.classes))
 
 
 def _classes_without_images(train: LabelledSet, card: Card) -> list[str]:

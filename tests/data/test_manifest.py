@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.data.test_image_folder import put
+from wiseft_cli.data.fingerprint import data_fingerprint
+from wiseft_cli.data.image_folder import list_image_folder
+from wiseft_cli.data.image_set import ImageRecord, ImageSet
+from wiseft_cli.data.manifest import list_manifest
+from wiseft_cli.data.manifest_rows import Columns, read_rows
+from wiseft_cli.errors import DatasetError
+
+
+def read(folder: Path, text: str | bytes, name: str = "m.csv", **options: object) -> ImageSet:
+    data = text if isinstance(text, bytes) else text.encode()
+    (folder / name).write_bytes(data)
+    return list_manifest(folder / name, name="set", **options)
+
+
+def refusal(folder: Path, text: str | bytes, name: str = "m.csv", **options: object) -> str:
+    with pytest.raises(DatasetError) as caught:
+        read(folder, text, name, **options)
+    assert caught.value.message.startswith(str(folder / name))
+    return caught.value.message.removeprefix(str(folder / name))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return put(tmp_path, "b/2.png", "b/10.png", "a.jpg", size=5)
+
+
+def test_rows_become_records_sorted_by_path(folder: Path) -> None:
+    image_set = read(folder, "label,path,camera\ndog,b/2.png,7\ncat,b/10.png,8\ndog,a.jpg,9\n")
+    assert image_set == ImageSet(
+        "set",
+        folder,
+        (
+            ImageRecord("a.jpg", "dog", 5),
+            ImageRecord("b/10.png", "cat", 5),
+            ImageRecord("b/2.png", "dog", 5),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("m.csv", 'path,label\r\na.jpg,"big, ""red"" dog"\r\n\r\nb/2.png,cat\r\n'),
+        ("m.csv", codecs.BOM_UTF8 + b'path, label\na.jpg, "big, ""red"" dog"\nb/2.png, cat '),
+        ("m.csv", 'path,label\ra.jpg,"big, ""red"" dog"\rb/2.png,cat\r'),
+        ("m.tsv", 'path\tlabel\na.jpg\t"big, ""red"" dog"\nb/2.png\tcat\n'),
+        (
+            "m.jsonl",
+            '{"path": "a.jpg", "label": "big, \\"red\\" dog", "x": [1]}\n\n'
+            '{"label": "cat", "path": "b/2.png"}',
+        ),
+        (
+            "M.CSV",
+            "path,label,split\na.jpg,'x,\nb/2.png,cat,\n".replace("'x", '"big, ""red"" dog"'),
+        ),
+    ],
+)
+def test_every_form_says_the_same(folder: Path, name: str, text: str | bytes) -> None:
+    found = [(record.path, record.label) for record in read(folder, text, name).records]
+    assert found == [("a.jpg", 'big, "red" dog'), ("b/2.png", "cat")]
+
+
+def test_a_split_is_chosen_and_the_others_need_not_be_there(folder: Path) -> None:
+    text = "path,label,split\na.jpg,x,val\nb/2.png,y,val\ngone.png,z,train\n"
+    assert read(folder, text, split="val").labels == ("x", "y")
+    assert refusal(folder, text) == ": has several splits: train (1), val (2)"
+    assert refusal(folder, text, split="tset") == (
+        ": has no split 'tset'; there are train (1), val (2)"
+    )
+    assert refusal(folder, "path,label\na.jpg,x\n", split="val") == (
+        ": has no split 'val'; its column 'split' names none"
+    )
+    assert len(read(folder, "path,label,split\na.jpg,x,val\n").records) == 1
+
+
+def test_groups_are_kept_and_missing_ones_noted(folder: Path) -> None:
+    image_set = read(folder, "path,label,group\na.jpg,x,north\nb/2.png,y,\nb/10.png,y,south\n")
+    assert [record.group for record in image_set.records] == ["north", "south", None]
+    assert image_set.groups == ("north", "south")
+    assert image_set.notes == ("image set 'set': 1 of 3 images have no group",)
+
+
+def test_other_headers_can_be_named(folder: Path) -> None:
+    image_set = read(
+        folder,
+        "file,path,wnid,region\na.jpg,-,n1,west\n",
+        columns=Columns(path="file", label="wnid", group="region"),
+    )
+    assert image_set.records == (ImageRecord("a.jpg", "n1", 5, "west"),)
+
+
+def test_absolute_paths_are_taken_as_they_are(folder: Path, tmp_path_factory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    image_set = read(elsewhere, f"path,label\n{folder}/a.jpg,x\n")
+    assert image_set.source(0) == folder / "a.jpg"
+
+
+def test_an_image_named_twice_counts_once(folder: Path) -> None:
+    image_set = read(folder, "path,label\na.jpg,x\n./a.jpg,x\nb/../a.jpg,x\nb//2.png,y\n")
+    assert [record.path for record in image_set.records] == ["a.jpg", "b/2.png"]
+    assert image_set.notes == ("image set 'set': 2 rows repeat an image, which counts once",)
+
+
+def test_every_row_that_cannot_be_used_is_listed_with_its_line(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    text = (
+        "path,label,group\na.jpg,x,g\n,x,g\nb/2.png, ,g\nb/10.png,x\n"
+        'a.jpg,y,g\na.jpg,x,h\n"b/two\nlines.png",x,g\nb,x,g\npipe,x,g\nb/2.png\0,x,g\n'
+    )
+    assert refusal(folder, text) == (
+        ": 9 rows cannot be used:\n"
+        "  line 3: the path is empty\n"
+        "  line 4: the label is empty\n"
+        "  line 5: 2 cells, expected 3\n"
+        "  line 6: a.jpg: has the label 'y', on line 2 'x'\n"
+        "  line 7: a.jpg: has the group 'h', on line 2 'g'\n"
+        "  line 9: b/two\nlines.png: No such file or directory\n"
+        "  line 10: b: is no regular file\n"
+        "  line 11: pipe: is no regular file\n"
+        "  line 12: b/2.png\0: embedded null byte"
+    )
+
+
+def test_ten_rows_are_shown_and_the_rest_counted(folder: Path) -> None:
+    text = "path,label\n" + "".join(f"{at}.png,x\n" for at in range(25))
+    lines = refusal(folder, text).splitlines()
+    assert (len(lines), lines[0], lines[-1]) == (
+        12,
+        ": 25 rows cannot be used:",
+        "... and 15 more",
+    )
+
+
+def test_bad_json_lines_are_listed(folder: Path) -> None:
+    text = (
+        '{"path": "a.jpg", "label": 3}\n{"path": "a.jpg"\n[1]\n{"path": "a.jpg"}\n'
+        '{"path": "a.jpg", "label": true}\n{"path": "a.jpg", "label": "3", "split": null}\n'
+        '{"path": null, "label": 1.5}\n' + "[" * 100_000 + "\n"
+    )
+    message = refusal(folder, text, "m.jsonl")
+    assert message.startswith(
+        ": 7 rows cannot be used:\n"
+        "  line 2: is not JSON: Expecting ',' delimiter\n"
+        "  line 3: is no JSON object\n"
+        "  line 4: has no 'label'\n"
+        "  line 5: 'label' is true, expected a text\n"
+        "  line 7: 'path' is null, expected a text\n"
+        "  line 7: 'label' is 1.5, expected a text\n"
+        "  line 8: is not JSON: "
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "faults"),
+    [
+        ("", ["  it has no column 'path'", "  it has no column 'label'"]),
+        ("a.jpg,dog\n", ["  it has no column 'path'", "  it has no column 'label'"]),
+        ("path,class\n", ["  it has no column 'label'"]),
+        ("path,label,label\n", ["  it has the column 'label' more than once"]),
+    ],
+)
+def test_a_header_that_lacks_something_is_refused(
+    folder: Path, text: str, faults: list[str]
+) -> None:
+    message = ", line 1: is no header with what is needed:"
+    assert refusal(folder, text).splitlines() == [message, *faults]
+
+
+def test_a_named_column_that_is_missing_is_refused_even_where_it_may_be(folder: Path) -> None:
+    message = refusal(folder, "path,label\na.jpg,x\n", columns=Columns(group="region"))
+    assert message.endswith("  it has no column 'region'")
+    message = refusal(folder, '{"path": "a.jpg", "label": "x"}\n', "m.jsonl",
+                      columns=Columns(group="region"))  # fmt: skip
+    assert message.endswith("  line 1: has no 'region'")
+
+
+def test_files_that_are_no_text_or_no_csv_are_refused(folder: Path) -> None:
+    assert refusal(folder, b"path,label\na.jpg,caf\xe9\n") == (
+        ", line 2: is not UTF-8 text (byte 0xe9)"
+    )
+    assert refusal(folder, 'path,label\na.jpg,"x\n').startswith(", line 2: is not CSV: ")
+    assert refusal(folder, f"path,label\na.jpg,{'x' * 200_000}\n").startswith(
+        ", line 2: is not CSV: field larger"
+    )
+    assert refusal(folder, "path,label\n") == ": holds no image"
+    with pytest.raises(DatasetError, match=r"nowhere\.csv: cannot be read: No such file"):
+        list_manifest(folder / "nowhere.csv", name="x")
+
+
+def test_a_manifest_of_a_folder_has_the_folders_fingerprint_until_it_names_groups(
+    tmp_path: Path,
+) -> None:
+    put(tmp_path, "b/2.png", "a/1.png")
+    assert list_image_folder(tmp_path).labels == ("a", "b")
+    from_folder = data_fingerprint(list_image_folder(tmp_path))
+    text = "path,label\na/1.png,a\nb/2.png,b\n"
+    assert data_fingerprint(read(tmp_path, text)) == from_folder
+    grouped = "path,label,group\na/1.png,a,g\nb/2.png,b,h\n"
+    assert data_fingerprint(read(tmp_path, grouped)) != from_folder
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1),
+            st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"])),
+        ),
+        min_size=1,
+    )
+)
+def test_what_the_csv_and_json_libraries_write_is_read_back(
+    tmp_path_factory, cells: list[tuple[str, str]]
+) -> None:
+    folder = tmp_path_factory.mktemp("m")
+    with open(folder / "m.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([("path", "label"), *cells])
+    lines = [json.dumps({"path": path, "label": label}) + "\n" for path, label in cells]
+    (folder / "m.jsonl").write_text("".join(lines))
+    for name in ("m.csv", "m.jsonl"):
+        faults: list[str] = []
+        rows = read_rows(folder / name, Columns(), faults)
+        usable = [(os.path.normpath(path), label.strip()) for path, label in cells if label.strip()]
+        assert [(os.path.normpath(row.path), row.label) for row in rows] == usable
+        assert len(faults) == len(cells) - len(usable)

@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+from wiseft_cli.data.dataset import ImageDataset, collate_images
+from wiseft_cli.data.fingerprint import data_fingerprint
+from wiseft_cli.data.images import load_image
+from wiseft_cli.data.shards import list_shards
+from wiseft_cli.errors import DatasetError
+
+
+def write_tar(path: Path, members: Mapping[str, bytes] | list[tuple[str, bytes]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items() if isinstance(members, Mapping) else members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def png(value: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), (value, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_shards(folder: Path, *, shards: int = 3, images: int = 4) -> str:
+    for shard in range(shards):
+        members: dict[str, bytes] = {}
+        for at in range(images):
+            key = f"sub/{shard * images + at:04d}"
+            members |= {f"{key}.cls": f"c{at % 2}\n".encode(), f"{key}.png": png(shard * 16 + at)}
+        write_tar(folder / f"data-{shard:03d}.tar", members)
+    return str(folder / f"data-{{000..{shards - 1:03d}}}.tar")
+
+
+def refusal(pattern: object) -> str:
+    with pytest.raises(DatasetError) as caught:
+        list_shards(str(pattern), name="s")
+    return caught.value.message
+
+
+def test_every_sample_is_a_record_that_reads_its_own_bytes(tmp_path: Path) -> None:
+    pattern = write_shards(tmp_path)
+    image_set = list_shards(pattern)
+    assert (image_set.name, image_set.root, len(image_set.records)) == ("data", tmp_path, 12)
+    first = image_set.records[0]
+    assert (first.path, first.label, first.container) == (
+        "data-000.tar/sub/0000.png",
+        "c0",
+        "data-000.tar",
+    )
+    for index, record in enumerate(image_set.records):
+        image = load_image(image_set.source(index))
+        assert image.getpixel((0, 0)) == (index // 4 * 16 + index % 4, 0, 0)
+        assert record.label == f"c{index % 2}"
+
+
+def test_images_and_labels_are_those_webdataset_reads(tmp_path: Path) -> None:
+    pattern = write_shards(tmp_path)
+    expected = []
+    for shard in sorted(tmp_path.glob("*.tar")):
+        with open(shard, "rb") as file:
+            samples = group_by_keys({**it, "__url__": ""} for it in tar_file_iterator(file))
+            expected += [(sample["png"], sample["cls"].decode().strip()) for sample in samples]
+    image_set = list_shards(pattern)
+    found = [
+        (image_set.source(index).read(), record.label)
+        for index, record in enumerate(image_set.records)
+    ]
+    assert found == expected
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.tensor(np.asarray(image).copy()).permute(2, 0, 1).float()
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_each_image_comes_once_in_one_order_for_any_number_of_workers(
+    tmp_path: Path, workers: int
+) -> None:
+    image_set = list_shards(write_shards(tmp_path))
+    dataset = ImageDataset(image_set, range(12), to_tensor)
+    loader = DataLoader(dataset, batch_size=5, num_workers=workers, collate_fn=collate_images)
+    batches = list(loader)
+    assert [index for batch in batches for index in batch.indices.tolist()] == list(range(12))
+    values = [int(value) for batch in batches for value in batch.images[:, 0, 0, 0]]
+    assert values == [shard * 16 + at for shard in range(3) for at in range(4)]
+
+
+def test_a_damaged_image_in_a_shard_is_named_through_it(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"x.cls": b"0", "x.jpg": b"no image"})
+    item = ImageDataset(list_shards(str(tmp_path / "a.tar")), [0], to_tensor)[0]
+    assert item.reason == (
+        f"cannot read image {tmp_path}/a.tar/x.jpg: not an image in a format that Pillow knows"
+    )
+
+
+def test_a_shard_that_shrinks_or_goes_after_listing_is_told(tmp_path: Path) -> None:
+    image_set = list_shards(str(write_tar(tmp_path / "a.tar", {"x.cls": b"0", "x.jpg": b"x" * 99})))
+    os.truncate(tmp_path / "a.tar", 1600)
+    dataset = ImageDataset(image_set, [0], to_tensor)
+    assert dataset[0].reason.endswith(
+        "the shard ends within it; it has changed since it was listed"
+    )
+    (tmp_path / "a.tar").unlink()
+    assert dataset[0].reason.endswith("a.tar/x.jpg: No such file or directory")
+
+
+def test_labels_come_from_cls_then_json_then_txt(tmp_path: Path) -> None:
+    image = png(0)
+    document = json.dumps({"label": "from json", "group": 7}).encode()
+    write_tar(
+        tmp_path / "a.tar",
+        {
+            "a.png": image, "a.cls": b" from cls\n", "a.json": document, "a.txt": b"from txt",
+            "b.png": image, "b.json": document, "b.txt": b"from txt",
+            "c.png": image, "c.json": b'{"caption": "x"}', "c.txt": b"from txt",
+            "d.seg.png": image, "d.JPG": image, "d.json": b'{"label": 12}',
+            "e.png": image, "e.json": b"[1]", "e.txt": b"\xef\xbb\xbffrom txt",
+        },
+    )  # fmt: skip
+    records = list_shards(str(tmp_path / "a.tar")).records
+    assert [(record.label, record.group) for record in records] == [
+        ("from cls", "7"),
+        ("from json", "7"),
+        ("from txt", None),
+        ("12", None),
+        ("from txt", None),
+    ]
+    assert records[3].path == "a.tar/d.JPG"
+
+
+def test_samples_that_cannot_be_used_are_all_listed(tmp_path: Path) -> None:
+    image = png(0)
+    write_tar(
+        tmp_path / "a.tar",
+        {
+            "0.png": image, "0.cls": b"x",
+            "1.cls": b"x", "1.txt": b"x",
+            "2.png": image, "2.jpg": image, "2.cls": b"x",
+            "3.png": image, "3.meta": b"",
+            "4.png": image, "4.cls": b" \n",
+            "5.png": image, "5.cls": b"\xff",
+            "6.png": image, "6.json": b"{",
+            "7.png": image, "7.json": b'{"label": [1]}',
+            "8.1.png": image, "8.1.cls": b"x",
+        },
+    )  # fmt: skip
+    assert refusal(tmp_path / "a.tar") == (
+        "image set 's': 8 samples cannot be used:\n"
+        "  a.tar/1: expected one image, found none among cls, txt\n"
+        "  a.tar/2: expected one image, found png and jpg among png, jpg, cls\n"
+        "  a.tar/3: has no label among png, meta\n"
+        "  a.tar/4: its label is empty\n"
+        "  a.tar/5: its .cls is not UTF-8 text\n"
+        "  a.tar/6: its .json is not JSON\n"
+        "  a.tar/7: 'label' of its .json is [1], expected a text\n"
+        "  a.tar/8: expected one image, found none among 1.png, 1.cls"
+    )
+
+
+def test_a_name_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    image = png(0)
+    write_tar(tmp_path / "a.tar", [("0.png", image), ("0.PNG", image), ("0.cls", b"x")])
+    assert refusal(tmp_path / "a.tar") == (
+        f"{tmp_path}/a.tar: its sample has 0.PNG twice; upper and lower case are alike in endings"
+    )
+    sample = [("0.png", image), ("0.cls", b"x")]
+    write_tar(tmp_path / "b.tar", [*sample, ("1.png", image), ("1.cls", b"x"), *sample])
+    assert refusal(tmp_path / "b.tar") == (
+        "image set 's': members of one name in one shard:\n  b.tar/0.png"
+    )
+
+
+def test_a_missing_shard_of_the_range_is_named(tmp_path: Path) -> None:
+    write_shards(tmp_path)
+    (tmp_path / "data-001.tar").unlink()
+    assert refusal(tmp_path / "data-{000..003}.tar") == (
+        "image set 's': 2 of 4 shards do not exist or are no files:\n"
+        f"  {tmp_path}/data-001.tar\n  {tmp_path}/data-003.tar"
+    )
+    assert refusal(tmp_path / "data-{000..000}{,}.tar").startswith(
+        f"{tmp_path}/data-{{000..000}}{{,}}.tar: names shards more than once:"
+    )
+    assert "is no pattern of shards" in refusal(tmp_path / "data-{000..001.tar")
+
+
+@pytest.mark.parametrize("length", [0, 100, 511, 700, 1024, 1100, 3072, 3600])
+def test_a_shard_that_is_cut_off_is_refused_wherever(tmp_path: Path, length: int) -> None:
+    path = write_tar(tmp_path / "a.tar", {"0.jpg": b"x" * 600, "0.cls": b"x", "1.jpg": b"x" * 600})
+    path.write_bytes(path.read_bytes()[:length])
+    assert refusal(path).startswith(f"{path}: ")
+
+
+def test_a_damaged_header_does_not_end_the_shard_in_silence(tmp_path: Path) -> None:
+    path = write_tar(
+        tmp_path / "a.tar", {f"{at}.{e}": b"x" for at in (0, 1) for e in ("jpg", "cls")}
+    )
+    data = bytearray(path.read_bytes())
+    data[2048 + 5] ^= 255  # in the header of the third member
+    path.write_bytes(data)
+    assert refusal(path) == (
+        f"{path}: is damaged, or several tar files in one: no end and no member at byte 2048"
+    )
+
+
+def test_tar_files_one_behind_the_other_are_refused(tmp_path: Path) -> None:
+    one = write_tar(tmp_path / "a.tar", {"0.jpg": b"x", "0.cls": b"x"}).read_bytes()
+    (tmp_path / "a.tar").write_bytes(one + one)
+    assert "several tar files in one" in refusal(tmp_path / "a.tar")
+
+
+def test_compressed_and_foreign_files_links_and_empty_shards_are_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "z.tar", "w:gz"):
+        pass
+    with pytest.raises(DatasetError) as caught:
+        list_shards(str(tmp_path / "z.tar"))
+    assert caught.value.hint == "shards are plain tar files: unpack .gz"
+    (tmp_path / "t.tar").write_text("no tar file" * 100)
+    assert refusal(tmp_path / "t.tar").startswith(f"{tmp_path}/t.tar: is no tar file, or a damaged")
+    write_tar(tmp_path / "e.tar", {})
+    assert refusal(tmp_path / "e.tar") == "image set 's': its 1 shards hold no sample"
+    with tarfile.open(tmp_path / "l.tar", "w") as tar:
+        link = tarfile.TarInfo("0.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    assert refusal(tmp_path / "l.tar") == (
+        f"{tmp_path}/l.tar: member 0.jpg is a link or another special file, expected files"
+    )
+
+
+def write_numbered(folder: Path, names: str, labels: str = "0 2") -> Path:
+    members = {}
+    for at, label in enumerate(labels.split()):
+        members |= {f"{at}.png": png(at), f"{at}.cls": label.encode()}
+    (folder / "classnames.txt").write_text(names)
+    return write_tar(folder / "test" / "0.tar", members)
+
+
+def test_integer_labels_are_named_by_a_file_beside_the_shards(tmp_path: Path) -> None:
+    image_set = list_shards(str(write_numbered(tmp_path, "ape\nbear\ngreat cat\n\n")))
+    assert image_set.labels == ("ape", "great cat")
+    assert image_set.notes == (
+        f"image set '0': labels are numbers, named by {tmp_path}/classnames.txt",
+    )
+
+
+def test_labels_beyond_the_names_are_refused(tmp_path: Path) -> None:
+    assert refusal(write_numbered(tmp_path, "ape\nbear\n")) == (
+        f"image set 's': {tmp_path}/classnames.txt names 2 classes, and 1 labels are beyond them:\n"
+        "  '2'"
+    )
+
+
+def test_names_that_repeat_do_not_name_and_labels_that_are_no_numbers_stay(tmp_path: Path) -> None:
+    image_set = list_shards(str(write_numbered(tmp_path, "crane\nbear\ncrane\n")))
+    assert image_set.labels == ("0", "2")
+    assert image_set.notes == (
+        f"image set '0': {tmp_path}/classnames.txt has 'crane' more than once: labels stay numbers",
+    )
+    assert list_shards(str(write_numbered(tmp_path, "a\nb\n", "x 0"))).labels == ("0", "x")
+
+
+def test_the_fingerprint_follows_the_samples_and_not_the_root(tmp_path: Path) -> None:
+    first = data_fingerprint(list_shards(write_shards(tmp_path / "a")))
+    assert data_fingerprint(list_shards(write_shards(tmp_path / "b"))) == first
+    assert data_fingerprint(list_shards(write_shards(tmp_path / "b", images=3))) != first

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 from wiseft_cli.data.dataset import ImageDataset, collate_images, refuse_unreadable
 from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.data.image_set import ImageSet
+from wiseft_cli.data.workers import telling_dead_workers
 from wiseft_cli.errors import DatasetError
 
 
@@ -54,6 +56,23 @@ def test_unreadable_images_are_refused_all_at_once() -> None:
     with pytest.raises(DatasetError) as caught:
         refuse_unreadable([f"cannot read image {at}: x" for at in range(12)])
     assert caught.value.message.splitlines()[-1] == "... and 2 more"
+
+
+def test_dead_workers_are_told_and_other_errors_are_not_hidden() -> None:
+    def loader(message: str) -> Iterator[int]:
+        yield 1
+        raise RuntimeError(message)
+
+    batches = telling_dead_workers(loader("DataLoader worker (pid 7) is killed by signal"), 3)
+    assert next(batches) == 1
+    with pytest.raises(DatasetError) as caught:
+        next(batches)
+    assert caught.value.message == (
+        "one of the 3 processes that decode images died: DataLoader worker (pid 7) is killed by"
+        " signal"
+    )
+    with pytest.raises(RuntimeError, match=r"^mine$"):
+        list(telling_dead_workers(loader("mine"), 3))
 
 
 def test_targets_must_be_one_an_image(image_set: ImageSet) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +174,40 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
     with pytest.raises(DatasetError, match="could be decompression bomb"):
         load_image(path)
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """A PNG of one pixel whose header says otherwise."""
+    file = io.BytesIO()
+    Image.new("L", (1, 1)).save(file, "PNG")
+    header = b"IHDR" + struct.pack(">II", width, height) + file.getvalue()[24:29]
+    return (
+        file.getvalue()[:12] + header + struct.pack(">I", zlib.crc32(header)) + file.getvalue()[33:]
+    )
+
+
+def test_the_limit_is_what_the_documentation_says(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png_that_claims(178_956_970, 1))
+    with pytest.raises(DatasetError, match=r"a\.png: (?!.*bomb)"):  # decoded, and found cut off
+        load_image(path)
+    path.write_bytes(png_that_claims(178_956_971, 1))
+    with pytest.raises(DatasetError) as caught:
+        load_image(path)
+    assert caught.value.message == (
+        f"cannot read image {path}: Image size (178956971 pixels) exceeds limit of 178956970"
+        " pixels, could be decompression bomb DOS attack."
+    )
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    assert f"{2 * Image.MAX_IMAGE_PIXELS:,} pixels" in page
+
+
+def test_a_stream_is_decoded_and_told_by_the_name_given() -> None:
+    file = io.BytesIO()
+    RGB.save(file, "PNG")
+    assert np.array_equal(np.asarray(load_image(file, name="x")), COLOURS)
+    with pytest.raises(DatasetError, match=r"^cannot read image a\.tar/x\.png: not an image"):
+        load_image(io.BytesIO(b"?"), name="a.tar/x.png")
 
 
 def test_a_missing_file_says_so(tmp_path: Path) -> None:

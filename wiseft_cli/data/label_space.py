@@ -233,7 +233,8 @@ def _remedy(nearest: Mapping[str, Sequence[int]], classes: Sequence[ClassEntry])
     if not any(nearest.values()) and all(at is not None and at < len(classes) for at in indices):
         return (
             "if these are positions in the head's class list, counted from 0, say so with"
-            " --labels-are-indices (`wiseft inspect CHECKPOINT` lists the classes in order)"
+            " --labels-are-indices, or ?labels_are_indices=true behind the set"
+            " (`wiseft inspect CHECKPOINT` lists the classes in order)"
         )
     return (
         "label the images with the ids or names of the head's classes; position is never used"

@@ -59,7 +59,7 @@ def test_a_sweep_prints_a_table_and_writes_results(room: Path, run_wiseft: RunWi
     done = run_wiseft("eval", *PAIR, "--alpha", "0:1:0.5", *SETS, "--results", "r.jsonl")
     assert done.returncode == 0, done.stderr
     rows = done.stdout.splitlines()
-    assert rows[0].split() == ["checkpoint", "alpha", "val", "other"]
+    assert rows[0].split() == ["checkpoint", "alpha", "val", "other", "average"]
     assert [row.split()[3] for row in rows[1:4]] == ["0", "0.5", "1"]
     assert rows[5].startswith("val: in-distribution, top1 in %, 32 images, 8 classes joined by id,")
     assert rows[6].startswith(
@@ -71,8 +71,8 @@ def test_a_sweep_prints_a_table_and_writes_results(room: Path, run_wiseft: RunWi
         (name, alpha) for name in ("val", "other") for alpha in ("0", "0.5", "1")
     ]
     assert {line.set_name: (line.reference, sorted(line.metrics)) for line in lines} == {
-        "val": (True, ["top1", "top5"]),
-        "other": (False, ["top1"]),
+        "val": (True, ["macro_f1", "mean_per_class", "top1", "top5"]),
+        "other": (False, ["macro_f1", "mean_per_class", "top1"]),
     }
     assert f"{100 * lines[1].value:.2f}" in rows[2]
     assert "/" not in (room / "r.jsonl").read_text().replace(str(room), "")
@@ -117,7 +117,7 @@ def test_a_new_reference_is_noted_in_the_file_without_a_run(
     assert done.returncode == 0
     lines = read_result_lines(room / "r.jsonl")
     assert [(line.set_name, line.reference) for line in lines] == [("val", False), ("other", True)]
-    assert done.stdout.splitlines()[0].split() == ["checkpoint", "other", "val"]
+    assert done.stdout.splitlines()[0].split() == ["checkpoint", "other", "val", "average"]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_new_reference_is_noted_in_the_file_without_a_run(
         (
             (PAIR[0], "val", "--data", "val"),
             2,
-            "error: val is a folder, expected a checkpoint\nhint: did you mean `--data val`?\n",
+            "error: val is a folder without a checkpoint, expected a checkpoint\nhint: did you mean `--data val`?\n",
         ),
         (
             (PAIR[0], "--alpha", "0.5", "--data", "val"),

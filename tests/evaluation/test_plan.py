@@ -6,12 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.evaluation.tiny import CLASSES, PREPROCESS, make_checkpoint, make_images, make_pair
+from tests.evaluation.tiny import (
+    CLASSES,
+    PREPROCESS,
+    VIT,
+    make_checkpoint,
+    make_images,
+    make_pair,
+)
 from tests.reporting.lines import line
 from wiseft_cli.checkpoint.card import Card, ClassEntry
 from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.data.fingerprint import data_fingerprint
 from wiseft_cli.data.image_folder import list_image_folder
+from wiseft_cli.data.image_set import JoinOptions
 from wiseft_cli.errors import (
     CheckpointError,
     DatasetError,
@@ -19,15 +27,14 @@ from wiseft_cli.errors import (
     NotACheckpointError,
     UsageError,
 )
-from wiseft_cli.evaluation.plan import (
-    Job,
+from wiseft_cli.evaluation.plan import Job, plan_jobs, split_held
+from wiseft_cli.evaluation.weight_sets import (
     doubts_about_pair,
-    plan_jobs,
     plan_weight_sets,
     read_checkpoints,
-    split_held,
 )
 from wiseft_cli.merging.alpha import parse_alphas
+from wiseft_cli.reporting.results import Metric
 
 LABELS = [entry.id for entry in CLASSES]
 
@@ -46,8 +53,88 @@ def test_checkpoints_are_named_by_as_much_of_their_path_as_tells_them_apart(tmp_
 def test_a_folder_among_the_checkpoints_proposes_data(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         read_checkpoints([tmp_path])
-    assert caught.value.message == f"{tmp_path} is a folder, expected a checkpoint"
+    assert (
+        caught.value.message
+        == f"{tmp_path} is a folder without a checkpoint, expected a checkpoint"
+    )
     assert caught.value.hint == f"did you mean `--data {tmp_path}`?"
+
+
+def test_a_folder_with_one_checkpoint_is_that_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    path = make_checkpoint(tmp_path / "run" / "best.safetensors", seed=0)
+    (checkpoint,) = read_checkpoints([tmp_path / "run"])
+    assert (checkpoint.path, checkpoint.name) == (path, "best")
+    make_checkpoint(tmp_path / "run" / "last.safetensors", seed=1)
+    with pytest.raises(NotACheckpointError, match="a folder with 2 checkpoints"):
+        read_checkpoints([tmp_path / "run"])
+
+
+def test_a_sharded_checkpoint_is_refused_since_it_has_no_card(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    for name in "ab":
+        save_file({name: np.zeros(2, np.float32)}, tmp_path / f"{name}.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}')
+    for path in (index, tmp_path):
+        with pytest.raises(CheckpointError, match="a sharded checkpoint has no card"):
+            read_checkpoints([path])
+
+
+def test_an_ensemble_is_of_exactly_two_with_one_label_space(tmp_path: Path) -> None:
+    pair = read_checkpoints(make_pair(tmp_path))
+    rows = plan_weight_sets(pair, (), output_ensemble=True)
+    assert [row.name for row in rows] == [
+        "zeroshot",
+        "finetuned",
+        "output ensemble of zeroshot to finetuned",
+    ]
+    assert [part.name for part in rows[-1].parts] == ["zeroshot", "finetuned"]
+    with pytest.raises(UsageError, match=r"^--output-ensemble averages exactly two checkpoints, 1"):
+        plan_weight_sets(pair[:1], (), output_ensemble=True)
+    other = make_checkpoint(
+        tmp_path / "b.safetensors", seed=1, classes=CLASSES[::-1], preprocess={"size": 64}
+    )
+    with pytest.raises(CheckpointError, match="has other classes and preprocessing than"):
+        plan_weight_sets(read_checkpoints([pair[0].path, other]), (), output_ensemble=True)
+
+
+def test_metrics_depend_on_classes_and_groups_and_the_set_names_its_primary(
+    tmp_path: Path,
+) -> None:
+    path = make_checkpoint(tmp_path / "a.safetensors", seed=0)
+    rows = plan_weight_sets(read_checkpoints([path]), ())
+    images = list_image_folder(make_images(tmp_path / "val", LABELS[:6], per_class=1))
+    (job,) = plan_jobs(rows, [images])
+    assert (job.metrics, job.primary) == (("top1", "top5", "mean_per_class", "macro_f1"), "top1")
+    (job,) = plan_jobs(rows, [replace(images, join_options=JoinOptions(primary="macro_f1"))])
+    assert job.primary == "macro_f1"
+    grouped = tuple(replace(record, group="g") for record in images.records)
+    (job,) = plan_jobs(rows, [replace(images, records=grouped)])
+    assert job.metrics[-1] == "worst_group"
+    with pytest.raises(UsageError, match="'worst_group', which it does not have; it has top1, top"):
+        plan_jobs(rows, [replace(images, join_options=JoinOptions(primary="worst_group"))])
+    with pytest.raises(UsageError, match="is 'accuracy', expected one of top1, top5"):
+        plan_jobs(rows, [replace(images, join_options=JoinOptions(primary="accuracy"))])
+
+
+def test_the_protocol_tells_class_orders_models_and_preprocessing_apart(tmp_path: Path) -> None:
+    options: list[dict[str, object]] = [
+        {},
+        {},
+        {"classes": CLASSES[::-1]},
+        {"preprocess": PREPROCESS | {"mean": [0.1] * 3}},
+        {"config": VIT | {"quick_gelu": True}},
+    ]
+    paths = [
+        make_checkpoint(tmp_path / f"{at}.safetensors", seed=0, **option)
+        for at, option in enumerate(options)
+    ]
+    images = list_image_folder(make_images(tmp_path / "val", LABELS[:3], per_class=1))
+    jobs = plan_jobs(plan_weight_sets(read_checkpoints(paths), ()), [images])
+    assert jobs[0].protocol == jobs[1].protocol
+    assert len({job.protocol for job in jobs}) == 4
 
 
 def test_a_checkpoint_given_twice_is_refused_also_through_a_link(tmp_path: Path) -> None:
@@ -159,6 +246,8 @@ def test_a_held_line_is_reused_only_for_the_same_measurement(tmp_path: Path) -> 
         3,
         checkpoints=(replace(job.checkpoint_names[0], name="older name"),),
         data_fingerprint=data_fingerprint(job.image_set),
+        protocol=job.protocol,
+        metrics={name: Metric(1.0, 1.0, 1.0) for name in job.metrics},
     )
     done, to_do = split_held([job], [held], max_unreadable=0)
     assert to_do == ()
@@ -170,6 +259,7 @@ def test_a_held_line_is_reused_only_for_the_same_measurement(tmp_path: Path) -> 
         {"precision": "bf16"},
         {"n_unreadable": 1},
         {"alpha": "0.5"},
+        {"protocol": "sha256:0"},
         {"checkpoints": (replace(job.checkpoint_names[0], digest="sha256:0"),)},
         {"metrics": {**held.metrics, "top5": held.metrics["top1"]}},
     ):

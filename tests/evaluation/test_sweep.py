@@ -21,13 +21,19 @@ from tests.evaluation.tiny import (
 )
 from wiseft_cli.checkpoint.reader import open_checkpoint
 from wiseft_cli.data import dataset as dataset_module
-from wiseft_cli.data.dataset import ImageBatch
 from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.errors import DatasetError, ModelError
 from wiseft_cli.evaluation import sweep as sweep_module
-from wiseft_cli.evaluation.plan import Job, plan_jobs, plan_weight_sets, read_checkpoints
+from wiseft_cli.evaluation.plan import Job, plan_jobs
+from wiseft_cli.evaluation.row import DeviceBatch
 from wiseft_cli.evaluation.sweep import SweepSettings, chunked, sweep
-from wiseft_cli.evaluation.weights import InterpolatedClassifier
+from wiseft_cli.evaluation.weight_sets import (
+    NamedCheckpoint,
+    WeightSet,
+    plan_weight_sets,
+    read_checkpoints,
+)
+from wiseft_cli.evaluation.weights import WeightBank
 from wiseft_cli.merging.alpha import Alpha, parse_alphas
 from wiseft_cli.merging.merge import merge_checkpoints
 from wiseft_cli.model.classifier import load_classifier, state_arrays
@@ -50,6 +56,12 @@ def run(jobs: Sequence[Job], **options: Any) -> list[ResultLine]:
     return [line for lines in sweep(jobs, settings) for line in lines.values()]
 
 
+def open_bank(pair: Sequence[Path], alphas: str) -> tuple[WeightBank, tuple[NamedCheckpoint, ...]]:
+    checkpoints = read_checkpoints(pair)
+    rows = plan_weight_sets(checkpoints, parse_alphas([alphas]))
+    return WeightBank(rows, CPU), checkpoints
+
+
 @pytest.fixture
 def folders(tmp_path: Path) -> list[Path]:
     return [
@@ -69,28 +81,37 @@ def test_a_row_of_the_sweep_is_merging_to_a_file_and_evaluating_that(
     merged = run(plan([path for _, path in outputs], folders))
     assert len(swept) == 10
     for row, alone in zip(swept, merged, strict=True):
-        assert replace(row, checkpoints=alone.checkpoints, alpha=None) == alone
+        assert (
+            replace(row, checkpoints=alone.checkpoints, alpha=None, protocol=alone.protocol)
+            == alone
+        )
     assert len({row.value for row in swept if row.set_name == "val"}) > 1
 
 
 def test_weights_in_memory_are_the_bits_that_a_merge_writes(tmp_path: Path) -> None:
     pair = make_pair(tmp_path, config=RESNET)
-    interpolated = InterpolatedClassifier(*pair, device=CPU)
+    bank, checkpoints = open_bank(pair, "0,0.1,0.7,1")
     for text in ("0", "0.1", "0.7", "1", "0.1"):
         alpha = Alpha(text, float(text))
         path = tmp_path / f"m{text}.safetensors"
         if not path.exists():
             merge_checkpoints(*pair, [(alpha, path)])
-        arrays = state_arrays(interpolated.at(alpha.value))
+        arrays = state_arrays(bank.classifier(WeightSet(checkpoints, alpha)))
         expected = state_arrays(load_classifier(path)[0])
         assert arrays.keys() == expected.keys()
         for name in arrays:
             assert arrays[name].tobytes() == expected[name].tobytes(), name
     # Integers come from the fine-tuned side, at alpha 0 too.
     counters = [name for name in arrays if name.endswith("num_batches_tracked")]
-    at_zero = state_arrays(interpolated.at(0.0))
+    at_zero = state_arrays(bank.classifier(WeightSet(checkpoints, Alpha("0", 0.0))))
     assert counters
     assert all(at_zero[name] == 2 for name in counters)
+    # The parts of an ensemble are the checkpoints themselves, integers included.
+    for checkpoint in checkpoints:
+        arrays = state_arrays(bank.classifier(WeightSet((checkpoint,))))
+        expected = state_arrays(load_classifier(checkpoint.path)[0])
+        for name in arrays:
+            assert arrays[name].tobytes() == expected[name].tobytes(), name
 
 
 def test_a_bfloat16_pair_is_rounded_to_bfloat16_as_a_merge_does(tmp_path: Path) -> None:
@@ -105,7 +126,8 @@ def test_a_bfloat16_pair_is_rounded_to_bfloat16_as_a_merge_does(tmp_path: Path) 
     with open_checkpoint(tmp_path / "m.safetensors") as reader:
         assert reader.tensors["classification_head.weight"].dtype == "BF16"
     expected = state_arrays(load_classifier(tmp_path / "m.safetensors")[0])
-    arrays = state_arrays(InterpolatedClassifier(*narrow, device=CPU).at(0.3))
+    bank, checkpoints = open_bank(narrow, "0.3")
+    arrays = state_arrays(bank.classifier(WeightSet(checkpoints, Alpha("0.3", 0.3))))
     for name in arrays:
         assert np.array_equal(arrays[name], expected[name]), name
 
@@ -157,7 +179,8 @@ def test_checkpoints_of_other_preprocessing_and_class_order_keep_their_own(
 
 def test_memory_is_bounded_by_chunks_that_hold_whole_batches() -> None:
     batches = [
-        ImageBatch(torch.zeros(2, 3, 4, 4), torch.zeros(2), torch.zeros(2), ()) for _ in range(7)
+        DeviceBatch(torch.zeros(2, 3, 4, 4), torch.zeros(2), None, torch.zeros(2), ())
+        for _ in range(7)
     ]
     n_bytes = batches[0].images.nbytes
     sizes = [len(chunk) for chunk in chunked(batches, 3 * n_bytes)]

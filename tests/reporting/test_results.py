@@ -13,9 +13,14 @@ from typing import Any
 
 import pytest
 
-from tests.reporting.lines import digest, line, sweep_lines
+from tests.reporting.lines import FINETUNED, ZEROSHOT, digest, line, sweep_lines
 from wiseft_cli.errors import ResultsError
-from wiseft_cli.reporting.results import add_result_lines, read_result_lines, result_document
+from wiseft_cli.reporting.results import (
+    Metric,
+    add_result_lines,
+    read_result_lines,
+    result_document,
+)
 
 
 def test_a_line_has_exactly_the_documented_fields(tmp_path: Path) -> None:
@@ -41,6 +46,8 @@ def test_a_line_has_exactly_the_documented_fields(tmp_path: Path) -> None:
         "metrics": {"top1": {"value": 0.772, "low": low, "high": high}},
         "precision": "fp32",
         "version": "0.1.0",
+        "ensemble": False,
+        "protocol": "",
     }
     assert text == json.dumps(document, sort_keys=True, separators=(",", ":")) + "\n"
 
@@ -182,3 +189,32 @@ def test_two_writers_at_once_lose_no_line(
     writers = [start_writer(name, 40) for name in "ab"]
     assert [writer.wait() for writer in writers] == [0, 0]
     assert len(read_result_lines(tmp_path / "r.jsonl")) == 80
+
+
+def test_an_ensemble_has_two_checkpoints_and_no_alpha(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    ensemble = line("val", 5, checkpoints=(ZEROSHOT, FINETUNED), ensemble=True, protocol="sha256:1")
+    add_result_lines(path, [ensemble])
+    assert read_result_lines(path) == (ensemble,)
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "alpha": "0.5"}) + "\n")
+    with pytest.raises(ResultsError, match=r"an ensemble with alpha '0\.5'$"):
+        read_result_lines(path)
+    path.write_text(json.dumps({**document, "ensemble": False}) + "\n")
+    with pytest.raises(ResultsError, match=r"2 checkpoints with alpha None$"):
+        read_result_lines(path)
+
+
+def test_a_metric_may_have_no_interval(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    without = line("val", 5, metrics={"top1": Metric(0.5, 0.4, 0.6), "macro_f1": Metric(0.5)})
+    add_result_lines(path, [without])
+    assert read_result_lines(path) == (without,)
+    assert without.metrics["macro_f1"].interval == (0.5, 0.5)
+
+
+def test_lines_of_another_protocol_are_another_measurement(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    lines = [line("val", 5, protocol=text) for text in ("sha256:1", "sha256:2", "sha256:1")]
+    add_result_lines(path, lines)
+    assert [item.protocol for item in read_result_lines(path)] == ["sha256:1", "sha256:2"]

@@ -5,18 +5,19 @@ from dataclasses import replace
 import pytest
 
 from tests.reporting.lines import FINETUNED, ZEROSHOT, line, sweep_lines
+from wiseft_cli.reporting.results import Metric
 from wiseft_cli.reporting.suspicion import suspicious
 from wiseft_cli.reporting.table import mean_over, render_table
 
 
 def test_a_sweep_has_a_row_an_alpha_and_a_column_a_set_with_the_mean_of_the_shifts() -> None:
     assert render_table(sweep_lines()).splitlines() == [
-        "checkpoint             alpha     val  shift-a  shift-b  mean shift",
-        "zeroshot to finetuned  0      60.00    50.00    40.00       45.00",
-        "zeroshot to finetuned  0.25   70.00    56.00    47.00       51.50",
-        "zeroshot to finetuned  0.5    77.00    58.00*   50.00*      54.00*",
-        "zeroshot to finetuned  0.75   80.00    54.00    48.00       51.00",
-        "zeroshot to finetuned  1      80.50*   45.00    38.00       41.50",
+        "checkpoint             alpha     val  shift-a  shift-b  mean shift  average",
+        "zeroshot to finetuned  0      60.00    50.00    40.00       45.00    52.50",
+        "zeroshot to finetuned  0.25   70.00    56.00    47.00       51.50    60.75",
+        "zeroshot to finetuned  0.5    77.00    58.00*   50.00*      54.00*   65.50*",
+        "zeroshot to finetuned  0.75   80.00    54.00    48.00       51.00    65.50*",
+        "zeroshot to finetuned  1      80.50*   45.00    38.00       41.50    61.00",
         "",
         "val: in-distribution, top1 in %, 1000 images, 10 classes joined by id,"
         " 95 % intervals within +-3.08",
@@ -41,9 +42,9 @@ def test_the_reference_comes_first_and_every_equal_best_is_marked() -> None:
         for checkpoint in (ZEROSHOT, FINETUNED)
     ]
     assert render_table(lines).splitlines()[:3] == [
-        "checkpoint    val  shift",
-        "zeroshot    0.50*  0.50*",
-        "finetuned   0.50*  0.50*",
+        "checkpoint    val  shift  average",
+        "zeroshot    0.50*  0.50*    0.50*",
+        "finetuned   0.50*  0.50*    0.50*",
     ]
 
 
@@ -62,7 +63,7 @@ def test_files_of_equal_tensors_keep_a_row_each() -> None:
 
 def test_a_missing_set_is_a_dash_and_has_no_mean() -> None:
     lines = [*sweep_lines(), line("val", 700, reference=True)]
-    assert render_table(lines).splitlines()[6].split() == ["zeroshot", "70.00", "-", "-", "-"]
+    assert render_table(lines).splitlines()[6].split() == ["zeroshot", "70.00", *"----"]
     assert mean_over({"a": line("a", 5)}, ["a", "b"]) is None
 
 
@@ -88,3 +89,33 @@ def test_results_at_chance_on_few_images_or_one_class_are_suspicious() -> None:
 @pytest.mark.parametrize("n_correct", [0, 100, 118])
 def test_chance_is_judged_by_the_interval(n_correct: int) -> None:
     assert "every row of 1 no better than chance" in suspicious([line("val", n_correct)])[0]
+
+
+def test_an_ensemble_has_its_own_label_and_a_validation_set_is_no_shift() -> None:
+    lines = [
+        line(name, count, reference=name == "val", checkpoints=pair, ensemble=len(pair) > 1)
+        for pair in ((ZEROSHOT,), (ZEROSHOT, FINETUNED))
+        for name, count in (("val", 800), ("choice", 900), ("a", 500), ("b", 300))
+    ]
+    rows = render_table(lines, select_on="choice").splitlines()
+    assert rows[2].split()[:5] == ["zeroshot", "to", "finetuned", "output", "ensemble"]
+    assert rows[2].split()[-2:] == ["40.00*", "60.00*"]
+    assert rows[5].startswith("choice: validation, top1 in %")
+
+
+def test_a_metric_without_interval_is_told_as_such() -> None:
+    lines = [line("val", 5, metrics={"top1": Metric(0.5, 0.4, 0.6), "macro_f1": Metric(0.5)})]
+    text = render_table([replace(lines[0], primary="macro_f1")])
+    assert "val: shift, macro_f1 in %" in text
+    assert text.endswith("joined by id, no interval")
+
+
+def test_a_set_far_below_the_others_in_every_row_is_suspicious() -> None:
+    low = [line("odd", 200, alpha=alpha) for alpha in ("0", "1")]
+    others = [line(name, 700, alpha=alpha) for name in ("a", "b") for alpha in ("0", "1")]
+    assert suspicious([*low, *others]) == (
+        "image set 'odd': far below the same weights on the other sets; check the class order"
+        " and the labels",
+    )
+    assert suspicious([*low[:1], line("odd", 400, alpha="1"), *others]) == ()
+    assert suspicious([line("odd", 400), line("a", 800)]) == ()

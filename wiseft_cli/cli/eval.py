@@ -1,25 +1,34 @@
-"""`wiseft eval`: checkpoints, and the points between two, on labelled image sets."""
+"""`wiseft eval`: checkpoints, and the points between two, on labelled image sets.
+
+Options in, one evaluation, results out; what is planned is in `eval_plan.py`, the run in
+`eval_run.py`, what is shown and judged in `eval_report.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from wiseft_cli.cli.console import print_json, print_result, progress, talk, warn
 from wiseft_cli.data.workers import MAX_DEFAULT_WORKERS, default_workers
 
-if TYPE_CHECKING:
-    from wiseft_cli.evaluation.plan import Job
-    from wiseft_cli.reporting.results import ResultLine
+
+class Precision(StrEnum):
+    """What `--precision` accepts."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
 
 
 def eval_command(
     checkpoints: Annotated[
-        list[Path], typer.Argument(help="Checkpoints that wiseft wrote.", show_default=False)
+        list[Path],
+        typer.Argument(
+            help="Checkpoints that wiseft wrote, or folders with one.", show_default=False
+        ),
     ],
     data: Annotated[
         list[str],
@@ -38,15 +47,80 @@ def eval_command(
             " weights of the fine-tuned one: 0.5, a list 0,0.5,1 or a range 0:1:0.1; repeatable."
         ),
     ] = None,
+    output_ensemble: Annotated[
+        bool,
+        typer.Option(
+            "--output-ensemble", help="Add a row that averages the logits of the two checkpoints."
+        ),
+    ] = False,
     reference: Annotated[
         str | None,
         typer.Option(help="Name of the in-distribution set.  [default: the first]"),
+    ] = None,
+    select_on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Image set that chooses alpha, a validation set: the best there, the smallest of"
+            " equal ones. It is no shift.",
+        ),
+    ] = None,
+    merge_best: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT", help="Write the merge at the alpha that --select-on chooses to OUT."
+        ),
+    ] = None,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="EXPR",
+            help="Exit with 3 unless it holds: 'SET:METRIC>=NUMBER' or"
+            " 'SET:METRIC>=baseline-NUMBER', numbers as fractions; SET may be shifts for the mean"
+            " over them, METRIC primary; repeatable.",
+        ),
+    ] = None,
+    gate_alpha: Annotated[
+        str | None,
+        typer.Option(metavar="A", help="The alpha that --fail-under judges, of several."),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Checkpoint that --fail-under compares with; it has a row too.",
+        ),
     ] = None,
     results: Annotated[
         Path | None,
         typer.Option(help="File of JSON lines to add to; what it holds already is not run again."),
     ] = None,
+    save_predictions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for the prediction of every image: SET.WEIGHTS.jsonl for each row and"
+            " set. Runs again what RESULTS holds.",
+        ),
+    ] = None,
+    all_classes: Annotated[
+        bool,
+        typer.Option(
+            "--all-classes",
+            help="Score over all classes of the head, not only those that a set has.",
+        ),
+    ] = False,
+    labels_are_indices: Annotated[
+        bool,
+        typer.Option(
+            "--labels-are-indices",
+            help="Take labels that are numbers as positions among the head's classes, from 0.",
+        ),
+    ] = False,
     max_bad: Annotated[int, typer.Option(min=0, help="Unreadable images a set to leave out.")] = 0,
+    precision: Annotated[
+        Precision, typer.Option(help="What the image encoder computes in; the head is float32.")
+    ] = Precision.fp32,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 64,
     workers: Annotated[
         int | None,
@@ -63,7 +137,10 @@ def eval_command(
         int | None, typer.Option(min=1, help="CPU threads.  [default: torch's choice]")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Run again what RESULTS holds, and overwrite it.")
+        bool,
+        typer.Option(
+            "--force", help="Run again what RESULTS holds, and overwrite outputs that exist."
+        ),
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the results lines as a JSON list.")
@@ -72,107 +149,39 @@ def eval_command(
     """Measure checkpoints on image sets, joined by class id or name, in one pass over the images.
 
     The table on stdout has a row for each checkpoint or alpha and a column for each set; a set
-    with some of the head's classes is scored over those.
+    with some of the head's classes is scored over those. Under torchrun the processes share the
+    images.
     """
-    jobs = _plan(checkpoints, data, alpha or [], reference, results)
-    if workers is None:
-        workers = default_workers()
-    run = _RunOptions(batch_size, workers, device, threads, max_bad)
-    _report(_reuse_or_run(jobs, run, results, force=force), as_json=as_json)
-
-
-@dataclass(frozen=True)
-class _RunOptions:
-    """The options that say how to run. The batch size and the device touch rounding alone."""
-
-    batch_size: int
-    workers: int
-    device: str
-    threads: int | None
-    max_bad: int
-
-
-def _plan(
-    paths: Sequence[Path],
-    data: Sequence[str],
-    alpha: Sequence[str],
-    reference: str | None,
-    results: Path | None,
-) -> tuple[Job, ...]:
-    """Find every mistake that needs no model and no pixel."""
     # lazy: --help of other commands must not wait for numpy
-    from wiseft_cli.checkpoint.atomic import check_output
-    from wiseft_cli.data.spec import open_image_sets
-    from wiseft_cli.evaluation import plan
-    from wiseft_cli.merging.alpha import parse_alphas
+    from wiseft_cli.cli.eval_plan import Request, plan_evaluation
+    from wiseft_cli.cli.eval_report import judge, merge_best_alpha, report
+    from wiseft_cli.cli.eval_run import RunOptions, evaluate, speaking_first
 
-    alphas = parse_alphas(alpha) if alpha else ()
-    checkpoints = plan.read_checkpoints(paths)
-    if results is not None:
-        check_output(results, force=True, inputs=paths)
-    weight_sets = plan.plan_weight_sets(checkpoints, alphas)
-    image_sets = [image_set for spec in data for image_set in open_image_sets(spec)]
-    notes = [note for image_set in image_sets for note in image_set.notes]
-    if alphas:
-        notes += plan.doubts_about_pair(*checkpoints)
-    jobs = plan.plan_jobs(weight_sets, image_sets, reference=reference)
-    for note in notes:
-        warn(note)
-    return jobs
-
-
-def _reuse_or_run(
-    jobs: Sequence[Job], run: _RunOptions, results: Path | None, *, force: bool
-) -> list[ResultLine]:
-    """Return the lines of all jobs, in their order, from the results file where it has them."""
-    # lazy: as above
-    from wiseft_cli.evaluation.plan import split_held
-    from wiseft_cli.reporting.results import add_result_lines, read_result_lines
-
-    held = read_result_lines(results) if results is not None and results.exists() else ()
-    done, to_do = split_held(jobs, () if force else held, max_unreadable=run.max_bad)
-    if done:
-        talk(f"{results} holds {len(done)} of {len(jobs)} results already; --force runs them again")
-    if results is not None and any(line not in held for line in done.values()):
-        add_result_lines(results, list(done.values()))  # names or the reference have changed
-    if to_do:
-        done |= _run(to_do, run, results)
-    return [done[job] for job in jobs]
-
-
-def _run(jobs: Sequence[Job], run: _RunOptions, results: Path | None) -> dict[Job, ResultLine]:
-    """Evaluate the jobs; each set's lines are in the file before the next set begins."""
-    # lazy: torch costs seconds
-    import torch
-
-    from wiseft_cli.evaluation.sweep import SweepSettings, sweep
-    from wiseft_cli.model.devices import resolve_device
-    from wiseft_cli.reporting.results import add_result_lines
-
-    if run.threads is not None:
-        torch.set_num_threads(run.threads)
-    settings = SweepSettings(
-        run.batch_size, run.workers, resolve_device(run.device), max_unreadable=run.max_bad
+    request = Request(
+        checkpoints=tuple(checkpoints),
+        data=tuple(data),
+        alpha=tuple(alpha or ()),
+        output_ensemble=output_ensemble,
+        reference=reference,
+        select_on=select_on,
+        merge_best=merge_best,
+        fail_under=tuple(fail_under or ()),
+        gate_alpha=gate_alpha,
+        baseline=baseline,
+        results=results,
+        save_predictions=save_predictions,
+        all_classes=all_classes,
+        labels_are_indices=labels_are_indices,
+        precision=precision.value,
+        force=force,
     )
-    done: dict[Job, ResultLine] = {}
-    total = sum(len(job.image_set.records) for job in jobs)
-    with progress(total, "evaluating (images times weights)") as advance:
-        for lines in sweep(jobs, settings, on_progress=advance):
-            done |= lines
-            if results is not None:
-                add_result_lines(results, list(lines.values()))
-    return done
-
-
-def _report(lines: Sequence[ResultLine], *, as_json: bool) -> None:
-    # lazy: as above
-    from wiseft_cli.reporting.results import result_document
-    from wiseft_cli.reporting.suspicion import suspicious
-    from wiseft_cli.reporting.table import render_table
-
-    if as_json:
-        print_json([result_document(line) for line in lines])
-    else:
-        print_result(render_table(lines))
-    for warning in suspicious(lines):
-        warn(warning)
+    options = RunOptions(
+        batch_size, default_workers() if workers is None else workers, device, threads, max_bad
+    )
+    with speaking_first() as launch:
+        plan = plan_evaluation(request, n_processes=launch.world_size)
+        lines = evaluate(plan, options, launch)
+        if launch.is_first:
+            report(plan, lines, as_json=as_json)
+            merge_best_alpha(plan, lines)
+            judge(plan, lines)

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy of a classifier on one image set.
+"""Accuracy of one classifier on one image set, and the loader of its images.
 
 An image counts for the classes that its set has: logits of other classes of the head take no
 part. It does not know several weight sets or files of results; `sweep.py` does.
@@ -6,9 +6,8 @@ part. It does not know several weight sets or files of results; `sweep.py` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,92 +21,38 @@ from wiseft_cli.data.dataset import (
 )
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.label_space import LabelJoin
-from wiseft_cli.data.workers import leave_signals_to_the_parent
-from wiseft_cli.errors import ModelError
-from wiseft_cli.evaluation.metrics import SetAccuracy, metric_names
+from wiseft_cli.data.workers import leave_signals_to_the_parent, telling_dead_workers
+from wiseft_cli.evaluation.metrics import SetAccuracy
+from wiseft_cli.evaluation.processes import share_of_batches
+from wiseft_cli.evaluation.tally import Columns, Tally
 from wiseft_cli.model.classifier import ImageClassifier
 from wiseft_cli.model.transforms import eval_transform
 
 
-@dataclass
-class Tally:
-    """Adds up correct predictions batch by batch, in memory that does not grow.
-
-    Args:
-        class_indices: The classes to score over, ascending.
-    """
-
-    class_indices: Sequence[int]
-    n_images: int = 0
-    n_correct: dict[str, int] = field(default_factory=dict)
-
-    def add(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
-        """Count one batch.
-
-        Args:
-            logits: Over all classes of the head, shape (B, C).
-            targets: Class index of each image, int64, shape (B,).
-        Raises:
-            ModelError: A logit is infinite or NaN.
-        """
-        ranks = target_ranks(logits, targets, self.class_indices)
-        self.n_images += len(targets)
-        for name in metric_names(len(self.class_indices)):
-            correct = int((ranks < int(name.removeprefix("top"))).sum())
-            self.n_correct[name] = self.n_correct.get(name, 0) + correct
-
-    def finish(self, *, n_unreadable: int) -> SetAccuracy:
-        """Return the counts."""
-        return SetAccuracy(
-            self.n_images, dict(self.n_correct), n_unreadable, len(self.class_indices)
-        )
-
-
-def target_ranks(
-    logits: torch.Tensor, targets: torch.Tensor, class_indices: Sequence[int]
-) -> torch.Tensor:
-    """Return how many of the given classes stand before each image's own.
-
-    Equal logits stand in the order of the classes, so that the rank is defined and the same
-    on every device; rank 0 is a correct top-1 prediction.
-
-    Args:
-        logits: Shape (B, C).
-        targets: Class indices, each among `class_indices`, int64, shape (B,).
-        class_indices: The classes that compete, ascending, K of them.
-    Returns:
-        Ranks from 0 to K - 1, int64, shape (B,).
-    Raises:
-        ModelError: A logit is infinite or NaN.
-    """
-    if not bool(torch.isfinite(logits).all()):
-        raise ModelError(
-            "the classifier's logits are not finite",
-            hint="its weights are damaged: `wiseft inspect` shows how they came to be",
-        )
-    competing = torch.tensor(class_indices, dtype=torch.int64, device=logits.device)
-    own = logits.gather(1, targets[:, None])
-    others = logits[:, competing]
-    before = (others > own) | ((others == own) & (competing < targets[:, None]))
-    return before.sum(dim=1)
-
-
-def image_loader(
+def load_images(
     image_set: ImageSet,
-    targets: Sequence[int],
     preprocess: Mapping[str, Any],
     *,
     batch_size: int,
     workers: int,
     device: torch.device,
-) -> DataLoader[Any]:
-    """Return a loader over the set in its order, through open_clip's own eval transform.
+) -> Iterator[ImageBatch]:
+    """Yield this process's share of a set, in its order, through open_clip's own eval transform.
 
-    Its batches are `ImageBatch`es and do not depend on the number of workers.
+    The targets are positions among the set's labels. The batches do not depend on the number of
+    workers, nor on the number of processes that share them.
+
+    Raises:
+        DatasetError: A worker process died.
     """
-    return DataLoader(
-        ImageDataset(image_set, targets, eval_transform(preprocess)),
-        batch_size=batch_size,
+    position = {label: at for at, label in enumerate(image_set.labels)}
+    loader: DataLoader[Any] = DataLoader(
+        ImageDataset(
+            image_set,
+            [position[record.label] for record in image_set.records],
+            eval_transform(preprocess),
+        ),
+        batch_sampler=share_of_batches(len(image_set.records), batch_size),
         num_workers=workers,
         collate_fn=collate_images,
         pin_memory=device.type == "cuda",
@@ -116,6 +61,25 @@ def image_loader(
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=leave_signals_to_the_parent,
     )
+    return telling_dead_workers(loader, workers)
+
+
+class GroupPositions:
+    """The groups of a set's images, looked up by position in the set.
+
+    Args:
+        image_set: Its images may all be without a group.
+    """
+
+    def __init__(self, image_set: ImageSet) -> None:
+        self.names = image_set.groups
+        at = {name: position for position, name in enumerate(self.names)}
+        groups = [at.get(record.group or "", -1) for record in image_set.records if self.names]
+        self._of_image = torch.tensor(groups, dtype=torch.int64)
+
+    def of(self, indices: torch.Tensor) -> torch.Tensor | None:
+        """Return the group of each image, -1 for none, int64 (B,); None for a set without any."""
+        return self._of_image[indices] if self.names else None
 
 
 def evaluate_image_set(
@@ -127,38 +91,47 @@ def evaluate_image_set(
     batch_size: int,
     workers: int,
     device: torch.device,
+    logits: Callable[[torch.Tensor], torch.Tensor] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> SetAccuracy:
     """Count how many images of a set the classifier gets right.
 
     The classifier is used in evaluation mode and left in the mode it was in; no random number
-    is drawn.
+    is drawn. Where torch's process group is joined every process calls this, takes a share of
+    the images, and returns the counts of all.
 
     Args:
         classifier: On `device`.
         join: From `join_labels` of the set's labels with the classifier's classes.
         preprocess: The card's preprocessing.
-        on_progress: Called with the number of images of each finished batch.
+        logits: From images (B, 3, H, W) to logits (B, C); the classifier itself where None.
+        on_progress: Called with the number of images of each finished batch of this process.
     Raises:
-        DatasetError: An image cannot be read.
+        DatasetError: An image cannot be read, or a worker process died.
         ModelError: A logit is infinite or NaN.
     """
-    targets = [join.index[record.label] for record in image_set.records]
-    loader = image_loader(
-        image_set, targets, preprocess, batch_size=batch_size, workers=workers, device=device
+    batches = load_images(
+        image_set, preprocess, batch_size=batch_size, workers=workers, device=device
     )
-    tally = Tally(join.class_indices)
-    with _evaluation_mode(classifier):
-        for batch in loader:
+    groups = GroupPositions(image_set)
+    tally = Tally(Columns(join, image_set.labels, device), groups.names, device)
+    compute = logits or classifier
+    with evaluation_mode(classifier), torch.inference_mode():
+        for batch in batches:
             refuse_unreadable(batch.unreadable)
-            tally.add(logits_of(classifier, batch, device), batch.targets.to(device))
+            of_group = groups.of(batch.indices)
+            tally.add(
+                compute(batch.images.to(device, non_blocking=True)).float(),
+                batch.targets.to(device, non_blocking=True),
+                None if of_group is None else of_group.to(device),
+            )
             if on_progress is not None:
                 on_progress(len(batch.targets))
-    return tally.finish(n_unreadable=0)
+        return tally.finish(n_unreadable=0)
 
 
 @contextmanager
-def _evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
+def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
     """Put every part into evaluation mode, and back into the mode that part was in."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
@@ -167,10 +140,3 @@ def _evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for part, was_training in modes:
             part.training = was_training  # frozen batch norm stays frozen
-
-
-def logits_of(classifier: ImageClassifier, batch: ImageBatch, device: torch.device) -> torch.Tensor:
-    """Return the float32 logits of a batch, shape (B, C), on `device`."""
-    with torch.inference_mode():
-        logits: torch.Tensor = classifier(batch.images.to(device, non_blocking=True)).float()
-    return logits

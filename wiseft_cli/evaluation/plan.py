@@ -1,96 +1,60 @@
 """What an evaluation is going to do, known from headers and file names before any work.
 
 Every mistake that can be seen without decoding an image or building a model is found here.
-This module needs no torch; `sweep.py` carries the plan out.
+`sweep.py` carries the plan out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
-from wiseft_cli.checkpoint.card import Card, ClassEntry
-from wiseft_cli.checkpoint.reader import read_card
-from wiseft_cli.checkpoint.source import open_source
+from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.data.fingerprint import data_fingerprint
 from wiseft_cli.data.image_set import ImageSet
-from wiseft_cli.data.label_space import LabelJoin, join_labels
-from wiseft_cli.errors import CheckpointError, UsageError
-from wiseft_cli.evaluation.metrics import metric_names
-from wiseft_cli.merging.alpha import Alpha
-from wiseft_cli.merging.compatibility import (
-    doubts_about_descent,
-    require_compatible,
-    require_roles_in_order,
-)
+from wiseft_cli.data.label_space import LabelJoin, join_image_set
+from wiseft_cli.errors import UsageError
+from wiseft_cli.evaluation.metrics import METRIC_NAMES, metric_names, tells_labels
+from wiseft_cli.evaluation.weight_sets import WeightSet
 from wiseft_cli.reporting.results import CheckpointName, ResultLine, measurement_key
 
-PRECISION = "fp32"
-"""What classifiers compute in; a field of the results, as other precisions give other numbers."""
+PRECISIONS = ("fp32", "bf16", "fp16")
+"""What image encoders can compute in; a field of the results, as each gives other numbers."""
 
 
 @dataclass(frozen=True)
-class NamedCheckpoint:
-    """A checkpoint of the evaluation.
+class JoinRules:
+    """How labels find classes and what counts, for every set that does not say so itself.
 
     Attributes:
-        path: The file.
-        name: What reports call it.
-        card: Its card.
-        digest: Its content digest, as the card has it.
-        model_config: open_clip's model config, from the card.
-        preprocess: open_clip's preprocessing fields, from the card.
+        labels_are_indices: Labels are positions among the head's classes.
+        all_classes: Score over every class of the head.
     """
 
-    path: Path
-    name: str
-    card: Card
-    digest: str
-    model_config: Mapping[str, Any]
-    preprocess: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class WeightSet:
-    """The weights of one row: a checkpoint as it is, or a point between two.
-
-    Attributes:
-        checkpoints: One; or two, theta_0 and theta_1.
-        alpha: The weight of theta_1; None for one checkpoint.
-    """
-
-    checkpoints: tuple[NamedCheckpoint, ...]
-    alpha: Alpha | None = None
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        if self.alpha is None:
-            return self.checkpoints[0].name
-        return f"{' to '.join(item.name for item in self.checkpoints)} at alpha {self.alpha.text}"
-
-    @property
-    def classes(self) -> tuple[ClassEntry, ...]:
-        """The classes of the head's rows, the same for both of a pair."""
-        return self.checkpoints[0].card.classes
-
-    @property
-    def preprocess(self) -> Mapping[str, Any]:
-        """open_clip's preprocessing fields, the same for both of a pair."""
-        return self.checkpoints[0].preprocess
+    labels_are_indices: bool = False
+    all_classes: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One weight set on one image set."""
+    """One weight set on one image set.
+
+    Attributes:
+        metrics: The names of the metrics that the set will have.
+        primary: The one that stands for the set.
+        protocol: See `ResultLine`.
+    """
 
     weights: WeightSet
     image_set: ImageSet
     fingerprint: str
     join: LabelJoin
     reference: bool
+    metrics: tuple[str, ...]
+    primary: str
+    protocol: str
+    precision: str
 
     @property
     def checkpoint_names(self) -> tuple[CheckpointName, ...]:
@@ -101,100 +65,41 @@ class Job:
         )
 
     @property
+    def alpha_text(self) -> str | None:
+        """The exact decimal of alpha, where weights are interpolated."""
+        return self.weights.alpha.text if self.weights.alpha else None
+
+    @property
     def key(self) -> tuple[object, ...]:
         """The key of the results line that the job will give."""
         return measurement_key(
             digests=[item.digest for item in self.weights.checkpoints],
-            alpha=self.weights.alpha.text if self.weights.alpha else None,
+            alpha=self.alpha_text,
             set_name=self.image_set.name,
             data_fingerprint=self.fingerprint,
-            precision=PRECISION,
+            precision=self.precision,
             join=self.join.kind,
-            metrics=metric_names(len(self.join.class_indices)),
+            metrics=self.metrics,
+            protocol=self.protocol,
         )
-
-
-def read_checkpoints(paths: Sequence[Path]) -> tuple[NamedCheckpoint, ...]:
-    """Read the cards and give each checkpoint a name of its own: as little of its path as tells.
-
-    Raises:
-        UsageError: A folder among the checkpoints, or a file twice.
-        CheckpointError: No checkpoint, or one that cannot be run.
-    """
-    for path in paths:
-        if path.is_dir():
-            raise UsageError(
-                f"{path} is a folder, expected a checkpoint",
-                hint=f"did you mean `--data {path}`?",
-            )
-    real = [path.resolve() for path in paths]
-    repeated = sorted(
-        {str(path) for path, at in zip(paths, real, strict=True) if real.count(at) > 1}
-    )
-    if repeated:
-        raise UsageError(f"given more than once: {', '.join(repeated)}")
-    return tuple(map(_read_checkpoint, paths, _distinct_names(real)))
-
-
-def _read_checkpoint(path: Path, name: str) -> NamedCheckpoint:
-    card = read_card(path)
-    if card.model is None or card.preprocess is None or not card.classes or card.digest is None:
-        raise CheckpointError(
-            f"{path}: its card names no model, preprocessing or classes, so it cannot be run",
-            hint="evaluate a checkpoint that wiseft zeroshot-head, finetune or merge made",
-        )
-    return NamedCheckpoint(path, name, card, card.digest, card.model.config, card.preprocess)
-
-
-def _distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Return the stems, with as many parent folders before them as it takes to differ."""
-    stems = [path.with_suffix("") if path.suffix == ".safetensors" else path for path in paths]
-    for depth in range(1, max(len(path.parts) for path in paths)):
-        names = ["/".join(stem.parts[1:][-depth:]) for stem in stems]
-        if len(set(names)) == len(names):
-            return names
-    return [path.name for path in paths]
-
-
-def plan_weight_sets(
-    checkpoints: Sequence[NamedCheckpoint], alphas: Sequence[Alpha]
-) -> tuple[WeightSet, ...]:
-    """Return the rows: the checkpoints, or with alphas the points between exactly two.
-
-    Raises:
-        UsageError: Alphas without exactly two checkpoints.
-        IncompatibleCheckpointsError: The two have different models, preprocessing, classes or
-            tensors.
-        CheckpointError: The zero-shot checkpoint is the second.
-    """
-    if not alphas:
-        return tuple(WeightSet((checkpoint,)) for checkpoint in checkpoints)
-    if len(checkpoints) != 2:
-        raise UsageError(
-            f"--alpha interpolates between exactly two checkpoints, {len(checkpoints)} given",
-            hint="wiseft eval --alpha 0:1:0.1 ZEROSHOT FINETUNED --data DIR",
-        )
-    with open_source(checkpoints[0].path) as theta_0, open_source(checkpoints[1].path) as theta_1:
-        require_roles_in_order(theta_0, theta_1)
-        require_compatible(theta_0, theta_1)
-    return tuple(WeightSet(tuple(checkpoints), alpha) for alpha in alphas)
-
-
-def doubts_about_pair(theta_0: NamedCheckpoint, theta_1: NamedCheckpoint) -> tuple[str, ...]:
-    """Return what speaks against the second checkpoint descending from the first."""
-    with open_source(theta_0.path) as source_0, open_source(theta_1.path) as source_1:
-        return tuple(doubts_about_descent(source_0, source_1))
 
 
 def plan_jobs(
-    weight_sets: Sequence[WeightSet], image_sets: Sequence[ImageSet], *, reference: str | None
+    weight_sets: Sequence[WeightSet],
+    image_sets: Sequence[ImageSet],
+    *,
+    reference: str | None = None,
+    rules: JoinRules | None = None,
+    precision: str = "fp32",
 ) -> tuple[Job, ...]:
     """Join every set with every head; the jobs of one set stand together.
 
     Args:
         reference: Name of the in-distribution set; the first one where None.
+        precision: One of `PRECISIONS`.
     Raises:
-        UsageError: Two sets have one name, or no set has the reference's.
+        UsageError: Two sets have one name, no set has the reference's, or a set does not have
+            the metric that it names as its primary one.
         DatasetError: The labels of a set do not fit a head.
     """
     names = [image_set.name for image_set in image_sets]
@@ -208,15 +113,75 @@ def plan_jobs(
         raise UsageError(f"--reference {reference!r} is no --data; there are {', '.join(names)}")
     jobs = []
     for image_set in image_sets:
-        fingerprint = data_fingerprint(image_set)
-        joins: dict[tuple[object, ...], LabelJoin] = {}
-        for weights in weight_sets:
-            classes = weights.classes
-            if classes not in joins:
-                joins[classes] = join_labels(image_set.labels, classes, set_name=image_set.name)
-            is_reference = image_set.name == (reference or names[0])
-            jobs.append(Job(weights, image_set, fingerprint, joins[classes], is_reference))
+        is_reference = image_set.name == (reference or names[0])
+        jobs += _jobs_of_set(
+            weight_sets, image_set, is_reference, rules or JoinRules(), precision=precision
+        )
     return tuple(jobs)
+
+
+def _jobs_of_set(
+    weight_sets: Sequence[WeightSet],
+    image_set: ImageSet,
+    is_reference: bool,
+    rules: JoinRules,
+    *,
+    precision: str,
+) -> list[Job]:
+    fingerprint = data_fingerprint(image_set)
+    has_groups = bool(image_set.groups)
+    joins: dict[tuple[object, ...], LabelJoin] = {}
+    jobs = []
+    for weights in weight_sets:
+        if weights.classes not in joins:
+            joins[weights.classes] = join_image_set(
+                image_set,
+                weights.classes,
+                labels_are_indices=rules.labels_are_indices,
+                all_classes=rules.all_classes,
+            )
+        join = joins[weights.classes]
+        metrics = metric_names(
+            len(join.columns), has_groups=has_groups, tells_labels=tells_labels(join.accepted)
+        )
+        job = Job(
+            weights,
+            image_set,
+            fingerprint,
+            join,
+            is_reference,
+            metrics,
+            _primary_metric(image_set, metrics),
+            _protocol(weights, join),
+            precision,
+        )
+        jobs.append(job)
+    return jobs
+
+
+def _primary_metric(image_set: ImageSet, metrics: Sequence[str]) -> str:
+    primary = image_set.join_options.primary or metrics[0]
+    if primary in metrics:
+        return primary
+    if primary not in METRIC_NAMES:
+        expected = ", ".join(METRIC_NAMES)
+        raise UsageError(
+            f"image set {image_set.name!r}: its primary metric is {primary!r}, expected one of"
+            f" {expected}"
+        )
+    raise UsageError(
+        f"image set {image_set.name!r}: its primary metric is {primary!r}, which it does not"
+        f" have; it has {', '.join(metrics)}",
+        hint="top5 needs six classes, worst_group a column of groups, macro_f1 labels of their own"
+        " classes",
+    )
+
+
+def _protocol(weights: WeightSet, join: LabelJoin) -> str:
+    """Return the digest of what a result depends on beside the tensors and the images."""
+    models = [checkpoint.model_config for checkpoint in weights.checkpoints]
+    document = canonical_json([models, weights.preprocess, join.digest])
+    return f"sha256:{hashlib.sha256(document.encode('ascii')).hexdigest()}"
 
 
 def split_held(
@@ -224,12 +189,17 @@ def split_held(
 ) -> tuple[dict[Job, ResultLine], tuple[Job, ...]]:
     """Part the jobs into those whose line is held already, and those still to do.
 
-    A held line takes the names and the reference of this run; one with more unreadable images
-    than this run allows is no result for it.
+    A held line takes the names, the reference and the primary metric of this run; one with more
+    unreadable images than this run allows is no result for it.
     """
     by_key = {line.key: line for line in held if line.n_unreadable <= max_unreadable}
     done = {
-        job: replace(by_key[job.key], checkpoints=job.checkpoint_names, reference=job.reference)
+        job: replace(
+            by_key[job.key],
+            checkpoints=job.checkpoint_names,
+            reference=job.reference,
+            primary=job.primary,
+        )
         for job in jobs
         if job.key in by_key
     }

@@ -1,32 +1,39 @@
 """One pass over the images for every weight set: decoded once, scored by each.
 
 The images of a set are read in chunks of bounded size, and every weight set is applied to a
-chunk before the next one is read. A weight set that must first be interpolated is so once a
-chunk, which is why a chunk spans many batches there. Batches are the same as without chunks,
-so a row's numbers are those of its weights evaluated alone.
+chunk before the next one is read. Where weights must be set for each chunk (interpolated, or
+read again from a file), a chunk spans many batches. Weight sets with the same image encoder
+share its features. Batches are the same as without chunks, so a row's numbers are those of its
+weights evaluated alone. Under torchrun the processes share the batches (`processes.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 
 import torch
 
 from wiseft_cli import __version__
 from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.data.dataset import ImageBatch
-from wiseft_cli.data.image_set import ImageSet
-from wiseft_cli.errors import DatasetError, ModelError, list_some
-from wiseft_cli.evaluation.accuracy import Tally, image_loader, logits_of
+from wiseft_cli.errors import DatasetError, list_some
+from wiseft_cli.evaluation.accuracy import GroupPositions, load_images
+from wiseft_cli.evaluation.memory import telling_lack_of_memory
 from wiseft_cli.evaluation.metrics import SetAccuracy
-from wiseft_cli.evaluation.plan import PRECISION, Job
-from wiseft_cli.evaluation.weights import LoadedWeights
+from wiseft_cli.evaluation.plan import Job
+from wiseft_cli.evaluation.processes import gather, share_of_batches
+from wiseft_cli.evaluation.row import DeviceBatch, Row
+from wiseft_cli.evaluation.weight_sets import WeightSet
+from wiseft_cli.evaluation.weights import WeightBank
+from wiseft_cli.model.precision import encoder_in
 from wiseft_cli.reporting.results import ResultLine
 
 CHUNK_BYTES = 256 * 2**20
-"""Transformed images held at a time in a sweep over alphas: 446 at 224 pixels.
+"""Transformed images held at a time where weights change: 446 at 224 pixels.
 
 Setting the weights costs two passes over them in float64, as much as a few forward passes of
 one image; over hundreds of images it does not show.
@@ -37,96 +44,142 @@ one image; over hundreds of images it does not show.
 class SweepSettings:
     """How a sweep runs.
 
-    A result depends on the images left out, and in its last bits on batch size and device.
+    A result depends on the images left out and on the precision, and in its last bits on batch
+    size and device.
 
     Attributes:
         batch_size: Images of one forward pass.
         workers: Processes that decode; 0 decodes in this one.
         device: Where the classifiers run.
         max_unreadable: Unreadable images of one set that are left out before it is an error.
+        predictions: File to write each job's predictions to; empty for none.
+        force: Whether existing files of predictions may be overwritten.
     """
 
     batch_size: int
     workers: int
     device: torch.device
     max_unreadable: int = 0
+    predictions: Mapping[Job, Path] = field(default_factory=dict)
+    force: bool = False
+
+
+Progress = Callable[[int], None]
 
 
 @dataclass
 class _Group:
-    """The jobs of one image set that share preprocessing and label join, and so the images."""
+    """The jobs of one image set that share preprocessing, and so the images."""
 
     jobs: Sequence[Job]
-    tallies: list[Tally] = field(init=False)
+    rows: Sequence[Row]
     unreadable: list[str] = field(default_factory=list)
     n_seen: int = 0
 
-    def __post_init__(self) -> None:
-        self.tallies = [Tally(job.join.class_indices) for job in self.jobs]
-
 
 def sweep(
-    jobs: Iterable[Job],
-    settings: SweepSettings,
-    *,
-    on_progress: Callable[[int], None] | None = None,
+    jobs: Iterable[Job], settings: SweepSettings, *, on_progress: Progress | None = None
 ) -> Iterator[dict[Job, ResultLine]]:
     """Evaluate the jobs, and yield the lines of each image set once it is done.
 
     Args:
-        jobs: From `plan_jobs`; the jobs of a set stand together.
-        on_progress: Called with the number of images that a weight set was applied to.
+        jobs: From `plan_jobs`; the jobs of a set stand together, and all have one precision.
+        on_progress: Called with the number of images that a row is done with, in this process.
     Raises:
+        CheckpointError: A file cannot be read, or its tensors are not those of its card.
         DatasetError: More images of a set are unreadable than allowed.
-        ModelError: A classifier's logits are not finite.
+        ModelError: A classifier's logits are not finite, or the memory does not suffice.
+        OutputError: A file of predictions cannot be written.
     """
-    loaded = LoadedWeights(settings.device)
+    jobs = list(jobs)
+    with telling_lack_of_memory(settings.batch_size), torch.inference_mode():
+        bank = WeightBank([job.weights for job in jobs], settings.device)
     for _, of_set in groupby(jobs, key=lambda job: job.image_set.name):
         jobs_of_set = list(of_set)
         lines: dict[Job, ResultLine] = {}
-        for group in _groups(jobs_of_set):
-            _run_group(group, loaded, settings, on_progress or (lambda n: None))
-            lines |= _lines(group)
+        for of_group in _by_preprocessing(jobs_of_set):
+            # Not around the yield: what the consumer does is not to run in inference mode.
+            with telling_lack_of_memory(settings.batch_size), torch.inference_mode():
+                lines |= _run_group(of_group, bank, settings, on_progress or (lambda n: None))
         yield {job: lines[job] for job in jobs_of_set}
 
 
-def _groups(jobs: Sequence[Job]) -> list[_Group]:
-    """Group the jobs of one image set so that its images are decoded once a group."""
-    by_input: dict[str, list[Job]] = {}
+def _by_preprocessing(jobs: Sequence[Job]) -> list[list[Job]]:
+    groups: dict[str, list[Job]] = {}
     for job in jobs:
-        key = canonical_json([job.weights.preprocess, dict(job.join.index)])
-        by_input.setdefault(key, []).append(job)
-    return [_Group(group) for group in by_input.values()]
+        groups.setdefault(canonical_json(job.weights.preprocess), []).append(job)
+    return list(groups.values())
 
 
 def _run_group(
-    group: _Group,
-    loaded: LoadedWeights,
-    settings: SweepSettings,
-    on_progress: Callable[[int], None],
-) -> None:
+    jobs: Sequence[Job], bank: WeightBank, settings: SweepSettings, on_progress: Progress
+) -> dict[Job, ResultLine]:
+    with ExitStack() as stack:
+        rows = [
+            stack.enter_context(
+                Row(job, settings.device, settings.predictions.get(job), force=settings.force)
+            )
+            for job in jobs
+        ]
+        group = _Group(jobs, rows)
+        plan = _by_encoder(rows, bank)
+        chunk_bytes = CHUNK_BYTES if bank.changes_weights and len(rows) > 1 else 0
+        for chunk in chunked(_batches(group, settings), chunk_bytes):
+            for uses in plan:
+                _score(uses, chunk, bank, settings, on_progress)
+        unreadable = gather(group.unreadable)
+        group.n_seen = len(jobs[0].image_set.records)
+        _check_unreadable(group, unreadable, settings.max_unreadable)
+        return {row.job: _line(row.job, row.finish(n_unreadable=len(unreadable))) for row in rows}
+
+
+Use = tuple[Row, WeightSet]
+
+
+def _by_encoder(rows: Sequence[Row], bank: WeightBank) -> list[list[Use]]:
+    """Put together the rows, and parts of rows, that share an image encoder."""
+    uses: dict[Hashable, list[Use]] = {}
+    for row in rows:
+        for part in row.job.weights.parts:
+            uses.setdefault(bank.encoder_key(part), []).append((row, part))
+    return list(uses.values())
+
+
+def _batches(group: _Group, settings: SweepSettings) -> Iterator[DeviceBatch]:
     first = group.jobs[0]
-    loader = image_loader(
+    batches = load_images(
         first.image_set,
-        [first.join.index[record.label] for record in first.image_set.records],
         first.weights.preprocess,
         batch_size=settings.batch_size,
         workers=settings.workers,
         device=settings.device,
     )
-    # Weights that are loaded once and stay need no chunk, and then a batch is done when read.
-    chunk_bytes = CHUNK_BYTES if sum(job.weights.alpha is not None for job in group.jobs) > 1 else 0
-    for chunk in chunked(loader, chunk_bytes):
-        group.n_seen += sum(len(batch.targets) + len(batch.unreadable) for batch in chunk)
-        group.unreadable += [message for batch in chunk for message in batch.unreadable]
-        _check_unreadable(group, settings.max_unreadable)
-        for job, tally in zip(group.jobs, group.tallies, strict=True):
-            _score(job, tally, chunk, loaded, settings.device, on_progress)
+    groups = GroupPositions(first.image_set)
+    spans = share_of_batches(len(first.image_set.records), settings.batch_size)
+    for span, batch in zip(spans, batches, strict=True):
+        group.n_seen += len(span)
+        group.unreadable += batch.unreadable
+        _check_unreadable(group, group.unreadable, settings.max_unreadable)
+        yield _on_device(batch, span, groups, settings.device)
 
 
-def chunked(batches: Iterable[ImageBatch], chunk_bytes: int) -> Iterator[list[ImageBatch]]:
+def _on_device(
+    batch: ImageBatch, span: Sequence[int], groups: GroupPositions, device: torch.device
+) -> DeviceBatch:
+    missing = sorted(set(span) - set(batch.indices.tolist()))
+    of_group = groups.of(batch.indices)
+    return DeviceBatch(
+        images=batch.images.to(device, non_blocking=True),
+        targets=batch.targets.to(device, non_blocking=True),
+        groups=None if of_group is None else of_group.to(device, non_blocking=True),
+        indices=batch.indices,
+        unreadable=tuple(zip(missing, batch.unreadable, strict=True)),
+    )
+
+
+def chunked(batches: Iterable[DeviceBatch], chunk_bytes: int) -> Iterator[list[DeviceBatch]]:
     """Gather batches into chunks that end once they hold `chunk_bytes` of images."""
-    chunk: list[ImageBatch] = []
+    chunk: list[DeviceBatch] = []
     held_bytes = 0
     for batch in batches:
         chunk.append(batch)
@@ -139,58 +192,51 @@ def chunked(batches: Iterable[ImageBatch], chunk_bytes: int) -> Iterator[list[Im
 
 
 def _score(
-    job: Job,
-    tally: Tally,
-    chunk: Sequence[ImageBatch],
-    loaded: LoadedWeights,
-    device: torch.device,
-    on_progress: Callable[[int], None],
+    uses: Sequence[Use],
+    chunk: Sequence[DeviceBatch],
+    bank: WeightBank,
+    settings: SweepSettings,
+    on_progress: Progress,
 ) -> None:
-    classifier = loaded.classifier(job.weights)
-    for batch in chunk:
-        if len(batch.targets):
-            try:
-                tally.add(logits_of(classifier, batch, device), batch.targets.to(device))
-            except ModelError as error:
-                raise ModelError(
-                    f"{job.weights.name} on {job.image_set.name!r}: {error.message}",
-                    hint=error.hint,
-                ) from None
-        on_progress(len(batch.targets) + len(batch.unreadable))
+    """Apply weight sets with one image encoder to a chunk."""
+    features: list[torch.Tensor] = []
+    for row, part in uses:
+        classifier = bank.classifier(part)
+        if not features:
+            encode = encoder_in(row.job.precision, classifier, settings.device)
+            features = [
+                encode(batch.images) if len(batch.targets) else batch.images for batch in chunk
+            ]
+        for batch, of_batch in zip(chunk, features, strict=True):
+            if row.add(batch, classifier.classification_head, of_batch):
+                on_progress(len(batch.targets) + len(batch.unreadable))
 
 
-def _check_unreadable(group: _Group, max_unreadable: int) -> None:
-    image_set: ImageSet = group.jobs[0].image_set
+def _check_unreadable(group: _Group, unreadable: Sequence[str], max_unreadable: int) -> None:
+    image_set = group.jobs[0].image_set
     n_images = len(image_set.records)
-    if len(group.unreadable) > max_unreadable:
+    if len(unreadable) > max_unreadable:
         raise DatasetError(
             "\n".join(
                 [
-                    f"image set {image_set.name!r}: {len(group.unreadable)} unreadable images among"
+                    f"image set {image_set.name!r}: {len(unreadable)} unreadable images among"
                     f" the first {group.n_seen} of {n_images}, at most {max_unreadable} allowed:",
-                    *(f"  {line}" for line in list_some(group.unreadable)),
+                    *(f"  {line}" for line in list_some(unreadable)),
                 ]
             ),
             hint="replace or remove the files, or allow some with --max-bad N",
         )
-    if len(group.unreadable) == n_images:
+    if len(unreadable) == n_images:
         raise DatasetError(
             f"image set {image_set.name!r}: none of its {n_images} images is readable"
         )
 
 
-def _lines(group: _Group) -> dict[Job, ResultLine]:
-    return {
-        job: _line(job, tally.finish(n_unreadable=len(group.unreadable)))
-        for job, tally in zip(group.jobs, group.tallies, strict=True)
-    }
-
-
 def _line(job: Job, accuracy: SetAccuracy) -> ResultLine:
-    metrics = accuracy.metrics()
+    worst = accuracy.worst_group
     return ResultLine(
         checkpoints=job.checkpoint_names,
-        alpha=None if job.weights.alpha is None else job.weights.alpha.text,
+        alpha=job.alpha_text,
         set_name=job.image_set.name,
         reference=job.reference,
         data_fingerprint=job.fingerprint,
@@ -198,8 +244,11 @@ def _line(job: Job, accuracy: SetAccuracy) -> ResultLine:
         n_unreadable=accuracy.n_unreadable,
         n_classes=accuracy.n_classes,
         join=job.join.kind,
-        primary=next(iter(metrics)),
-        metrics=metrics,
-        precision=PRECISION,
+        primary=job.primary,
+        metrics=accuracy.metrics(),
+        precision=job.precision,
         version=__version__,
+        ensemble=job.weights.is_ensemble,
+        protocol=job.protocol,
+        extra={} if worst is None else {"worst_group": worst[0]},
     )

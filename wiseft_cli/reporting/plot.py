@@ -135,11 +135,12 @@ def _draw_marker(axes: Axes, point: CurvePoint, marker: str, size: float, colour
 
 def _draw_interval(axes: Axes, point: CurvePoint, colour: str) -> None:
     """Draw the reference accuracy's interval; a mean over sets has none that is exact."""
-    value = point.reference
+    value = point.reference.value
+    low, high = point.reference.interval
     axes.errorbar(
         _x(point),
         _y(point),
-        xerr=[[100 * (value.value - value.low)], [100 * (value.high - value.value)]],
+        xerr=[[100 * (value - low)], [100 * (high - value)]],
         ecolor=colour,
         elinewidth=1.0,
         capsize=2.5,
@@ -216,7 +217,7 @@ def _ink(data: CurveData, *, steps: int = 40) -> Iterator[tuple[float, float]]:
                 )
     on_curves = (point for curve in data.curves for point in curve if point.alpha in MARKED)
     for point in (*on_curves, *data.singles):
-        low, high = 100 * point.reference.low, 100 * point.reference.high
+        low, high = (100 * end for end in point.reference.interval)
         for step in range(steps + 1):
             yield low + (high - low) * step / steps, _y(point)
 

@@ -34,11 +34,21 @@ class CheckpointName:
 
 @dataclass(frozen=True)
 class Metric:
-    """A fraction in [0, 1] with the ends of its 95 % interval."""
+    """A fraction in [0, 1] with the ends of its 95 % interval; None for one that has no interval.
+
+    An interval's ends are both given, or neither.
+    """
 
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The interval; the value twice where there is none."""
+        if self.low is None or self.high is None:
+            return self.value, self.value
+        return self.low, self.high
 
 
 @dataclass(frozen=True)
@@ -46,12 +56,17 @@ class ResultLine:
     """What one weight set reached on one image set.
 
     Attributes:
-        checkpoints: One; or two, theta_0 and theta_1, where the weights are interpolated.
-        alpha: Exact decimal, the weight of theta_1; None for a checkpoint as it is.
+        checkpoints: One; or two, theta_0 and theta_1, where weights are interpolated or outputs
+            averaged.
+        alpha: Exact decimal, the weight of theta_1; None where no weights are interpolated.
         set_name: Name of the image set (`set` in JSON).
         reference: Whether the set is the in-distribution one.
         n_images: Images scored; the unreadable ones are not among them.
+        n_classes: Classes that competed for each image.
         primary: The metric that stands for the set in tables and plots.
+        ensemble: Whether the logits of the two checkpoints were averaged.
+        protocol: Digest of what the result depends on beside weights and data: classes and
+            columns, preprocessing, model config; empty in lines of version 0.1.0.
         extra: Fields this version does not know, kept and written back.
     """
 
@@ -68,6 +83,8 @@ class ResultLine:
     metrics: Mapping[str, Metric]
     precision: str
     version: str
+    ensemble: bool = False
+    protocol: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -77,7 +94,7 @@ class ResultLine:
 
     @property
     def weights_key(self) -> tuple[tuple[str, ...], str | None]:
-        """What tells one weight set from another."""
+        """What tells one weight set from another; an ensemble is the one of two without alpha."""
         return tuple(checkpoint.digest for checkpoint in self.checkpoints), self.alpha
 
     @property
@@ -91,6 +108,7 @@ class ResultLine:
             precision=self.precision,
             join=self.join,
             metrics=self.metrics,
+            protocol=self.protocol,
         )
 
 
@@ -103,15 +121,17 @@ def measurement_key(
     precision: str,
     join: str,
     metrics: Iterable[str],
+    protocol: str,
 ) -> tuple[object, ...]:
     """Return what makes two lines the same measurement; a later one replaces the earlier.
 
     The set's name takes part since the fingerprint does not see pixels: a folder and its
-    recoloured copy in an uncompressed format have the same one.
+    recoloured copy in an uncompressed format have the same one; the protocol, since a digest
+    covers no card: one file's tensors may lie in another with a reversed list of classes.
     """
     return (
         (tuple(digests), alpha),
-        (set_name, data_fingerprint, join),
+        (set_name, data_fingerprint, join, protocol),
         (precision, tuple(sorted(metrics))),
     )
 
@@ -141,7 +161,11 @@ _PLAIN_FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "primary": str,
     "precision": str,
     "version": str,
+    "ensemble": bool,
+    "protocol": str,
 }
+_DEFAULTS: Mapping[str, Any] = {"ensemble": False, "protocol": ""}
+"""Fields that earlier versions did not write."""
 
 
 def read_result_lines(path: Path) -> tuple[ResultLine, ...]:
@@ -214,18 +238,21 @@ def _parse_line(text: str, where: str) -> ResultLine:
 
 
 def _parse_document(document: dict[str, Any]) -> ResultLine:
+    document = {**_DEFAULTS, **document}
     plain = {name: _expect(document.pop(name), kind, name) for name, kind in _PLAIN_FIELDS.items()}
     checkpoints = tuple(
         CheckpointName(**{key: _expect(entry[key], str, key) for key in ("name", "role", "digest")})
         for entry in _expect(document.pop("checkpoints"), list, "checkpoints")
     )
     metrics = {
-        name: Metric(**{key: _fraction(metric[key], key) for key in ("value", "low", "high")})
+        name: _parse_metric(metric)
         for name, metric in _expect(document.pop("metrics"), dict, "metrics").items()
     }
     if plain["primary"] not in metrics:
         raise ValueError(f"primary is {plain['primary']!r}, expected one of {sorted(metrics)}")
-    if len(checkpoints) != (1 if plain["alpha"] is None else 2):
+    if plain["ensemble"] and plain["alpha"] is not None:
+        raise ValueError(f"an ensemble with alpha {plain['alpha']!r}")
+    if len(checkpoints) != (2 if plain["ensemble"] or plain["alpha"] is not None else 1):
         raise ValueError(f"{len(checkpoints)} checkpoints with alpha {plain['alpha']!r}")
     set_name = _expect(document.pop("set"), str, "set")
     return ResultLine(
@@ -237,6 +264,13 @@ def _expect(value: Any, kinds: type | tuple[type, ...], what: str) -> Any:
     if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
         raise TypeError(f"{what} is {value!r:.60}")
     return value
+
+
+def _parse_metric(metric: Mapping[str, Any]) -> Metric:
+    value = _fraction(metric["value"], "value")
+    if metric["low"] is None and metric["high"] is None:
+        return Metric(value)
+    return Metric(value, _fraction(metric["low"], "low"), _fraction(metric["high"], "high"))
 
 
 def _fraction(value: Any, what: str) -> float:

@@ -14,14 +14,16 @@ BEST = "*"
 """Stands behind the best value of a column."""
 
 
-def render_table(lines: Sequence[ResultLine]) -> str:
+def render_table(lines: Sequence[ResultLine], *, select_on: str | None = None) -> str:
     """Return the table, with one line of facts about each set below it.
 
-    The reference set's column is first; with two or more shifts their mean is the last. The
-    best value of each column carries a `*`, every one of them where several are equal.
+    The reference set's column is first; with two or more shifts their mean follows, and with any
+    the paper's average, of the reference and the mean shift (arXiv:2109.01903, table 1). The best
+    value of each column carries a `*`, every one of them where several are equal.
 
     Args:
         lines: At least one; a weight set's lines need not cover every set.
+        select_on: Name of the validation set that chooses alpha; it is no shift.
     """
     of_set: dict[str, list[ResultLine]] = {}
     by_weights: dict[object, dict[str, ResultLine]] = {}
@@ -31,8 +33,11 @@ def render_table(lines: Sequence[ResultLine]) -> str:
         # Files with equal tensors have one digest, and still a row each.
         by_weights.setdefault((line.weights_key, line.checkpoints), {})[line.set_name] = line
     rows = list(by_weights.values())
-    shifts = [name for name, (first, *_) in of_set.items() if not first.reference]
-    n_labels = 2 if any(line.alpha is not None for line in lines) else 1
+    shifts = [
+        name for name, (first, *_) in of_set.items() if not first.reference and name != select_on
+    ]
+    references = [name for name, (first, *_) in of_set.items() if first.reference]
+    n_labels = 2 if any(line.alpha is not None or line.ensemble for line in lines) else 1
     header = [*("checkpoint", "alpha")[:n_labels], *of_set]
     columns = [
         _marked([row[name].value if name in row else None for row in rows]) for name in of_set
@@ -40,11 +45,14 @@ def render_table(lines: Sequence[ResultLine]) -> str:
     if len(shifts) > 1:
         header.append("mean shift")
         columns.append(_marked([mean_over(row, shifts) for row in rows]))
+    if references and shifts:
+        header.append("average")
+        columns.append(_marked([average_over(row, references, shifts) for row in rows]))
     labels = [_label(next(iter(row.values())))[:n_labels] for row in rows]
     cells = [
         [*label, *values] for label, values in zip(labels, zip(*columns, strict=True), strict=True)
     ]
-    facts = [_fact(lines_of_set) for lines_of_set in of_set.values()]
+    facts = [_fact(of_one, is_validation=name == select_on) for name, of_one in of_set.items()]
     return "\n".join([*_aligned([header, *cells], n_left=n_labels), "", *facts])
 
 
@@ -55,8 +63,17 @@ def mean_over(row: Mapping[str, ResultLine], names: Sequence[str]) -> float | No
     return fmean(row[name].value for name in names)
 
 
+def average_over(
+    row: Mapping[str, ResultLine], references: Sequence[str], shifts: Sequence[str]
+) -> float | None:
+    """Return the mean of the reference's metric and the mean over the shifts, a fraction."""
+    reference, shift = mean_over(row, references), mean_over(row, shifts)
+    return None if reference is None or shift is None else (reference + shift) / 2
+
+
 def _label(line: ResultLine) -> tuple[str, str]:
-    return " to ".join(checkpoint.name for checkpoint in line.checkpoints), line.alpha or ""
+    weights = "output ensemble" if line.ensemble else line.alpha or ""
+    return " to ".join(checkpoint.name for checkpoint in line.checkpoints), weights
 
 
 def _marked(values: Sequence[float | None]) -> list[str]:
@@ -83,14 +100,16 @@ def _aligned(rows: Sequence[Sequence[str]], *, n_left: int) -> list[str]:
     ]
 
 
-def _fact(lines: Sequence[ResultLine]) -> str:
+def _fact(lines: Sequence[ResultLine], *, is_validation: bool) -> str:
     """Say what a set is: its part, size, join, and how wide the intervals are."""
     line = lines[0]
-    intervals = [line.metrics[line.primary] for line in lines]
-    half_width = max(50 * (interval.high - interval.low) for interval in intervals)
+    intervals = [line.metrics[line.primary].interval for line in lines]
+    half_width = max(50 * (high - low) for low, high in intervals)
+    width = f", 95 % intervals within +-{half_width:.2f}" if half_width else ", no interval"
+    part = "in-distribution" if line.reference else "validation" if is_validation else "shift"
     unreadable = f" and {line.n_unreadable} unreadable" if line.n_unreadable else ""
     return (
-        f"{line.set_name}: {'in-distribution' if line.reference else 'shift'},"
+        f"{line.set_name}: {part},"
         f" {line.primary} in %, {line.n_images} images{unreadable}, {line.n_classes} classes"
-        f" joined by {line.join}, 95 % intervals within +-{half_width:.2f}"
+        f" joined by {line.join}{width}"
     )

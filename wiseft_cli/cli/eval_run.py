@@ -1,0 +1,129 @@
+"""The run of `wiseft eval`: what RESULTS holds is taken from there, the rest is evaluated."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import typer
+
+from wiseft_cli.cli.console import progress, talk
+from wiseft_cli.cli.eval_plan import EvalPlan
+from wiseft_cli.errors import WiseftError
+from wiseft_cli.evaluation.plan import Job, split_held
+from wiseft_cli.reporting.results import ResultLine, add_result_lines, read_result_lines
+from wiseft_cli.training.launch import Launch, read_launch
+
+SECONDS_TO_TELL = 5.0
+"""How long the other processes wait with an error that process 0 finds too: torchrun ends all as
+soon as one ends, and process 0 is the one that tells it."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options that say how to run. The batch size and the device touch rounding alone."""
+
+    batch_size: int
+    workers: int
+    device: str
+    threads: int | None
+    max_bad: int
+
+
+class _OwnError(Exception):
+    """An error that this process alone may have met, and tells."""
+
+    def __init__(self, error: WiseftError) -> None:
+        self.error = error
+
+
+@contextlib.contextmanager
+def speaking_first() -> Iterator[Launch]:
+    """Give this process's place in the run, and keep all but process 0 from talking.
+
+    What every process finds alike, the mistakes of a plan, is told by process 0 alone; an error
+    of the run is told by the process that met it.
+    """
+    launch = read_launch()
+    if launch.is_first:
+        try:
+            yield launch
+        except _OwnError as own:
+            raise own.error from None
+        return
+    try:
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
+            yield launch
+    except _OwnError as own:
+        raise own.error from None
+    except WiseftError as error:
+        time.sleep(SECONDS_TO_TELL)
+        raise typer.Exit(error.exit_code) from None
+
+
+def evaluate(plan: EvalPlan, options: RunOptions, launch: Launch) -> list[ResultLine]:
+    """Return the lines of all jobs, in their order, from the results file where it has them.
+
+    Every process returns the same lines; process 0 writes them.
+    """
+    results = plan.request.results
+    held = read_result_lines(results) if results is not None and results.exists() else ()
+    # Predictions are of this run: a line alone does not have them.
+    is_reused = not plan.request.force and not plan.predictions
+    done, to_do = split_held(plan.jobs, held if is_reused else (), max_unreadable=options.max_bad)
+    if done:
+        n_jobs = len(plan.jobs)
+        talk(f"{results} holds {len(done)} of {n_jobs} results already; --force runs them again")
+    # Names, the reference or the primary metric may have changed.
+    if results is not None and launch.is_first and any(line not in held for line in done.values()):
+        add_result_lines(results, list(done.values()))
+    if to_do:
+        try:
+            done |= _run(to_do, plan, options, launch)
+        except WiseftError as error:
+            raise _OwnError(error) from None
+    return [done[job] for job in plan.jobs]
+
+
+def _run(
+    jobs: Sequence[Job], plan: EvalPlan, options: RunOptions, launch: Launch
+) -> dict[Job, ResultLine]:
+    """Evaluate the jobs; each set's lines are in the file before the next set begins."""
+    # lazy: torch costs seconds
+    import torch
+
+    from wiseft_cli.evaluation.processes import share_of_batches
+    from wiseft_cli.evaluation.sweep import SweepSettings, sweep
+    from wiseft_cli.model.devices import resolve_device
+    from wiseft_cli.training.distributed import device_of_process, join_processes
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = resolve_device(device_of_process(options.device, launch))
+    settings = SweepSettings(
+        options.batch_size,
+        options.workers,
+        device,
+        max_unreadable=options.max_bad,
+        predictions=plan.predictions,
+        force=plan.request.force,
+    )
+    done: dict[Job, ResultLine] = {}
+    with join_processes(launch, device):
+        total = sum(
+            sum(map(len, share_of_batches(len(job.image_set.records), options.batch_size)))
+            for job in jobs
+        )
+        with progress(total, "evaluating (images times weights)") as advance:
+            for lines in sweep(jobs, settings, on_progress=advance):
+                done |= lines
+                if plan.request.results is not None and launch.is_first:
+                    add_result_lines(plan.request.results, list(lines.values()))
+    return done

@@ -1,0 +1,142 @@
+"""What a weight set predicted for each image of a set, as a file of JSON lines.
+
+One line an image, in the order of the set:
+    {"group": null, "id": "n01440764", "label": "tench", "name": "tench", "path": "tench/1.jpg",
+     "probability": 0.93, "right": true}
+`id` and `name` are the predicted class; the probability is the softmax over the classes that
+competed. An image that could not be read has `"error"` instead. The file appears whole, once the
+set is done, and memory does not grow with its images.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wiseft_cli.checkpoint.atomic import AtomicFile, check_output
+from wiseft_cli.checkpoint.digest import canonical_json
+from wiseft_cli.evaluation.plan import Job
+from wiseft_cli.evaluation.processes import place_in_group
+from wiseft_cli.evaluation.tally import Columns
+
+
+def plan_prediction_files(
+    folder: Path, jobs: Sequence[Job], *, n_processes: int = 1, force: bool
+) -> dict[Job, Path]:
+    """Name the file of each job: `SET.WEIGHTS.jsonl`, and see that all of them may be written.
+
+    Args:
+        folder: Where they go; it need not exist.
+        n_processes: How many processes share the images. Each writes a file of its own, with
+            `.RANK-of-N` before the suffix; one after the other they are the whole.
+        force: Whether existing files may be overwritten.
+    Raises:
+        OutputError: A file exists already, or the folder cannot be made or written.
+    """
+    files: dict[Job, Path] = {}
+    taken: set[str] = set()
+    for job in jobs:
+        stem = name = f"{_file_name(job.image_set.name)}.{_file_name(_short_name(job))}"
+        count = 1
+        while name.casefold() in taken:
+            count += 1
+            name = f"{stem}-{count}"
+        taken.add(name.casefold())
+        files[job] = folder / f"{name}.jsonl"
+    if not folder.exists():
+        check_output(folder, force=force)
+        return files
+    check_output(folder / "x.jsonl", force=True)
+    for path in files.values():
+        for rank in range(n_processes):
+            check_output(_of_process(path, rank, n_processes), force=force)
+    return files
+
+
+def _short_name(job: Job) -> str:
+    if job.weights.is_ensemble:
+        return "output-ensemble"
+    return f"alpha-{job.alpha_text}" if job.alpha_text else job.weights.name
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", text).strip(".") or "_"
+
+
+def _of_process(path: Path, rank: int, count: int) -> Path:
+    return path if count == 1 else path.with_suffix(f".{rank}-of-{count}{path.suffix}")
+
+
+class PredictionFile:
+    """The predictions of one job being written; use it as a context manager.
+
+    Args:
+        path: From `plan_prediction_files`.
+        job: Whose predictions they are.
+        columns: The job's label join.
+        force: Whether an existing file may be overwritten.
+    """
+
+    def __init__(self, path: Path, job: Job, columns: Columns, *, force: bool) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._job, self._columns = job, columns
+        self._file = AtomicFile(_of_process(path, *place_in_group()), force=force)
+        self._end = 0
+
+    def __enter__(self) -> PredictionFile:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._file.__exit__(*exception)
+
+    def commit(self) -> None:
+        """Give the file its name."""
+        self._file.commit()
+
+    def add(
+        self,
+        indices: torch.Tensor,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        unreadable: Iterable[tuple[int, str]],
+    ) -> None:
+        """Append the lines of a batch.
+
+        Args:
+            indices: Position of each readable image in the set, shape (B,).
+            logits: Shape (B, C).
+            targets: Position of each image's label, shape (B,).
+            unreadable: Position and reason of each image that could not be read.
+        """
+        lines: dict[int, dict[str, Any]] = {at: {"error": reason} for at, reason in unreadable}
+        if len(indices):
+            lines |= self._predicted(indices, logits, targets)
+        text = "".join(
+            canonical_json({**self._image(at), **lines[at]}) + "\n" for at in sorted(lines)
+        ).encode("ascii")
+        self._file.write_at(self._end, text)
+        self._end += len(text)
+
+    def _image(self, at: int) -> dict[str, Any]:
+        record = self._job.image_set.records[at]
+        return {"path": record.path, "label": record.label, "group": record.group}
+
+    def _predicted(
+        self, indices: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor
+    ) -> dict[int, dict[str, Any]]:
+        scores = self._columns.scores(logits)
+        winners = scores.argmax(dim=1)
+        shares = scores.softmax(dim=1).gather(1, winners[:, None])[:, 0]
+        is_right = self._columns.ranks(scores, targets) == 0
+        classes = self._columns.winning_classes(logits, winners)
+        entries = [self._job.weights.classes[index] for index in classes.tolist()]
+        return {
+            at: {"id": entry.id, "name": entry.name, "probability": share, "right": right}
+            for at, entry, share, right in zip(
+                indices.tolist(), entries, shares.tolist(), is_right.tolist(), strict=True
+            )
+        }

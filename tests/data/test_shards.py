@@ -196,7 +196,18 @@ def test_a_missing_shard_of_the_range_is_named(tmp_path: Path) -> None:
     assert refusal(tmp_path / "data-{000..000}{,}.tar").startswith(
         f"{tmp_path}/data-{{000..000}}{{,}}.tar: names shards more than once:"
     )
-    assert "is no pattern of shards" in refusal(tmp_path / "data-{000..001.tar")
+    for pattern in ("data-{000..001.tar", "${nowhere}.tar"):
+        assert "is no pattern of shards" in refusal(tmp_path / pattern)
+
+
+def test_shards_of_two_places_are_one_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shards(tmp_path / "a", shards=1)
+    write_shards(tmp_path / "b", shards=1)
+    both = list_shards(str(tmp_path / "{a,b}" / "data-000.tar"))
+    assert (both.root, both.records[-1].path) == (tmp_path, "b/data-000.tar/sub/0003.png")
+    monkeypatch.chdir(tmp_path)
+    mixed = list_shards(f"a/data-000.tar::{tmp_path}/b/data-000.tar")
+    assert data_fingerprint(mixed) == data_fingerprint(both)
 
 
 @pytest.mark.parametrize("length", [0, 100, 511, 700, 1024, 1100, 3072, 3600])

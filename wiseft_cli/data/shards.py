@@ -70,13 +70,15 @@ def _expand(pattern: str) -> list[str]:
 
     try:
         paths = [str(path) for path in expand_urls(pattern)]
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:  # braces; a variable that is not set
         raise DatasetError(f"{pattern}: is no pattern of shards: {error}") from None
     repeated = sorted(path for path, times in Counter(paths).items() if times > 1)
     if repeated:
         raise DatasetError(
             "\n".join([f"{pattern}: names shards more than once:", *list_some(repeated)])
         )
+    if len({os.path.isabs(path) for path in paths}) > 1:
+        paths = [os.path.abspath(path) for path in paths]
     return paths
 
 

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import typer
 
@@ -71,9 +72,9 @@ def speaking_first() -> Iterator[Launch]:
 def evaluate(plan: EvalPlan, options: RunOptions, launch: Launch) -> list[ResultLine]:
     """Return the lines of all jobs, in their order, from the results file where it has them.
 
-    Every process returns the same lines; process 0 writes them.
+    Process 0 reads and writes that file, and says what is to do; the others return nothing.
     """
-    results = plan.request.results
+    results = plan.request.results if launch.is_first else None
     held = read_result_lines(results) if results is not None and results.exists() else ()
     # Predictions are of this run: a line alone does not have them.
     is_reused = not plan.request.force and not plan.predictions
@@ -82,20 +83,24 @@ def evaluate(plan: EvalPlan, options: RunOptions, launch: Launch) -> list[Result
         n_jobs = len(plan.jobs)
         talk(f"{results} holds {len(done)} of {n_jobs} results already; --force runs them again")
     # Names, the reference or the primary metric may have changed.
-    if results is not None and launch.is_first and any(line not in held for line in done.values()):
+    if results is not None and any(line not in held for line in done.values()):
         add_result_lines(results, list(done.values()))
-    if to_do:
+    if to_do or launch.world_size > 1:  # the others wait to hear what is to do
         try:
-            done |= _run(to_do, plan, options, launch)
+            done |= _run(to_do, plan, options, launch, results)
         except WiseftError as error:
             raise _OwnError(error) from None
-    return [done[job] for job in plan.jobs]
+    return [done[job] for job in plan.jobs] if launch.is_first else []
 
 
 def _run(
-    jobs: Sequence[Job], plan: EvalPlan, options: RunOptions, launch: Launch
+    jobs: Sequence[Job],
+    plan: EvalPlan,
+    options: RunOptions,
+    launch: Launch,
+    results: Path | None,
 ) -> dict[Job, ResultLine]:
-    """Evaluate the jobs; each set's lines are in the file before the next set begins."""
+    """Evaluate the jobs of process 0; each set's lines are in the file before the next begins."""
     # lazy: torch costs seconds
     import torch
 
@@ -116,7 +121,10 @@ def _run(
         force=plan.request.force,
     )
     done: dict[Job, ResultLine] = {}
-    with join_processes(launch, device):
+    with join_processes(launch, device) as processes:
+        wanted = set(jobs)
+        positions = [at for at, job in enumerate(plan.jobs) if job in wanted]
+        jobs = [plan.jobs[at] for at in processes.value_of_first(positions)]
         total = sum(
             sum(map(len, share_of_batches(len(job.image_set.records), options.batch_size)))
             for job in jobs
@@ -124,6 +132,6 @@ def _run(
         with progress(total, "evaluating (images times weights)") as advance:
             for lines in sweep(jobs, settings, on_progress=advance):
                 done |= lines
-                if plan.request.results is not None and launch.is_first:
-                    add_result_lines(plan.request.results, list(lines.values()))
+                if results is not None:
+                    add_result_lines(results, list(lines.values()))
     return done

@@ -32,7 +32,7 @@ def plan_prediction_files(
     Args:
         folder: Where they go; it need not exist.
         n_processes: How many processes share the images. Each writes a file of its own, with
-            `.RANK-of-N` before the suffix; one after the other they are the whole.
+            `.part-RANK-of-N` before the suffix; one after the other they are the whole.
         force: Whether existing files may be overwritten.
     Raises:
         OutputError: A file exists already, or the folder cannot be made or written.
@@ -68,7 +68,7 @@ def _file_name(text: str) -> str:
 
 
 def _of_process(path: Path, rank: int, count: int) -> Path:
-    return path if count == 1 else path.with_suffix(f".{rank}-of-{count}{path.suffix}")
+    return path if count == 1 else path.with_suffix(f".part-{rank}-of-{count}{path.suffix}")
 
 
 class PredictionFile:

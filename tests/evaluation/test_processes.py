@@ -1,0 +1,92 @@
+"""Evaluations that several processes share, with real gloo processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.tiny import CLASSES, make_images, make_pair
+from wiseft_cli.evaluation.processes import add_up, gather, place_in_group, share_of_batches
+
+LABELS = [entry.id for entry in CLASSES]
+
+
+def test_alone_every_batch_is_ones_own() -> None:
+    import torch
+
+    assert place_in_group() == (0, 1)
+    assert share_of_batches(5, 2) == [[0, 1], [2, 3], [4]]
+    assert share_of_batches(0, 2) == []
+    counts = torch.tensor([1, 2])
+    assert add_up(counts) is counts
+    assert gather(["a"]) == ["a"]
+
+
+@pytest.mark.parametrize("n_images", [0, 1, 7, 8, 9, 100])
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_shares_are_whole_batches_each_in_one_process(
+    n_images: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = []
+    for rank in range(count):
+        monkeypatch.setattr(
+            "wiseft_cli.evaluation.processes.place_in_group", lambda rank=rank: (rank, count)
+        )
+        shares.append(share_of_batches(n_images, 8))
+    assert [at for share in shares for batch in share for at in batch] == list(range(n_images))
+    assert {len(batch) for share in shares for batch in share[:-1]} <= {8}
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def torchrun(cwd: Path, *words: str, count: int = 2) -> subprocess.CompletedProcess[str]:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    return subprocess.run(
+        [sys.executable, *launch, "-m", "wiseft_cli", *words],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_two_processes_give_the_lines_of_one_and_count_each_image_once(
+    tmp_path: Path,
+) -> None:
+    make_pair(tmp_path)
+    # Eight batches of at most five, and two: uneven shares, and a process without any.
+    make_images(tmp_path / "val", LABELS, per_class=5, seed=1)
+    make_images(tmp_path / "one", LABELS[:2], per_class=1, seed=2)
+    (tmp_path / "val" / "n07" / "4.png").write_bytes(b"damaged")
+    words = ["eval", "zeroshot.safetensors", "finetuned.safetensors", "--alpha", "0,0.5", "--json"]
+    words += ["--data", "val", "--data", "one", "--batch-size", "5", "--workers", "0"]
+    words += ["--device", "cpu", "--max-bad", "1", "--output-ensemble"]
+    shared = torchrun(tmp_path, *words, "--results", "2.jsonl", "--save-predictions", "two")
+    assert shared.returncode == 0, shared.stderr
+    alone = subprocess.run(
+        [sys.executable, "-m", "wiseft_cli", *words, "--save-predictions", "one-process"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert json.loads(shared.stdout) == json.loads(alone.stdout)
+    assert [line["n_images"] for line in json.loads(shared.stdout)] == [39] * 3 + [2] * 3
+    written = (tmp_path / "2.jsonl").read_text().splitlines()
+    assert [line.get("choice") for line in map(json.loads, written)] == [None] * 6
+    for whole in (tmp_path / "one-process").iterdir():
+        parts = [tmp_path / "two" / f"{whole.stem}.part-{rank}-of-2.jsonl" for rank in range(2)]
+        assert "".join(part.read_text() for part in parts) == whole.read_text()
+
+
+def test_a_mistake_that_all_processes_find_is_told_once(tmp_path: Path) -> None:
+    make_pair(tmp_path)
+    done = torchrun(tmp_path, "eval", "zeroshot.safetensors", "--data", "nowhere")
+    assert done.returncode != 0
+    assert done.stderr.count("error: image folder nowhere does not exist") == 1

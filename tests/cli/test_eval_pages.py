@@ -1,0 +1,112 @@
+"""The examples of docs/evaluation.md and the job of docs/ci.md run as they are written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from tests.evaluation.tiny import PREPROCESS, make_pair
+from wiseft_cli.checkpoint.card import ClassEntry
+from wiseft_cli.checkpoint.reader import open_checkpoint
+from wiseft_cli.checkpoint.writer import write_checkpoint
+from wiseft_cli.cli.app import main
+from wiseft_cli.merging.alpha import parse_alphas
+from wiseft_cli.merging.merge import merge_checkpoints
+from wiseft_cli.model.classifier import load_classifier
+from wiseft_cli.model.transforms import eval_transform
+
+DOCS = Path(__file__).parents[2] / "docs"
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+SETS = ("mnist/test", "mnist/val", "colored", "thin")
+
+
+def picture(seed: int) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, size=(4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((40, 40), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The demo's layout, with pictures that the merge at 0.5 of two random models gets right."""
+    theta_0, theta_1 = make_pair(tmp_path, classes=[ClassEntry(name, name) for name in DIGITS])
+    half, transform = tmp_path / "half.safetensors", eval_transform(PREPROCESS)
+    alphas = [(parse_alphas(["0.5"])[0], half)]
+    merge_checkpoints(theta_0, theta_1, alphas)
+    # The bias of the fine-tuned side takes out of the merge's logits what all pictures share.
+    noise = torch.stack([transform(picture(seed)) for seed in range(64)])
+    with torch.no_grad():
+        shared = load_classifier(half)[0](noise).mean(dim=0)
+    with open_checkpoint(theta_1) as reader:
+        tensors = {name: reader.read_array(name) for name in reader.tensors}
+        card = reader.card
+    assert card is not None
+    tensors["classification_head.bias"] -= 2 * shared.numpy()
+    write_checkpoint(theta_1, tensors, card, force=True)
+    merge_checkpoints(theta_0, theta_1, alphas, force=True)
+    classifier = load_classifier(half)[0]
+    for at, name in enumerate(SETS):
+        for seed in range(64 * at, 64 * at + 40):
+            with torch.no_grad():
+                logits = classifier(transform(picture(seed))[None])
+            path = tmp_path / "data" / name / DIGITS[int(logits.argmax())] / f"{seed}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture(seed).save(path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_commands_of_the_page_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("wiseft_cli.cli.eval.default_workers", lambda: 0)
+    page = (DOCS / "evaluation.md").read_text()
+    commands = re.findall(r"^\$ wiseft (.*)$", page, re.M)
+    assert len(commands) == 3
+    for command in commands:
+        assert main(shlex.split(command)) == 0, capsys.readouterr().err
+    assert (folder / "best.safetensors").exists()
+    assert (folder / "predictions" / "thin.zeroshot.jsonl").exists()
+
+
+def steps_of_the_job() -> list[str]:
+    (job,) = re.findall(r"^```yaml\n(.*?)^```$", (DOCS / "ci.md").read_text(), re.M | re.S)
+    steps = [step for job in yaml.safe_load(job)["jobs"].values() for step in job["steps"]]
+    return [step["run"] for step in steps if "run" in step and "pip install" not in step["run"]]
+
+
+def test_the_job_of_the_page_passes_and_its_gate_can_fail(folder: Path) -> None:
+    programs = folder / "bin"
+    programs.mkdir()
+    (programs / "wiseft").write_text(f'#!/bin/sh\nexec {sys.executable} -m wiseft_cli "$@"\n')
+    (programs / "wiseft").chmod(0o755)
+    paths = ":".join(filter(None, sys.path))
+    prefix = f'export PATH="{programs}:$PATH" PYTHONPATH="{paths}"\n'
+    merge, evaluate = steps_of_the_job()
+
+    def run(script: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-e", "-o", "pipefail", "-c", prefix + script],
+            capture_output=True,
+            text=True,
+        )
+
+    done = run(merge)
+    assert done.returncode == 0, done.stderr
+    done = run(evaluate)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("gate holds: ") == 2
+    assert len((folder / "results.jsonl").read_text().splitlines()) == 6
+    (folder / "merged.safetensors").unlink()
+    (folder / "finetuned.safetensors").rename(folder / "merged.safetensors")
+    done = run(evaluate)
+    assert done.returncode == 3
+    assert "gates failed for merged:\n  mnist:top1>=0.95: " in done.stderr

@@ -13,6 +13,7 @@ from wiseft_cli.checkpoint.reader import open_checkpoint
 from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.errors import CheckpointError
+from wiseft_cli.evaluation import interpolated as interpolated_module
 from wiseft_cli.evaluation import weights as weights_module
 from wiseft_cli.evaluation.interpolated import interpolate_tensors
 from wiseft_cli.evaluation.plan import Job, plan_jobs
@@ -86,6 +87,28 @@ def test_numbers_on_a_gpu_are_made_as_those_of_a_merge() -> None:
     for alpha in (0.0, 0.1, 1 / 3, 0.5, 0.9, 1.0):
         interpolate_tensors(torch.from_numpy(x), torch.from_numpy(y), alpha, out=out)
         assert out.numpy().tobytes() == interpolate_arrays(x, y, alpha).tobytes()
+
+
+@pytest.mark.parametrize("config", [RESNET, VIT], ids=["resnet", "vit"])
+def test_weights_made_on_a_device_are_the_bits_that_a_merge_writes(
+    tmp_path: Path, images: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interpolated_module, "_interpolates_there", lambda device: True)
+    pair = make_pair(tmp_path, config=config)
+    jobs = jobs_of(pair, images, "0,0.3,1,0.7")
+    bank = WeightBank([job.weights for job in jobs], CPU)
+    for job in jobs:
+        assert job.weights.alpha is not None
+        merged = tmp_path / f"{job.alpha_text}.safetensors"
+        merge_checkpoints(*pair, [(job.weights.alpha, merged)])
+        arrays = state_arrays(bank.classifier(job.weights))
+        expected = state_arrays(load_classifier(merged)[0])
+        for name in expected:
+            assert arrays[name].tobytes() == expected[name].tobytes(), name
+        # Its parts in between: nothing of the last weights may stay.
+        arrays = state_arrays(bank.classifier(WeightSet(job.weights.checkpoints[:1])))
+        expected = state_arrays(load_classifier(pair[0])[0])
+        assert all(arrays[name].tobytes() == expected[name].tobytes() for name in expected)
 
 
 def test_checkpoints_with_one_encoder_share_its_features(

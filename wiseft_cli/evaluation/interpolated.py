@@ -53,7 +53,7 @@ class InterpolatedClassifier:
                     continue
                 # As stored, not widened: a merge rounds to the stored type.
                 pair = (reader_0.read_array(name), reader_1.read_array(name))
-                if device.type == "cuda" and pair[0].dtype == np.float32:
+                if _interpolates_there(device) and pair[0].dtype == np.float32:
                     self._device[name] = _moved(pair, device)
                 else:
                     self._host[name] = pair
@@ -91,6 +91,11 @@ class InterpolatedClassifier:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             for name, values in pool.map(computed, self._host):
                 self._state[name].copy_(torch.from_numpy(values))
+
+
+def _interpolates_there(device: torch.device) -> bool:
+    """Whether weights are made where the classifier runs; elsewhere float64 is slow or missing."""
+    return device.type == "cuda"
 
 
 def _moved(pair: Pair, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-COMMANDS = ("zeroshot-head", "finetune", "merge", "eval", "plot", "inspect", "diff", "demo")
+COMMANDS = (
+    "zeroshot-head",
+    "finetune",
+    "merge",
+    "eval",
+    "plot",
+    "predict",
+    "inspect",
+    "diff",
+    "demo",
+)
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 
 
@@ -30,7 +40,8 @@ def render_page() -> str:
         "# Command-line reference",
         "Made from `--help` by `python -m tests.cli_reference`; a test keeps it true.\n\n"
         "Results go to stdout, progress and warnings to stderr. Exit codes: 0 done; 1 the input\n"
-        "or the environment is wrong; 2 usage; 3 a gate failed; 130 interrupted; 143 terminated.",
+        "or the environment is wrong; 2 usage; 3 a gate failed; 130 interrupted; 141 nobody reads\n"
+        "the output any more; 143 terminated.",
         f"```\n{help_of()}\n```",
     ]
     for command in COMMANDS:

@@ -25,7 +25,17 @@ MAY_IMPORT = {
 }
 TORCH_FREE = {"checkpoint", "prompts", "merging", "reporting", "errors"}
 HEAVY = {"torch", "torchvision", "open_clip", "timm"}
-COMMANDS = ("zeroshot-head", "finetune", "merge", "eval", "plot", "inspect", "diff", "demo")
+COMMANDS = (
+    "zeroshot-head",
+    "finetune",
+    "merge",
+    "eval",
+    "plot",
+    "predict",
+    "inspect",
+    "diff",
+    "demo",
+)
 
 
 def modules() -> list[Path]:

@@ -24,10 +24,12 @@ from wiseft_cli.cli.finetune import finetune
 from wiseft_cli.cli.inspect import inspect
 from wiseft_cli.cli.merge import merge
 from wiseft_cli.cli.plot import plot
+from wiseft_cli.cli.predict import predict
 from wiseft_cli.cli.zeroshot_head import zeroshot_head
 from wiseft_cli.errors import WiseftError
 
 EXIT_INTERRUPTED = 130
+EXIT_READER_GONE = 141
 EXIT_TERMINATED = 143
 
 app = typer.Typer(
@@ -70,6 +72,7 @@ app.command("finetune")(finetune)
 app.command("merge")(merge)
 app.command("eval")(eval_command)
 app.command("plot")(plot)
+app.command("predict")(predict)
 app.command("export")(export)
 app.command("inspect")(inspect)
 app.command("diff")(diff)
@@ -83,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after `wiseft`; the process's own where None.
     Returns:
         0 done; 1 wrong input or environment; 2 usage; 3 a gate failed; 130 interrupted;
-        143 terminated. Any other failure is a defect and keeps its traceback.
+        141 whoever read the output stopped reading (`| head -1`), as other programs that a broken
+        pipe ends; 143 terminated. Any other failure is a defect and keeps its traceback.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -94,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             talk(f"hint: {error.hint}")
         return error.exit_code
     except SystemExit as leave:
+        if isinstance(leave.__context__, BrokenPipeError):  # typer leaves with 1 then
+            return EXIT_READER_GONE
         code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
         if code == EXIT_INTERRUPTED:
             talk("interrupted")

@@ -12,13 +12,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from wiseft_cli.errors import OutputError
+
 PLAIN_INTERVAL_SECONDS = 15.0
 """Seconds between progress lines where stderr is not a terminal."""
 
 
 def print_result(text: str) -> None:
-    """Print one line of the result on stdout."""
-    print(text, file=sys.stdout, flush=True)
+    """Print one line of the result on stdout.
+
+    Raises:
+        OutputError: It cannot be written, such as to a file on a full disk.
+        BrokenPipeError: Whoever read it stopped; `app.py` ends quietly.
+    """
+    try:
+        print(text, file=sys.stdout, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        sys.stdout = None  # or leaving flushes, and fails, again
+        raise OutputError(f"the result cannot be written to stdout: {error.strerror}") from None
 
 
 def print_json(value: Any) -> None:

@@ -40,7 +40,7 @@ def list_image_folder(root: Path, *, name: str | None = None) -> ImageSet:
     broken: list[str] = []
     empty: list[str] = []
     for label in class_folders:
-        found = list(_walk(root / label, label, parents=()))
+        found = list(walk_images(root / label, label))
         if not found:
             empty.append(label)
         for path, size_bytes in found:
@@ -72,10 +72,18 @@ def _scan_root(root: Path) -> tuple[list[str], int]:
     return folders, loose
 
 
-def _walk(
-    folder: Path, relative: str, *, parents: tuple[str, ...]
+def walk_images(
+    folder: Path, relative: str, *, parents: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, int | None]]:
-    """Yield (relative path, size in bytes) of each image below; size None where unusable."""
+    """Yield (path, size in bytes) of each image anywhere below; size None where unusable.
+
+    Args:
+        folder: Where to look; what begins with a dot is skipped, links are followed.
+        relative: What the yielded paths begin with.
+        parents: The real paths of the folders above that were walked.
+    Raises:
+        DatasetError: A folder cannot be read.
+    """
     real = os.path.realpath(folder)
     if real in parents:  # a link to a folder above would be walked without end
         return
@@ -88,7 +96,7 @@ def _walk(
             continue
         path = f"{relative}/{entry.name}"
         if entry.is_dir():
-            yield from _walk(folder / entry.name, path, parents=(*parents, real))
+            yield from walk_images(folder / entry.name, path, parents=(*parents, real))
         elif _is_image(entry.name):
             yield path, _size_bytes(entry)
 

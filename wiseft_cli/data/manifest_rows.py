@@ -22,10 +22,10 @@ from wiseft_cli.prompts.text_file import read_text
 
 @dataclass(frozen=True)
 class Columns:
-    """What a manifest's header calls its columns."""
+    """What a manifest's header calls its columns; label is None where none is needed."""
 
     path: str = "path"
-    label: str = "label"
+    label: str | None = "label"
     split: str = "split"
     group: str = "group"
 
@@ -72,7 +72,7 @@ def _table_rows(
             row = _row(
                 line,
                 cells[at["path"]],
-                cells[at["label"]],
+                cells[at["label"]] if "label" in at else None,
                 cells[at["split"]] if "split" in at else "",
                 cells[at["group"]] if "group" in at else "",
                 faults,
@@ -85,7 +85,7 @@ def _table_rows(
 
 def _column_positions(path: Path, header: list[str], columns: Columns) -> dict[str, int]:
     """Return where each column is; those that may be missing only where they are there."""
-    wanted = {what: getattr(columns, what) for what in ("path", "label", "split", "group")}
+    wanted = {what: name for what, name in vars(columns).items() if name is not None}
     # A column that was named is meant, even one that may be missing.
     needed = [
         name
@@ -100,10 +100,15 @@ def _column_positions(path: Path, header: list[str], columns: Columns) -> dict[s
     ]
     if faults:
         found = ", ".join(list_some([repr(name) for name in header])) or "nothing"
+        expected, option = (
+            ("path", "path=COLUMN")
+            if columns.label is None
+            else ("path and label", "path=COLUMN,label=COLUMN")
+        )
         raise DatasetError(
             "\n".join([f"{path}, line 1: is no header with what is needed:", *faults]),
-            hint=f"the first line has {found}; expected a header with path and label, or say"
-            f" which columns they are: '{path}?path=COLUMN,label=COLUMN'",
+            hint=f"the first line has {found}; expected a header with {expected}, or say"
+            f" which columns they are: '{path}?{option}'",
         )
     return {what: header.index(name) for what, name in wanted.items() if name in header}
 
@@ -120,18 +125,23 @@ def _json_rows(text: str, columns: Columns, faults: list[str]) -> Iterator[Row]:
         if not isinstance(entry, dict):
             faults.append(f"  line {number}: is no JSON object")
             continue
-        cells = [
-            _json_cell(number, entry, name, faults, needed=needed)
-            for name, needed in (
-                (columns.path, True),
-                (columns.label, True),
-                (columns.split, False),
-                (columns.group, columns.group != Columns.group),
+        wanted = {columns.path: True, columns.split: False}
+        wanted[columns.group] = columns.group != Columns.group
+        if columns.label is not None:
+            wanted[columns.label] = True
+        cells = {
+            name: _json_cell(number, entry, name, faults, needed=needed)
+            for name, needed in wanted.items()
+        }
+        if None not in cells.values():
+            row = _row(
+                number,
+                cells[columns.path] or "",
+                None if columns.label is None else cells[columns.label],
+                cells[columns.split] or "",
+                cells[columns.group] or "",
+                faults,
             )
-        ]
-        if None not in cells:
-            path, label, split, group = (cell or "" for cell in cells)
-            row = _row(number, path, label, split, group, faults)
             if row is not None:
                 yield row
 
@@ -152,11 +162,14 @@ def _json_cell(
     return str(value)
 
 
-def _row(line: int, path: str, label: str, split: str, group: str, faults: list[str]) -> Row | None:
-    label = label.strip()
-    if not path or not label:
+def _row(
+    line: int, path: str, label: str | None, split: str, group: str, faults: list[str]
+) -> Row | None:
+    """Return the row, its label empty where none is needed; None after a fault was told."""
+    if not path or (label is not None and not label.strip()):
         faults.append(f"  line {line}: the {'path' if not path else 'label'} is empty")
         return None
+    label = (label or "").strip()
     if "/." in path or path.startswith(".") or "//" in path:
         path = os.path.normpath(path)  # one image under two spellings would count twice
     # A million rows share a few labels, splits and groups.

@@ -6,7 +6,7 @@ nothing and prints nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +45,7 @@ class PredictSettings:
 
 def predict_images(
     checkpoint: NamedCheckpoint, paths: Iterable[str], settings: PredictSettings
-) -> Iterator[list[Prediction]]:
+) -> Generator[list[Prediction], None, None]:
     """Yield the predictions of each batch, in the order of the paths.
 
     Memory does not grow with the number of paths.

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wiseft_cli.data.image_paths import PathStream, image_paths
+from wiseft_cli.errors import DatasetError, UsageError, WiseftError
+
+NOTHING = PathStream(io.BytesIO().read)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("f/b.png", "f/a/2.JPG", "f/a/1.webp", "f/.hidden/x.png", "f/notes.txt", "g/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def paths(*words: str, stream: PathStream = NOTHING) -> list[str]:
+    return list(image_paths(words, stream))
+
+
+def test_folders_are_walked_by_name_and_files_taken_as_they_are() -> None:
+    assert paths("z.bin", "f/", "g") == ["z.bin", "f/a/1.webp", "f/a/2.JPG", "f/b.png", "g/a.png"]
+
+
+def test_a_folder_that_is_linked_into_itself_ends(folder: Path) -> None:
+    (folder / "g" / "again").symlink_to(folder / "g")
+    assert paths("g") == ["g/a.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("m.csv", "split,path,label\ntest,a.png,\ntrain,/b.png,x\n"),
+        ("m.tsv", "path\tsplit\na.png\ttest\n/b.png\ttrain\n"),
+        ("m.jsonl", '{"path": "a.png", "split": "test"}\n{"path": "/b.png", "split": "train"}\n'),
+    ],
+)
+def test_a_manifest_gives_paths_from_its_folder_and_needs_no_label(
+    folder: Path, name: str, text: str
+) -> None:
+    (folder / "g" / name).write_text(text)
+    assert paths(f"g/{name}") == ["g/a.png", "/b.png"]
+    assert paths(f"g/{name}?split=test") == ["g/a.png"]
+
+
+def test_another_column_can_hold_the_path(folder: Path) -> None:
+    (folder / "m.csv").write_text("file\na.png\n")
+    assert paths("m.csv?path=file") == ["a.png"]
+
+
+@pytest.mark.parametrize("separator", [b"\n", b"\0"], ids=["lines", "nul"])
+def test_a_stream_gives_its_paths_in_whatever_pieces_they_arrive(separator: bytes) -> None:
+    names = [b"a.png", b" b c.png ", "\u00e4.png".encode(), b"\xff.png", b"", b"last.png"]
+    data = separator.join(names)
+    for size in (1, 3, 1000):
+        file = io.BytesIO(data)
+        found = paths(
+            "-", stream=PathStream(lambda n, f=file, s=size: f.read(min(n, s)), separator)
+        )
+        assert [os.fsencode(path) for path in found] == [name for name in names if name]
+
+
+def test_lines_may_end_as_windows_ends_them_and_hold_newlines_between_nuls() -> None:
+    assert paths("-", stream=PathStream(io.BytesIO(b"a.png\r\nb.png\r\n").read)) == [
+        "a.png",
+        "b.png",
+    ]
+    stream = PathStream(io.BytesIO(b"a\n.png\0b.png\0").read, b"\0")
+    assert paths("-", stream=stream) == ["a\n.png", "b.png"]
+
+
+def test_a_path_is_had_before_the_next_one_is_read() -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"a.png\nb.p"
+        raise AssertionError("read too far")
+
+    source = pieces()
+    assert next(image_paths(["-"], PathStream(lambda n: next(source)))) == "a.png"
+
+
+def test_what_is_named_around_the_stream_keeps_its_place() -> None:
+    assert paths("x", "-", "y", stream=PathStream(io.BytesIO(b"s\n").read)) == ["x", "s", "y"]
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "message"),
+    [
+        ([], UsageError, "no image; expected images, folders, manifests, or - for standard input"),
+        (["-", "-"], UsageError, "- stands for standard input and can be given once"),
+        (["-"], DatasetError, "standard input holds no path"),
+        (["m.csv?label=x"], UsageError, "m.csv: images without labels take no label"),
+        (["m.csv?split=x"], DatasetError, "m.csv: holds no image of split 'x'; its splits are s"),
+        (["no.csv"], DatasetError, "no.csv: cannot be read: No such file or directory"),
+        (["g.csv"], DatasetError, "g.csv: holds no image"),
+        (["h.jsonl"], DatasetError, "h.jsonl: 2 rows cannot be used:\n  line 1: has no 'path'\n"
+         "  line 2: is not JSON: Expecting value"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_before_the_first_image(
+    folder: Path, words: list[str], kind: type[WiseftError], message: str
+) -> None:
+    (folder / "m.csv").write_text("path,split\na.png,s\n")
+    (folder / "g.csv").write_text("path\n")
+    (folder / "h.jsonl").write_text('{"file": "a"}\nx\n')
+    with pytest.raises(kind) as caught:
+        list(image_paths(words, NOTHING))
+    assert caught.value.message == message
+
+
+def test_an_empty_folder_and_a_missing_column_are_told_with_what_is_there(folder: Path) -> None:
+    with pytest.raises(DatasetError, match=r"^folder empty holds no image \(\.apng "):
+        paths("f", "empty")
+    (folder / "m.csv").write_text("file\na.png\n")
+    with pytest.raises(DatasetError) as caught:
+        paths("m.csv")
+    assert caught.value.message.endswith("  it has no column 'path'")
+    assert caught.value.hint == (
+        "the first line has 'file'; expected a header with path, or say which columns they are:"
+        " 'm.csv?path=COLUMN'"
+    )
+
+
+def test_a_binary_file_on_standard_input_is_no_list_of_paths() -> None:
+    with pytest.raises(DatasetError, match=r"^standard input is no list of paths$"):
+        paths("-", stream=PathStream(io.BytesIO(b"x" * 2**21).read))

@@ -47,6 +47,6 @@ def test_csv_reads_back_with_a_row_a_class() -> None:
 
 def test_people_get_a_line_an_image_in_columns_with_equal_names_told_apart() -> None:
     assert text_renderer(CLASSES)(PREDICTIONS) == [
-        'a.png            33.33 % crane (n1)      0.00 % a "b", c',
+        'a.png           33.33 % crane (n1)      0.00 % a "b", c',
         "x\\udcff\\n.png    -.-- % (unreadable)",
     ]

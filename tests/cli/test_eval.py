@@ -126,7 +126,8 @@ def test_a_new_reference_is_noted_in_the_file_without_a_run(
         (
             (PAIR[0], "val", "--data", "val"),
             2,
-            "error: val is a folder without a checkpoint, expected a checkpoint\nhint: did you mean `--data val`?\n",
+            "error: val is a folder without a checkpoint, expected a checkpoint\n"
+            "hint: did you mean `--data val`?\n",
         ),
         (
             (PAIR[0], "--alpha", "0.5", "--data", "val"),

@@ -20,7 +20,8 @@ from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.data.images import load_image
 from wiseft_cli.errors import CheckpointError, DatasetError, OutputError, RecipeError
 from wiseft_cli.training.batches import epoch_order
-from wiseft_cli.training.finetune import EpochReport, Listener, finetune
+from wiseft_cli.training.finetune import finetune
+from wiseft_cli.training.listener import EpochReport, Listener
 from wiseft_cli.training.plan import make_plan
 from wiseft_cli.training.recipe import Recipe, resolve
 

@@ -14,7 +14,7 @@ from wiseft_cli.training.plan import FinetunePlan, LabelledSet
 
 if TYPE_CHECKING:
     from wiseft_cli.evaluation.metrics import SetAccuracy
-    from wiseft_cli.training.finetune import EpochReport, Readiness
+    from wiseft_cli.training.listener import EpochReport, Readiness
     from wiseft_cli.training.optimization import StepReport
 
 RECENT_STEPS = 20

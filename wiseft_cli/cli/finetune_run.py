@@ -20,7 +20,8 @@ def run_with_progress(
     import torch
 
     from wiseft_cli.model.devices import resolve_device
-    from wiseft_cli.training.finetune import Listener, finetune
+    from wiseft_cli.training.finetune import finetune
+    from wiseft_cli.training.listener import Listener
 
     if threads is not None:
         torch.set_num_threads(threads)

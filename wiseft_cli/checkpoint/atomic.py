@@ -222,6 +222,18 @@ class AtomicFile:
             raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from None
 
 
+def remove_abandoned_files(folder: Path) -> None:
+    """Remove every temporary file that a killed process left in a folder.
+
+    An `AtomicFile` removes only those of its own name. This is for a folder in which names
+    follow one another, so that no later file would have the name.
+    """
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            if entry.name.startswith(".") and _TEMPORARY_MARK in entry.name:
+                _remove_if_abandoned(entry.path)
+
+
 def _remove_if_abandoned(path: str) -> None:
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)

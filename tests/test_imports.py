@@ -13,17 +13,18 @@ PACKAGE = Path(__file__).parents[1] / "wiseft_cli"
 
 MAY_IMPORT = {
     "errors": set(),
+    "processors": set(),
     "checkpoint": {"errors"},
     "prompts": {"checkpoint", "errors"},
-    "merging": {"checkpoint", "errors"},
-    "data": {"prompts", "checkpoint", "errors"},
+    "merging": {"checkpoint", "processors", "errors"},
+    "data": {"prompts", "checkpoint", "processors", "errors"},
     "reporting": {"checkpoint", "errors"},
     "model": {"prompts", "checkpoint", "errors"},
     "evaluation": {"model", "data", "reporting", "merging", "checkpoint", "errors"},
     "training": {"evaluation", "model", "data", "prompts", "checkpoint", "errors"},
     "demo": {"model", "data", "reporting", "checkpoint", "errors"},
 }
-TORCH_FREE = {"checkpoint", "prompts", "merging", "reporting", "errors"}
+TORCH_FREE = {"checkpoint", "prompts", "merging", "reporting", "processors", "errors"}
 HEAVY = {"torch", "torchvision", "open_clip", "timm"}
 COMMANDS = (
     "zeroshot-head",

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from wiseft_cli.checkpoint.page_cache import UncachedPages
 from wiseft_cli.errors import OutputError
 
 _TEMPORARY_MARK = ".wiseft-tmp-"
@@ -96,6 +97,7 @@ class AtomicFile:
         self._target = _target(path)
         self._remove_abandoned()
         self._committed = False
+        self._uncached: UncachedPages | None = None
         with self._telling_errors():
             self._open_temporary()
             # Another process may have taken the file for abandoned before it was locked.
@@ -118,16 +120,27 @@ class AtomicFile:
                 self._temporary.unlink(missing_ok=True)
         _UNFINISHED.discard(self._temporary)
         with contextlib.suppress(OSError):
+            if self._uncached:
+                self._uncached.close()
             os.close(self._descriptor)
+
+    def bypass_page_cache(self) -> None:
+        """Write whole pages straight to the disk from now on, where the file system can."""
+        self._uncached = UncachedPages(self._temporary)
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
         """Write bytes at a position; safe from several threads on ranges of their own."""
         view = memoryview(data).cast("B")
         with self._telling_errors():
-            while view.nbytes:
-                count = os.pwrite(self._descriptor, view, offset)
-                view = view[count:]
-                offset += count
+            begin, end = self._uncached.write(offset, view) if self._uncached else (0, 0)
+            self._write_cached(offset, view[:begin])
+            self._write_cached(offset + end, view[end:])
+
+    def _write_cached(self, offset: int, view: memoryview) -> None:
+        while view.nbytes:
+            count = os.pwrite(self._descriptor, view, offset)
+            view = view[count:]
+            offset += count
 
     def reserve(self, size_bytes: int) -> None:
         """Give the file its final size, so that a lack of room shows before any work is done.
@@ -147,6 +160,8 @@ class AtomicFile:
 
     def flush(self) -> None:
         """Wait until what was written so far is on the disk."""
+        if self._uncached and not self._uncached.is_refused:
+            return  # all but a few pages went there directly
         with self._telling_errors():
             # fdatasync where there is one: the file's times need not be on the disk yet.
             getattr(os, "fdatasync", os.fsync)(self._descriptor)

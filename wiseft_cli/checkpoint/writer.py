@@ -22,11 +22,14 @@ from wiseft_cli.checkpoint.card import METADATA_KEY, Card, render_card
 from wiseft_cli.checkpoint.digest import canonical_json, content_digest
 from wiseft_cli.checkpoint.dtypes import SIZES_BITS, safetensors_dtype
 from wiseft_cli.checkpoint.header import TensorInfo
+from wiseft_cli.checkpoint.page_cache import PAGE_BYTES
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
 
 _HEADER_ALIGNMENT_BYTES = 8
+_LARGE_BYTES = 64 << 20
+"""Data of a file from which its tensors begin at a page, so that they can be written by pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,19 @@ def plan_layout(specs: Sequence[TensorSpec]) -> list[TensorInfo]:
     return layout
 
 
-def render_header(layout: Sequence[TensorInfo], metadata: Mapping[str, str]) -> bytes:
-    """Return the length and the JSON header, padded with spaces to eight bytes."""
+def render_header(
+    layout: Sequence[TensorInfo],
+    metadata: Mapping[str, str],
+    *,
+    alignment: int = _HEADER_ALIGNMENT_BYTES,
+) -> bytes:
+    """Return the length and the JSON header, padded with spaces.
+
+    Args:
+        layout: The tensors in file order.
+        metadata: The entries of `__metadata__`.
+        alignment: The data begin at a multiple of so many bytes.
+    """
     members = [f'"__metadata__":{canonical_json(dict(metadata))}']
     for info in layout:
         entry = {
@@ -73,7 +87,7 @@ def render_header(layout: Sequence[TensorInfo], metadata: Mapping[str, str]) -> 
         }
         members.append(f"{canonical_json(info.name)}:{canonical_json(entry)}")
     text = ("{" + ",".join(members) + "}").encode()
-    text += b" " * (-len(text) % _HEADER_ALIGNMENT_BYTES)
+    text += b" " * (-(8 + len(text)) % alignment)
     return len(text).to_bytes(8, "little") + text
 
 
@@ -91,6 +105,8 @@ class CheckpointWriter:
         force: Whether an existing file may be replaced.
         inputs: Files that the output must not be.
         metadata: Further `__metadata__` entries to keep.
+        bypass_page_cache: Whether a large file's whole pages may go straight to the disk; the
+            bytes are the same.
 
     Raises:
         OutputError: See `AtomicFile`.
@@ -105,10 +121,14 @@ class CheckpointWriter:
         force: bool = False,
         inputs: Sequence[Path] = (),
         metadata: Mapping[str, str] | None = None,
+        bypass_page_cache: bool = False,
     ) -> None:
         self._layout = plan_layout(specs)
         self._metadata = dict(metadata or {})
         self._card = card
+        data_bytes = sum(info.nbytes for info in self._layout)
+        is_large = data_bytes >= _LARGE_BYTES
+        self._alignment = PAGE_BYTES if is_large else _HEADER_ALIGNMENT_BYTES
         header = self._render(card)
         self._header_bytes = len(header)
         self._places = {info.name: info for info in self._layout}
@@ -119,7 +139,9 @@ class CheckpointWriter:
         }
         self._file = AtomicFile(path, force=force, inputs=inputs)
         try:
-            self._file.reserve(len(header) + sum(info.nbytes for info in self._layout))
+            self._file.reserve(len(header) + data_bytes)
+            if is_large and bypass_page_cache:
+                self._file.bypass_page_cache()
         except BaseException as error:
             self._file.__exit__(type(error), error, error.__traceback__)
             raise
@@ -141,21 +163,42 @@ class CheckpointWriter:
         Tensors may take turns, each in its own order; different tensors may be written from
         different threads.
         """
+        self.write_at(self.admit(name, data), data)
+
+    def position(self, name: str) -> int:
+        """Return where in the file the tensor's next bytes go."""
+        _, position = self._unfinished.get(name, (None, 0))
+        return self._header_bytes + self._places[name].start + position
+
+    def admit(self, name: str, data: bytes | memoryview) -> int:
+        """Hash the next bytes of a tensor, and return where in the file `write_at` must put them.
+
+        With the two apart, a thread that computes need not wait for the disk. Whoever admits
+        bytes sees to it that they are written before `commit`.
+        """
         info = self._places[name]
         view = memoryview(data).cast("B")
         if not view.nbytes:
-            return
+            return self.position(name)
         digest, position = self._unfinished.pop(name, (None, 0))
         digest = digest or hashlib.sha256()
         end = position + view.nbytes
         if end > info.nbytes or name in self._sha256:
             raise ValueError(f"{name}: more than its {info.nbytes} bytes")
         digest.update(view)
-        self._file.write_at(self._header_bytes + info.start + position, view)
         if end < info.nbytes:
             self._unfinished[name] = digest, end
         else:
             self._sha256[name] = digest.hexdigest()
+        return self._header_bytes + info.start + position
+
+    def write_at(self, position: int, data: bytes | memoryview) -> None:
+        """Write bytes that were admitted; from any thread and in any order.
+
+        Raises:
+            OutputError: The disk is full or failing.
+        """
+        self._file.write_at(position, data)
 
     def flush(self) -> None:
         """Wait until what was written so far is on the disk; other threads may go on writing.
@@ -192,7 +235,7 @@ class CheckpointWriter:
 
     def _render(self, card: Card) -> bytes:
         metadata = {**self._metadata, "format": "pt", METADATA_KEY: render_card(card)}
-        return render_header(self._layout, metadata)
+        return render_header(self._layout, metadata, alignment=self._alignment)
 
 
 def write_checkpoint(

@@ -162,6 +162,7 @@ def _write_outputs(
                     force=force,
                     inputs=[*theta_0.files, *theta_1.files],
                     metadata=shared_metadata(theta_0, theta_1),
+                    bypass_page_cache=True,
                 )
             )
             for alpha, path in outputs

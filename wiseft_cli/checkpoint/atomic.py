@@ -11,7 +11,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -205,7 +204,7 @@ class AtomicFile:
         return f".{name}{_TEMPORARY_MARK}"
 
     def _open_temporary(self) -> None:
-        self._temporary = self._target.with_name(self._mark + secrets.token_hex(6))
+        self._temporary = self._target.with_name(self._mark + os.urandom(6).hex())
         _UNFINISHED.add(self._temporary)
         # 0o666 less the umask, as for any new file; mkstemp would give 0o600.
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

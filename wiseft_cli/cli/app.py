@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -16,33 +17,25 @@ import typer
 
 from wiseft_cli import __version__
 from wiseft_cli.cli.console import print_result, talk
-from wiseft_cli.cli.demo import demo
-from wiseft_cli.cli.diff import diff
-from wiseft_cli.cli.eval import eval_command
-from wiseft_cli.cli.export import export
-from wiseft_cli.cli.finetune import finetune
-from wiseft_cli.cli.inspect import inspect
-from wiseft_cli.cli.merge import merge
-from wiseft_cli.cli.plot import plot
-from wiseft_cli.cli.predict import predict
-from wiseft_cli.cli.zeroshot_head import zeroshot_head
 from wiseft_cli.errors import WiseftError
 
 EXIT_INTERRUPTED = 130
 EXIT_READER_GONE = 141
 EXIT_TERMINATED = 143
 
-app = typer.Typer(
-    name="wiseft",
-    help="Take a CLIP-like model from zero-shot to robustly fine-tuned, over safetensors files "
-    "(WiSE-FT, arXiv 2109.01903).",
-    epilog="Each command reads files, writes files and exits; results go to stdout, "
-    "talk to stderr.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+COMMANDS = {
+    "zeroshot-head": "zeroshot_head:zeroshot_head",
+    "finetune": "finetune:finetune",
+    "merge": "merge:merge",
+    "eval": "eval:eval_command",
+    "plot": "plot:plot",
+    "predict": "predict:predict",
+    "export": "export:export",
+    "inspect": "inspect:inspect",
+    "diff": "diff:diff",
+    "demo": "demo:demo",
+}
+"""Each subcommand's module in this package and its function, in the order of `--help`."""
 
 
 class Terminated(BaseException):
@@ -55,7 +48,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def wiseft(
     version: Annotated[
         bool,
@@ -67,16 +59,27 @@ def wiseft(
     """Hold the options that stand before a subcommand."""
 
 
-app.command("zeroshot-head")(zeroshot_head)
-app.command("finetune")(finetune)
-app.command("merge")(merge)
-app.command("eval")(eval_command)
-app.command("plot")(plot)
-app.command("predict")(predict)
-app.command("export")(export)
-app.command("inspect")(inspect)
-app.command("diff")(diff)
-app.command("demo")(demo)
+def build_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
+    """Return the command line with some of its subcommands.
+
+    Importing the modules of the others would be a tenth of what a small merge takes.
+    """
+    app = typer.Typer(
+        name="wiseft",
+        help="Take a CLIP-like model from zero-shot to robustly fine-tuned, over safetensors files "
+        "(WiSE-FT, arXiv 2109.01903).",
+        epilog="Each command reads files, writes files and exits; results go to stdout, "
+        "talk to stderr.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(wiseft)
+    for name in names:
+        module, function = COMMANDS[name].split(":")
+        app.command(name)(getattr(import_module(f"wiseft_cli.cli.{module}"), function))
+    return app
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,8 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pipe ends; 143 terminated. Any other failure is a defect and keeps its traceback.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    is_subcommand = bool(words) and words[0] in COMMANDS
     try:
-        app(None if arguments is None else list(arguments), prog_name="wiseft")
+        build_app(words[:1] if is_subcommand else COMMANDS)(words, prog_name="wiseft")
     except WiseftError as error:
         talk(f"error: {error.message}")
         if error.hint:

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from wiseft_cli.checkpoint.atomic import AtomicFile, check_output, write_bytes_atomically
+from wiseft_cli.checkpoint.disk_room import require_room
 from wiseft_cli.errors import OutputError
 
 WRITE_AND_WAIT = """
@@ -172,11 +173,36 @@ def test_a_lack_of_room_is_told_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = SimpleNamespace(f_bavail=3, f_frsize=4096)
-    monkeypatch.setattr(os, "fstatvfs", lambda _: disk)
+    monkeypatch.setattr(os, "statvfs", lambda _: disk)
     with pytest.raises(OutputError) as caught, AtomicFile(tmp_path / "out") as file:
         file.reserve(20_000)
     assert caught.value.message == f"{tmp_path / 'out'}: needs 20,000 bytes, and 12,288 are free"
     assert os.listdir(tmp_path) == []
+
+
+def test_outputs_on_one_disk_need_room_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SimpleNamespace(f_bavail=3, f_frsize=4096)
+    monkeypatch.setattr(os, "statvfs", lambda _: disk)
+    require_room([(tmp_path / "a", 6_000), (tmp_path / "b", 6_000)])
+    with pytest.raises(OutputError) as caught:
+        require_room([(tmp_path / name, 6_000) for name in "abc"])
+    assert caught.value.message == (
+        f"{tmp_path / 'a'} and 2 more outputs need 18,000 bytes, and 12,288 are free"
+    )
+    assert caught.value.hint == f"free space in {tmp_path}, or name another place with -o"
+
+
+@pytest.mark.parametrize("name", ["file/out", "file/deeper/out"])
+def test_a_file_in_a_folders_place_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError) as caught:
+        check_output(tmp_path / name, force=False)
+    assert caught.value.message == (
+        f"{tmp_path / name}: {tmp_path / 'file'} is a file, expected a folder"
+    )
+    assert caught.value.hint is None
 
 
 def test_a_disk_that_fills_up_while_writing_is_told(

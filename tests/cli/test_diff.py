@@ -23,14 +23,29 @@ def test_differences_and_their_likely_cause_are_shown(
     shown = run_wiseft("diff", "a", "b")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout == (
-        "common tensors: 0, differences: 4\n"
+        "common tensors: 0, differences in headers and cards: 4\n"
         "  visual.b: only in a\n"
         "  visual.w: only in a\n"
         "  module.visual.b: only in b\n"
         "  module.visual.w: only in b\n"
         "likely cause: the names in the second file begin with 'module.'; save it without that "
         "prefix\n"
+        "values: not compared; --values reads them\n"
     )
+
+
+def test_without_values_the_digests_of_two_cards_are_compared(
+    tmp_path: Path, run_wiseft: RunWiseft
+) -> None:
+    zeroshot, finetuned = write_pair(tmp_path)
+    lines = run_wiseft("diff", zeroshot, finetuned).stdout.splitlines()
+    assert lines[-1] == (
+        "values: different, by the content digests of both cards; --values shows where"
+    )
+    lines = run_wiseft("diff", zeroshot, zeroshot).stdout.splitlines()
+    assert lines[-1] == "values: equal, by the content digests of both cards"
+    shown = json.loads(run_wiseft("diff", zeroshot, finetuned, "--json").stdout)
+    assert shown["equal_content"] is False
 
 
 def test_values_are_listed_from_the_largest(tmp_path: Path, run_wiseft: RunWiseft) -> None:
@@ -38,7 +53,7 @@ def test_values_are_listed_from_the_largest(tmp_path: Path, run_wiseft: RunWisef
     write_foreign(tmp_path / "a", {"small": ones, "large": ones, "same": ones})
     write_foreign(tmp_path / "b", {"small": 1.25 * ones, "large": 3 * ones, "same": ones})
     assert run_wiseft("diff", "a", "b", "--values").stdout == (
-        "common tensors: 3, differences: 0\n"
+        "common tensors: 3, differences in headers and cards: 0\n"
         "relative L2  largest    tensor\n"
         "2            2          large\n"
         "0.25         0.25       small\n"
@@ -77,5 +92,5 @@ def test_a_pair_of_our_own_has_no_difference_but_in_values(
 ) -> None:
     zeroshot, finetuned = write_pair(tmp_path)
     shown = run_wiseft("diff", zeroshot, finetuned, "--values").stdout
-    assert shown.startswith("common tensors: 6, differences: 0\n")
+    assert shown.startswith("common tensors: 6, differences in headers and cards: 0\n")
     assert shown.endswith(f"equal to the bit: 1 of {len(tensors(0))}\n")

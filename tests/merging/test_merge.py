@@ -248,6 +248,29 @@ def test_missing_copy_takes_what_one_side_has_and_counts_it(tmp_path: Path) -> N
     assert read_all(tmp_path / "out32")["only_0"].dtype == np.float32
 
 
+def test_tensors_that_the_card_does_not_know_take_model_and_classes_from_it(
+    tmp_path: Path,
+) -> None:
+    zeroshot, finetuned = write_pair(tmp_path)
+    full = write_foreign(tmp_path / "full", {**read_all(finetuned), "text": np.ones(2, np.float32)})
+    report = merge(zeroshot, full, tmp_path / "out", "0.5", copies_missing=True)
+    card = read_card(tmp_path / "out")
+    assert (card.model, card.classes, card.role) == (None, (), "merged")
+    assert [entry.command for entry in card.history] == ["zeroshot-head", "merge"]
+    assert report.warnings == (
+        f"{full} has no wiseft card, and tensors that {zeroshot} has not (1): the result is no "
+        "classifier, and its card names no model",
+    )
+
+
+def test_a_file_merged_with_itself_is_a_warning(tmp_path: Path) -> None:
+    zeroshot, _ = write_pair(tmp_path)
+    report = merge(zeroshot, zeroshot, tmp_path / "out", "0.5")
+    assert report.warnings == (
+        f"{zeroshot} and {zeroshot} are the same file: every merge of it is itself",
+    )
+
+
 def test_types_without_arithmetic_are_copied_if_equal_and_refused_if_not(tmp_path: Path) -> None:
     packed = np.arange(6, dtype=np.uint8)
     kinds = {"q": "F4"}

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from wiseft_cli.checkpoint.disk_room import require_room
 from wiseft_cli.checkpoint.page_cache import UncachedPages
 from wiseft_cli.errors import OutputError
 
@@ -47,7 +48,12 @@ def check_output(path: Path, *, force: bool, inputs: Sequence[Path] = ()) -> Non
             f"{path}: exists already", hint="name another output with -o, or overwrite with --force"
         )
     folder = _target(path).parent
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{path}: {folder} is a file, expected a folder")
     if not folder.is_dir():
+        above = next(parent for parent in folder.parents if parent.exists())
+        if not above.is_dir():
+            raise OutputError(f"{path}: {above} is a file, expected a folder")
         raise OutputError(f"{path}: its folder {folder} does not exist", hint=f"mkdir -p {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: no permission to write in the folder {folder}")
@@ -149,13 +155,7 @@ class AtomicFile:
         """
         with self._telling_errors():
             os.ftruncate(self._descriptor, size_bytes)
-            disk = os.fstatvfs(self._descriptor)
-        free_bytes = disk.f_bavail * disk.f_frsize
-        if free_bytes < size_bytes:
-            raise OutputError(
-                f"{self.path}: needs {size_bytes:,} bytes, and {free_bytes:,} are free",
-                hint=self._room_hint,
-            )
+        require_room([(self.path, size_bytes)])
 
     def flush(self) -> None:
         """Wait until what was written so far is on the disk."""

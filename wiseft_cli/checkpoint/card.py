@@ -144,7 +144,7 @@ def parse_card(text: str, path: Path) -> Card:
                 f"{path}: its card has schema {schema}, this version reads {SCHEMA}",
                 hint="update wiseft-cli",
             )
-        if schema != SCHEMA:
+        if schema != SCHEMA or isinstance(schema, bool):
             raise TypeError(f"schema is {schema!r:.60}, expected {SCHEMA}")
         # It must be possible to write it back: no infinity, no NaN, no half of a character.
         json.dumps(document, ensure_ascii=False, allow_nan=False).encode()

@@ -12,9 +12,11 @@ from dataclasses import replace
 
 from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.source import CheckpointSource
+from wiseft_cli.checkpoint.summary import shorten
 from wiseft_cli.errors import CheckpointError, IncompatibleCheckpointsError, list_some
 from wiseft_cli.merging.causes import cause_of
 from wiseft_cli.merging.comparison import Comparison, both_interpolated, compare, describe
+from wiseft_cli.merging.provenance import card_of_result
 
 
 def require_roles_in_order(theta_0: CheckpointSource, theta_1: CheckpointSource) -> None:
@@ -39,13 +41,10 @@ def doubts_about_descent(theta_0: CheckpointSource, theta_1: CheckpointSource) -
     zero-shot model and its own fine-tuned descendant (arXiv:2109.01903, section 5).
     """
     card_0, card_1 = theta_0.card, theta_1.card
+    if theta_0.files[0].samefile(theta_1.files[0]):
+        yield f"{theta_0.path} and {theta_1.path} are the same file: every merge of it is itself"
     if card_0 is None or card_1 is None:
-        for source, other in ((theta_0, card_1), (theta_1, card_0)):
-            if source.card is None and other is not None:
-                yield (
-                    f"{source.path} has no wiseft card: its classes and model are taken to be "
-                    "those of the other file"
-                )
+        yield from _doubts_about_cards(theta_0, theta_1)
         return
     if card_0.role != "zeroshot":
         yield f"{theta_0.path} is a {card_0.role} checkpoint, expected a zero-shot one"
@@ -53,8 +52,26 @@ def doubts_about_descent(theta_0: CheckpointSource, theta_1: CheckpointSource) -
     if parents and card_0.digest not in parents:
         yield (
             f"{theta_1.path} was fine-tuned from another zero-shot checkpoint "
-            f"({_short(parents[-1])}) than {theta_0.path} ({_short(card_0.digest)})"
+            f"({shorten(parents[-1])}) than {theta_0.path} ({shorten(card_0.digest)})"
         )
+
+
+def _doubts_about_cards(theta_0: CheckpointSource, theta_1: CheckpointSource) -> Iterator[str]:
+    """Yield what becomes of the card where only one of two checkpoints has one."""
+    for source, other in ((theta_0, theta_1), (theta_1, theta_0)):
+        if source.card is not None or other.card is None:
+            continue
+        if card_of_result(theta_0, theta_1) is not None:
+            yield (
+                f"{source.path} has no wiseft card: its classes and model are taken to be "
+                "those of the other file"
+            )
+        else:
+            n_unknown = len(source.tensors.keys() - other.tensors.keys())
+            yield (
+                f"{source.path} has no wiseft card, and tensors that {other.path} has not "
+                f"({n_unknown}): the result is no classifier, and its card names no model"
+            )
 
 
 def _parents_of(card: Card) -> list[str]:
@@ -66,10 +83,6 @@ def _parents_of(card: Card) -> list[str]:
         for item in entry.inputs
         if item.role == "zeroshot"
     ]
-
-
-def _short(digest: str | None) -> str:
-    return (digest or "unknown").removeprefix("sha256:")[:12]
 
 
 def require_compatible(

@@ -16,6 +16,7 @@ from typing import Any
 
 from wiseft_cli.checkpoint.atomic import check_output
 from wiseft_cli.checkpoint.card import Card
+from wiseft_cli.checkpoint.disk_room import require_room
 from wiseft_cli.checkpoint.source import CheckpointSource, open_source
 from wiseft_cli.checkpoint.writer import CheckpointWriter
 from wiseft_cli.errors import CheckpointError, list_some
@@ -134,8 +135,8 @@ class _Merge:
 
     def card(self, alpha: Alpha, digest_0: str | None, digest_1: str | None) -> Card:
         return build_merged_card(
-            self.theta_0.card,
-            self.theta_1.card,
+            self.theta_0,
+            self.theta_1,
             alpha,
             options=self.options,
             digests=(digest_0, digest_1),
@@ -152,6 +153,7 @@ def _write_outputs(
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[MergedFile, ...]:
     theta_0, theta_1, plan = merge.theta_0, merge.theta_1, merge.plan
+    require_room([(path, sum(spec.nbytes for spec in plan.specs)) for _, path in outputs])
     with ExitStack() as opened:
         writers = [
             opened.enter_context(

@@ -24,8 +24,8 @@ from wiseft_cli.merging.alpha import Alpha
 
 
 def build_merged_card(
-    card_0: Card | None,
-    card_1: Card | None,
+    theta_0: CheckpointSource,
+    theta_1: CheckpointSource,
     alpha: Alpha,
     *,
     options: Mapping[str, Any],
@@ -33,9 +33,10 @@ def build_merged_card(
 ) -> Card:
     """Return the card of a merge.
 
-    The fine-tuned side says what the model is, the other where that side has no card; a merge of
-    two foreign files has a card without model and classes, so that its digest and history stand
-    somewhere.
+    The fine-tuned side says what the model is, the other where that side has no card. A card that
+    is silent about some of the result's tensors (two foreign files, or tensors copied to a
+    classifier from a file that has more) says nothing of model and classes, so that its digest
+    and history stand somewhere and nobody takes the result for a classifier.
 
     Args:
         options: Those beside alpha that affect the result.
@@ -47,18 +48,31 @@ def build_merged_card(
         for role, digest in zip(("zeroshot", "finetuned"), digests, strict=True)
     )
     entry = HistoryEntry("merge", __version__, {"alpha": alpha.text, **options}, inputs)
-    cards = [card for card in (card_0, card_1) if card]
+    cards = [source.card for source in (theta_0, theta_1) if source.card]
     history = (*join_histories(*cards), entry)
-    if not cards:
+    card = card_of_result(theta_0, theta_1)
+    if card is None:
         return Card(role="merged", alpha=alpha.text, history=history)
     return replace(
-        cards[-1],
+        card,
         role="merged",
         alpha=alpha.text,
         history=history,
         digest=None,
         extra=_shared([card.extra for card in cards]),
     )
+
+
+def card_of_result(theta_0: CheckpointSource, theta_1: CheckpointSource) -> Card | None:
+    """Return the card that says what a merge of the two is, None where neither can.
+
+    A card speaks for the result only if its file has every tensor that the result will have.
+    """
+    names = theta_0.tensors.keys() | theta_1.tensors.keys()
+    for source in (theta_1, theta_0):
+        if source.card is not None and len(source.tensors) == len(names):
+            return source.card
+    return None
 
 
 def shared_metadata(theta_0: CheckpointSource, theta_1: CheckpointSource) -> dict[str, str]:

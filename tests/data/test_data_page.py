@@ -77,8 +77,8 @@ def test_a_command_of_the_page_does_what_the_page_shows(
     folder: Path, block: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    for command in ("eval", "finetune"):  # no processes for a handful of images
-        monkeypatch.setattr(f"wiseft_cli.cli.{command}.default_workers", lambda: 0)
+    for module in ("eval", "finetune_run"):  # no processes for a handful of images
+        monkeypatch.setattr(f"wiseft_cli.cli.{module}.default_workers", lambda: 0)
     line, *shown = block.rstrip("\n").split("\n")
     code = main(shlex.split(line.removeprefix("$ wiseft ")))
     told = capsys.readouterr().err

@@ -15,6 +15,7 @@ from wiseft_cli.checkpoint.card import Card, HistoryEntry, closed_history
 from wiseft_cli.checkpoint.source import CheckpointSource
 
 _DIGITS_SHOWN = 12
+_LETTERS_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,11 @@ def _options(entry: HistoryEntry) -> str:
     texts = []
     for name, value in sorted(entry.options.items()):
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        texts.append(f"{name}={shorten(text) if text.startswith('sha256:') else text:.60}")
+        if text.startswith("sha256:"):
+            text = shorten(text)
+        elif len(text) > _LETTERS_SHOWN:
+            text = text[:_LETTERS_SHOWN] + "..."
+        texts.append(f"{name}={text}")
     return " ".join(texts)
 
 

@@ -227,7 +227,7 @@ def test_mistakes_are_told_where_torch_cannot_be_imported(folder):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_run_leaves_nothing_behind(folder, number, code):
+def test_a_stopped_run_saves_its_state_and_says_how_to_go_on(folder, number, code):
     words = [*WORDS, "--epochs", "100000", "--batch-size", "5", "--workers", "1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "wiseft_cli", *words, "--device", "cpu"],
@@ -246,11 +246,48 @@ def test_a_stopped_run_leaves_nothing_behind(folder, number, code):
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (code, "")
     assert "Traceback" not in err
+    names = sorted(path.name for path in (folder / "out.safetensors.state").iterdir())
+    assert re.search(
+        r"^stopped after step \d+ of 300000\n"
+        rf"the state is out\.safetensors\.state/{names[-1]}:"
+        " the same command with --resume goes on",
+        err,
+        re.MULTILINE,
+    )
     deadline = time.monotonic() + 10
     while _group_lives(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _group_lives(process.pid)
-    assert sorted(path.name for path in folder.iterdir()) == ["train", "zeroshot.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "out.safetensors.state",
+        "train",
+        "zeroshot.safetensors",
+    ]
+
+
+def test_a_state_is_gone_on_from_with_resume_and_nothing_else(folder, capsys):
+    words = [*WORDS, *QUICK, "--keep-state", "--save-every", "4"]
+    assert main(words) == 0
+    (folder / "out.safetensors").unlink()
+    capsys.readouterr()
+    assert main(words) == 1
+    assert capsys.readouterr().err == (
+        "error: out.safetensors.state: holds the state of a run that did not end"
+        " (step-00000004.safetensors)\n"
+        "hint: go on from it with --resume, or begin anew and remove it with --force\n"
+    )
+    assert main([*words, "--resume"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "out.safetensors\n"
+    assert "resume   after step 4, from out.safetensors.state/step-00000004.safetensors\n" in err
+    assert main([*words, "--resume"]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == (
+        "out.safetensors\n",
+        "out.safetensors is there already, made by this very run\n",
+    )
+    assert main([*WORDS, *QUICK, "--force"]) == 0
+    assert not (folder / "out.safetensors.state").exists()
 
 
 def _group_lives(group: int) -> bool:

@@ -145,7 +145,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched():
         run(model, recipe)
     assert caught.value.message == (
         "training diverged at step 1 of 4 (epoch 1): loss nan, gradient norm nan,"
-        " expected both finite; nothing was written"
+        " expected both finite; no checkpoint was written"
     )
     assert caught.value.hint == "lower --lr (now 0.01) or lengthen --warmup (now 0 steps)"
     assert torch.equal(weights(model).nan_to_num(), before.nan_to_num())

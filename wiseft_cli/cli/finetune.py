@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from wiseft_cli.cli import finetune_options as options
-from wiseft_cli.cli.console import print_json, print_result
+from wiseft_cli.cli.console import print_json, print_result, talk
 from wiseft_cli.cli.finetune_recipe import check_device_name
 from wiseft_cli.errors import UsageError
 
@@ -42,6 +42,9 @@ def finetune(
     device: options.Device = "auto",
     workers: options.Workers = None,
     threads: options.Threads = None,
+    resume: options.Resume = False,
+    save_every: options.SaveEvery = None,
+    keep_state: options.KeepState = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -66,7 +69,10 @@ def finetune(
     from wiseft_cli.cli.finetune_report import tell_plan
     from wiseft_cli.cli.finetune_run import run_with_progress
     from wiseft_cli.training.plan import make_plan
+    from wiseft_cli.training.save_interval import Saving, parse_save_interval
+    from wiseft_cli.training.starting import find_start
 
+    interval = parse_save_interval(save_every)
     plan = make_plan(
         parent=zeroshot,
         train=train,
@@ -74,9 +80,22 @@ def finetune(
         output=output,
         recipe=recipe,
         force=force,
+        resume=resume,
     )
+    start = find_start(plan, resume=resume, threads=threads)
+    if start.digest is not None:
+        talk(f"{plan.output} is there already, made by this very run")
+        _print_result(plan, start.digest, as_json=as_json)
+        return
     tell_plan(plan)
-    digest = run_with_progress(plan, device=device, workers=workers, threads=threads)
+    digest = run_with_progress(
+        plan,
+        start,
+        device=device,
+        workers=workers,
+        threads=threads,
+        saving=Saving(interval, keep=keep_state),
+    )
     _print_result(plan, digest, as_json=as_json)
 
 

@@ -161,5 +161,26 @@ Workers = Annotated[
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads of torch.", show_default="torch's choice")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on from the newest state of this run, or begin where there is none.",
+    ),
+]
+SaveEvery = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STEPS|TIME|never",
+        help="Save the state of the run each so many steps (3) or minutes (10m; also s and h).",
+        show_default="each 10 minutes, and each epoch where that takes at most 1 % of the time",
+    ),
+]
+KeepState = Annotated[
+    bool, typer.Option("--keep-state", help="Keep the last states after the run has ended.")
+]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Overwrite an existing output, and remove a state."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

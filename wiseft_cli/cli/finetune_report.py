@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from wiseft_cli.evaluation.metrics import SetAccuracy
     from wiseft_cli.training.listener import EpochReport, Readiness
     from wiseft_cli.training.optimization import StepReport
+    from wiseft_cli.training.starting import Start
 
 RECENT_STEPS = 20
 """Steps over which images per second are averaged."""
@@ -78,6 +79,19 @@ class Reporter:
         self._plan = plan
         self._advance = advance
         self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT_STEPS)
+
+    def tell_start(self, start: Start) -> None:
+        """Say at which step the run begins, and move the bar there."""
+        for warning in start.warnings:
+            warn(warning)
+        if start.state is None:
+            return
+        steps_done = start.state.record.steps_done
+        talk(f"resume   after step {steps_done}, from {start.state.path}")
+        recipe = self._plan.recipe
+        epochs, steps = divmod(steps_done, recipe.steps_per_epoch)
+        n_images = epochs * recipe.n_images + min(steps * recipe.batch_size, recipe.n_images)
+        self._advance(n_images, note=f"after step {steps_done}")
 
     def tell_readiness(self, ready: Readiness) -> None:
         """Say what trains, where, and in which precision."""

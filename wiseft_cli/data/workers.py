@@ -6,9 +6,11 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator
+from types import FrameType
 from typing import TypeVar
 
 from wiseft_cli.errors import DatasetError
+from wiseft_cli.processors import usable_processors
 
 Batch = TypeVar("Batch")
 
@@ -18,15 +20,12 @@ MAX_DEFAULT_WORKERS = 8
 
 def default_workers() -> int:
     """Return the CPUs this process may use, at most eight; none beside a single CPU."""
-    if not hasattr(os, "sched_getaffinity"):  # not on macOS
-        usable = os.cpu_count() or 1
-    else:
-        usable = len(os.sched_getaffinity(0))
+    usable = usable_processors()
     return min(usable, MAX_DEFAULT_WORKERS) if usable > 1 else 0
 
 
 def leave_signals_to_the_parent(_worker: int) -> None:
-    """Make a worker ignore Ctrl-C, end silently at SIGTERM, and print nothing of its own.
+    """Make a worker ignore Ctrl-C, end silently at a second SIGTERM, and print nothing of its own.
 
     The `worker_init_fn` of every loader: the parent speaks for both.
 
@@ -35,10 +34,16 @@ def leave_signals_to_the_parent(_worker: int) -> None:
     that dies by the signal makes torch raise in the parent while that is leaving already.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    # The first SIGTERM is for the parent, which may need images for the step it is at, and then
+    # ends its workers without one; torch sends a SIGTERM only to a worker that did not listen.
+    signal.signal(signal.SIGTERM, _end_next_time)
     # Exceptions of the dataset travel to the parent; what would be printed here is only the
     # thread that hands tensors over, when the parent left in the middle of it.
     sys.excepthook = lambda *_: None
+
+
+def _end_next_time(_number: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 def telling_dead_workers(batches: Iterable[Batch], workers: int) -> Iterator[Batch]:

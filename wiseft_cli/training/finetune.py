@@ -6,20 +6,38 @@ are `plan.py`, the loop is `loop.py`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from wiseft_cli.checkpoint.writer import write_checkpoint
-from wiseft_cli.errors import CheckpointError
+from wiseft_cli.errors import CheckpointError, RecipeError
 from wiseft_cli.model.classifier import load_classifier, state_arrays
 from wiseft_cli.training.finetuned_card import finetuned_card
-from wiseft_cli.training.listener import Listener
-from wiseft_cli.training.loop import train
-from wiseft_cli.training.modes import refuse_single_image_batch_norm
+from wiseft_cli.training.listener import Listener, Readiness
+from wiseft_cli.training.loop import Placement, train
+from wiseft_cli.training.modes import refuse_single_image_batch_norm, select_trained
+from wiseft_cli.training.optimization import build_optimizer
 from wiseft_cli.training.plan import FinetunePlan
-from wiseft_cli.training.precision import deterministic_algorithms, enable_grad_checkpointing
+from wiseft_cli.training.precision import (
+    build_scaler,
+    deterministic_algorithms,
+    enable_grad_checkpointing,
+)
+from wiseft_cli.training.save_interval import Saving
+from wiseft_cli.training.saver import StateSaver
+from wiseft_cli.training.starting import Start, find_start
+from wiseft_cli.training.state import Run, restore_state, state_bytes
+from wiseft_cli.training.state_folder import (
+    FoundState,
+    check_room,
+    remove_newer_states,
+    remove_states,
+)
+from wiseft_cli.training.stopping import StopRequest
 
 
 @dataclass(frozen=True)
@@ -30,23 +48,44 @@ class Finetuned:
     digest: str
 
 
+@dataclass(frozen=True)
+class Stopped:
+    """A run that was asked to end before its last step.
+
+    Attributes:
+        steps_done: Optimizer steps behind it.
+        state: The state to go on from; None where none was saved.
+    """
+
+    steps_done: int
+    state: Path | None
+
+
 def finetune(
     plan: FinetunePlan,
     *,
     device: torch.device,
     workers: int,
+    threads: int | None = None,
+    start: Start | None = None,
+    saving: Saving | None = None,
+    stop: StopRequest | None = None,
     listener: Listener | None = None,
-) -> Finetuned:
+) -> Finetuned | Stopped:
     """Run a plan and write the fine-tuned checkpoint.
 
     On the CPU the file's bytes depend on the plan, torch's version and thread count, and the
-    kind of CPU; not on `workers`, validation sets or the listener. torch's global random state
-    is left as it was.
+    kind of CPU; not on `workers`, validation sets, the listener, or whether the run was broken
+    off and went on from a state. torch's global random state is left as it was.
 
     Args:
         plan: What `make_plan` settled.
         device: Where the model computes.
         workers: Processes that decode images; 0 decodes in this one.
+        threads: CPU threads of torch; those of the state, or torch's choice, where None.
+        start: From `find_start`; the first step where None.
+        saving: When states are saved; never where None.
+        stop: Notes Ctrl-C and SIGTERM while steps are taken; where None they act as they do.
         listener: Whom to tell how it goes.
     Raises:
         CheckpointError: The parent is not the classifier its card describes.
@@ -54,23 +93,84 @@ def finetune(
         RecipeError: Training diverged, or BatchNorm would see a single image.
         OutputError: The checkpoint cannot be written.
     """
-    classifier, card = load_classifier(plan.parent, device=device)
-    if plan.recipe.grad_checkpointing:
-        enable_grad_checkpointing(classifier)
-    if card != plan.card:
-        raise CheckpointError(f"{plan.parent}: was changed while it was read")
-    refuse_single_image_batch_norm(classifier, plan.recipe)
+    start = start or find_start(plan, resume=False, threads=threads)
+    saving, listener = saving or Saving(), listener or Listener()
+    threads = threads or (start.state.record.threads if start.state else None)
+    if threads:
+        torch.set_num_threads(threads)
+    run = _open_run(plan, device)
+    _check_room(plan, run, saving)
+    n_parameters = sum(parameter.numel() for parameter in run.trained.values())
+    listener.on_ready(Readiness(len(run.trained), n_parameters, device))
     devices = [device] if device.type == "cuda" else []
+    saver = StateSaver(plan, saving, run, on_warning=listener.on_warning)
     with (
         torch.random.fork_rng(devices=devices),
         deterministic_algorithms(plan.recipe.deterministic, device),
     ):
-        train(classifier, plan, device=device, workers=workers, listener=listener or Listener())
+        if start.state is None:
+            remove_states(plan.output)
+        else:
+            _go_on(run, start.state)
+        place = Placement(device, workers)
+        with _naming_state(saver):
+            is_done = train(run, plan, place, listener=listener, saver=saver, stop=stop)
+        if not is_done:
+            return Stopped(run.steps_done, saver.newest)
     digest = write_checkpoint(
         plan.output,
-        state_arrays(classifier),
+        state_arrays(run.classifier),
         finetuned_card(plan),
         force=plan.force,
         inputs=[plan.parent],
     )
+    saver.finish()
     return Finetuned(plan.output, digest)
+
+
+@contextmanager
+def _naming_state(saver: StateSaver) -> Iterator[None]:
+    """Say in the hint of a run that failed where its last good state is."""
+    try:
+        yield
+    except RecipeError as error:
+        if saver.newest:
+            error.hint = f"{error.hint}; the last good state is {saver.newest}"
+        raise
+
+
+def _open_run(plan: FinetunePlan, device: torch.device) -> Run:
+    """Return the run at its first step."""
+    recipe = plan.recipe
+    classifier, card = load_classifier(plan.parent, device=device)
+    if card != plan.card:
+        raise CheckpointError(f"{plan.parent}: was changed while it was read")
+    if recipe.grad_checkpointing:
+        enable_grad_checkpointing(classifier)
+    refuse_single_image_batch_norm(classifier, recipe)
+    for tensor in (*classifier.parameters(), *classifier.buffers()):
+        # Into torch's own memory: the last bits of a sum depend on where in memory it begins.
+        tensor.data = tensor.data.clone()
+    trained = select_trained(classifier, recipe.freeze)
+    return Run(classifier, build_optimizer(trained, recipe), build_scaler(recipe.precision, device))
+
+
+def _check_room(plan: FinetunePlan, run: Run, saving: Saving) -> None:
+    tensors = run.classifier.state_dict().values()
+    check_room(
+        plan.output,
+        state_bytes=0 if saving.interval.is_never else state_bytes(run),
+        output_bytes=sum(tensor.nbytes for tensor in tensors),
+    )
+
+
+def _go_on(run: Run, state: FoundState) -> None:
+    restore_state(state.path, run)
+    remove_newer_states(state)
+    record = state.record
+    run.steps_done, run.loss_sum, run.n_images = (
+        record.steps_done,
+        record.loss_sum,
+        record.n_images,
+    )
+    run.scaler.load_state_dict(dict(record.scaler))

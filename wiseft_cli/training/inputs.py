@@ -26,16 +26,26 @@ def open_inputs(
     classifier: ImageClassifier,
     plan: FinetunePlan,
     *,
+    first_step: int,
     device: torch.device,
     workers: int,
     listener: Listener,
 ) -> tuple[Callable[[torch.Tensor], torch.Tensor], Batches]:
-    """Return the part of the model that is run in each step, and what it is run on."""
+    """Return the part of the model that is run in each step, and what it is run on.
+
+    Args:
+        classifier: On the device, in the modes of training.
+        plan: What is trained, on what.
+        first_step: The step to begin with.
+        device: Where the model computes.
+        workers: Processes that decode images.
+        listener: Told of features that were computed.
+    """
     recipe = plan.recipe
     augment = cast(Literal["crop", "none"], recipe.augment)
     transform = train_transform(plan.card.preprocess or {}, augment=augment)
     images = ImageDataset(plan.train.images, plan.train.targets, transform)
-    draws = MicroBatches(recipe)
+    draws = MicroBatches(recipe, first_step=first_step)
     if recipe.freeze != "encoder":
         return logits_in(recipe.precision, classifier, device), load_batches(
             images, draws, seed=recipe.seed, workers=workers, device=device

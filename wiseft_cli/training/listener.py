@@ -45,9 +45,11 @@ class Listener:
             (`freeze: encoder` only).
         on_step: After each optimizer step.
         on_epoch: Before the first epoch and after each.
+        on_warning: With a sentence on what went wrong, though the run goes on.
     """
 
     on_ready: Callable[[Readiness], None] = lambda _: None
     on_encoded: Callable[[int], None] = lambda _: None
     on_step: Callable[[StepReport], None] = lambda _: None
     on_epoch: Callable[[EpochReport], None] = lambda _: None
+    on_warning: Callable[[str], None] = lambda _: None

@@ -1,4 +1,4 @@
-"""The loop of a run: step after step, and the validation sets between epochs.
+"""The loop of a run: step after step, the validation sets between epochs, and states on the way.
 
 Nothing here chooses by a validation set: accuracies are reported, and training goes on. The
 arithmetic of a step is `optimization.py`.
@@ -6,66 +6,142 @@ arithmetic of a step is `optimization.py`.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import dataclass
+
 import torch
 
 from wiseft_cli.evaluation.accuracy import evaluate_image_set
-from wiseft_cli.model.classifier import ImageClassifier
 from wiseft_cli.training.inputs import open_inputs
-from wiseft_cli.training.listener import EpochReport, Listener, Readiness
-from wiseft_cli.training.modes import select_trained, set_training_modes
-from wiseft_cli.training.optimization import build_optimizer, run_steps
+from wiseft_cli.training.listener import EpochReport, Listener
+from wiseft_cli.training.modes import set_training_modes
+from wiseft_cli.training.optimization import StepReport, run_steps
 from wiseft_cli.training.plan import FinetunePlan
+from wiseft_cli.training.saver import StateSaver
+from wiseft_cli.training.state import Run
+from wiseft_cli.training.stopping import StopRequest
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a run computes.
+
+    Attributes:
+        device: Of this process.
+        workers: Processes that decode images for it; 0 decodes in this one.
+    """
+
+    device: torch.device
+    workers: int
 
 
 def train(
-    classifier: ImageClassifier,
+    run: Run,
     plan: FinetunePlan,
+    place: Placement,
     *,
-    device: torch.device,
-    workers: int,
     listener: Listener,
-) -> None:
+    saver: StateSaver,
+    stop: StopRequest | None = None,
+) -> bool:
+    """Take the steps that are left of a run.
+
+    Args:
+        run: Fresh, or at the step of a state.
+        plan: What is trained, on what.
+        place: Where.
+        listener: Whom to tell.
+        saver: Of the run's states.
+        stop: Signals are noted there from the first step on; None leaves them alone.
+    Returns:
+        Whether all steps were taken; otherwise somebody wanted to stop, and the state is saved.
+    Raises:
+        DatasetError: An image cannot be read.
+        RecipeError: Training diverged.
+    """
     recipe = plan.recipe
-    trained = select_trained(classifier, recipe.freeze)
-    listener.on_ready(Readiness(len(trained), sum(p.numel() for p in trained), device))
-    listener.on_epoch(_report(classifier, plan, 0, None, device=device, workers=workers))
-    set_training_modes(classifier, freeze=recipe.freeze, batch_norm=recipe.batch_norm)
+    if _is_between_epochs(run, plan):
+        _report(run, plan, place, listener)
+    set_training_modes(run.classifier, freeze=recipe.freeze, batch_norm=recipe.batch_norm)
     logits_of, batches = open_inputs(
-        classifier, plan, device=device, workers=workers, listener=listener
+        run.classifier,
+        plan,
+        first_step=run.steps_done,
+        device=place.device,
+        workers=place.workers,
+        listener=listener,
     )
-    optimizer = build_optimizer(trained, recipe)
-    loss_sum, n_images = 0.0, 0
-    for step in run_steps(logits_of, optimizer, batches, recipe, device=device):
-        listener.on_step(step)
-        loss_sum += step.loss * step.n_images
-        n_images += step.n_images
-        if step.ends_epoch:
-            mean_loss = loss_sum / n_images if n_images else None
-            loss_sum, n_images = 0.0, 0
-            listener.on_epoch(
-                _report(classifier, plan, step.epoch + 1, mean_loss, device=device, workers=workers)
-            )
+    steps = run_steps(
+        logits_of,
+        run.optimizer,
+        batches,
+        recipe,
+        device=place.device,
+        first_step=run.steps_done,
+        scaler=run.scaler,
+        stop=lambda: bool(stop),
+    )
+    with nullcontext() if stop is None else stop:
+        for step in steps:
+            _count(run, step, plan)
+            listener.on_step(step)
+            if not step.is_stopped:
+                saver.save_if_due(run, ends_epoch=step.ends_epoch)
+            if step.is_stopped or (
+                step.ends_epoch and not _report(run, plan, place, listener, stop)
+            ):
+                saver.save(run)
+                return False
+    return True
+
+
+def _is_between_epochs(run: Run, plan: FinetunePlan) -> bool:
+    ends_epoch = run.steps_done % plan.recipe.steps_per_epoch == 0
+    return ends_epoch or run.steps_done == plan.recipe.steps
+
+
+def _count(run: Run, step: StepReport, plan: FinetunePlan) -> None:
+    if step.step % plan.recipe.steps_per_epoch == 0:
+        run.loss_sum, run.n_images = 0.0, 0
+    run.steps_done = step.step + 1
+    run.loss_sum += step.loss * step.n_images
+    run.n_images += step.n_images
+
+
+class _StopWishedError(Exception):
+    """Somebody wants to stop in the middle of an evaluation."""
 
 
 def _report(
-    classifier: ImageClassifier,
+    run: Run,
     plan: FinetunePlan,
-    epochs_done: int,
-    mean_loss: float | None,
-    *,
-    device: torch.device,
-    workers: int,
-) -> EpochReport:
-    accuracies = tuple(
-        evaluate_image_set(
-            classifier,
-            labelled.images,
-            labelled.join,
-            plan.card.preprocess or {},
-            batch_size=plan.recipe.micro_batch_size,
-            workers=workers,
-            device=device,
+    place: Placement,
+    listener: Listener,
+    stop: StopRequest | None = None,
+) -> bool:
+    """Tell the epoch's loss and accuracies, and return False where that was to be stopped."""
+
+    def look_up(_n_images: int) -> None:
+        if stop:
+            raise _StopWishedError
+
+    try:
+        accuracies = tuple(
+            evaluate_image_set(
+                run.classifier,
+                labelled.images,
+                labelled.join,
+                plan.card.preprocess or {},
+                batch_size=plan.recipe.micro_batch_size,
+                workers=place.workers,
+                device=place.device,
+                on_progress=look_up,
+            )
+            for labelled in plan.val
         )
-        for labelled in plan.val
-    )
-    return EpochReport(epochs_done, mean_loss, accuracies)
+    except _StopWishedError:
+        return False
+    mean_loss = run.loss_sum / run.n_images if run.n_images else None
+    epochs_done = -(-run.steps_done // plan.recipe.steps_per_epoch)
+    listener.on_epoch(EpochReport(epochs_done, mean_loss, accuracies))
+    return True

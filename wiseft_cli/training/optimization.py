@@ -38,6 +38,7 @@ class StepReport:
         grad_norm: Global norm of the gradient, before clipping.
         lr: Learning rate of the update.
         skipped: Whether no update was made: fp16 gradients overflowed, or no image was readable.
+        is_stopped: Whether somebody wants the run to end with this step.
     """
 
     step: int
@@ -48,6 +49,7 @@ class StepReport:
     grad_norm: float
     lr: float
     skipped: bool = False
+    is_stopped: bool = False
 
 
 def build_optimizer(
@@ -72,6 +74,7 @@ def run_steps(
     device: torch.device,
     first_step: int = 0,
     scaler: torch.amp.GradScaler | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepReport]:
     """Take the optimizer steps of a run one by one, as the reports are asked for.
 
@@ -89,6 +92,7 @@ def run_steps(
         device: Where the model computes.
         first_step: The step to begin with.
         scaler: From `build_scaler`; a new one where None.
+        stop: Asked in each step whether it is to be the last one.
     Yields:
         A report after each step.
     Raises:
@@ -129,6 +133,7 @@ def run_steps(
             grad_norm=grad_norm,
             lr=lr,
             skipped=overflow or not sums.n_images,
+            is_stopped=stop(),
         )
 
 
@@ -218,7 +223,7 @@ def _refuse_divergence(loss: float, grad_norm: float, step: int, recipe: Resolve
     epoch = step // recipe.steps_per_epoch
     raise RecipeError(
         f"training diverged at step {step + 1} of {recipe.steps} (epoch {epoch + 1}):"
-        f" loss {loss}, gradient norm {grad_norm}, expected both finite; nothing was written",
+        f" loss {loss}, gradient norm {grad_norm}, expected both finite; no checkpoint was written",
         hint=f"lower --lr (now {recipe.lr:g}) or lengthen --warmup"
         f" (now {recipe.warmup_steps} steps)",
     )

@@ -78,6 +78,7 @@ def make_plan(
     output: Path,
     recipe: Recipe,
     force: bool = False,
+    resume: bool = False,
 ) -> FinetunePlan:
     """Check the inputs and the output of a run and settle its recipe.
 
@@ -88,6 +89,7 @@ def make_plan(
         output: Where the fine-tuned checkpoint is to go.
         recipe: What the person chose.
         force: Whether an existing output may be replaced.
+        resume: Whether there may be one, of this very run; `find_start` tells.
     Raises:
         OutputError: The output must not be written.
         CheckpointError: The parent is no checkpoint with a model and classes.
@@ -95,7 +97,7 @@ def make_plan(
         DatasetError: A set cannot be listed, or a label is no class of the head.
         RecipeError: The recipe does not fit the training set.
     """
-    check_output(output, force=force, inputs=[parent])
+    check_output(output, force=force or resume, inputs=[parent])
     card, parent_digest = _read_parent_card(parent)
     train_set = _join(open_image_set(train, option="--train"), card)
     require_one_class(train_set.images, train_set.join)

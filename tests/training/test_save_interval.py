@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+
+from wiseft_cli.errors import UsageError
+from wiseft_cli.training.save_interval import (
+    DEFAULT_INTERVAL,
+    NEVER,
+    SaveInterval,
+    SaveSchedule,
+    parse_save_interval,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "interval"),
+    [
+        (None, DEFAULT_INTERVAL),
+        ("3", SaveInterval(steps=3)),
+        ("90s", SaveInterval(seconds=90)),
+        ("10m", SaveInterval(seconds=600)),
+        ("2h", SaveInterval(seconds=7200)),
+        ("never", NEVER),
+    ],
+)
+def test_an_interval_is_steps_or_a_time(text, interval):
+    assert parse_save_interval(text) == interval
+
+
+@pytest.mark.parametrize("text", ["", "0", "0m", "-3", "1.5", "10 m", "10d", "often"])
+def test_anything_else_is_refused(text):
+    with pytest.raises(UsageError) as caught:
+        parse_save_interval(text)
+    assert caught.value.message == (
+        f"--save-every {text!r}, expected steps such as 3, a time such as 90s, 10m or 2h, or never"
+    )
+
+
+def due(schedule: SaveSchedule, step: int, now: float, *, ends_epoch: bool = False) -> bool:
+    return schedule.is_due(step, ends_epoch=ends_epoch, now=now)
+
+
+def test_steps_are_counted_from_the_beginning_of_the_run():
+    schedule = SaveSchedule(SaveInterval(steps=3), state_bytes=1, now=0)
+    assert [step for step in range(1, 10) if due(schedule, step, 0)] == [3, 6, 9]
+
+
+def test_time_is_counted_from_the_last_state():
+    schedule = SaveSchedule(SaveInterval(seconds=60), state_bytes=1, now=0)
+    assert not due(schedule, 1, 59)
+    assert due(schedule, 2, 60)
+    schedule.note_saved(began=60, ended=65)
+    assert not due(schedule, 3, 124)
+    assert due(schedule, 4, 125)
+
+
+def test_the_end_of_an_epoch_is_left_out_where_saving_would_cost_more_than_a_hundredth():
+    schedule = SaveSchedule(DEFAULT_INTERVAL, state_bytes=250_000_000, now=0)  # a second
+    assert not due(schedule, 10, 99, ends_epoch=True)
+    assert due(schedule, 20, 100, ends_epoch=True)
+    schedule.note_saved(began=100, ended=102)  # two, as it turns out
+    assert not due(schedule, 30, 399, ends_epoch=True)
+    assert due(schedule, 40, 400, ends_epoch=True)
+
+
+def test_never_is_never():
+    schedule = SaveSchedule(NEVER, state_bytes=0, now=0)
+    assert not due(schedule, 10, 1e9, ends_epoch=True)

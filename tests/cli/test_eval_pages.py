@@ -70,10 +70,13 @@ def test_the_commands_of_the_page_run(
     monkeypatch.setattr("wiseft_cli.cli.eval.default_workers", lambda: 0)
     page = (DOCS / "evaluation.md").read_text()
     commands = re.findall(r"^\$ wiseft (.*)$", page, re.M)
-    assert len(commands) == 3
+    assert len(commands) == 5
+    (models,) = re.findall(r"^```text\n(model,.*?)^```$", page, re.M | re.S)
+    (folder / "models.csv").write_text(models)
     for command in commands:
         assert main(shlex.split(command)) == 0, capsys.readouterr().err
     assert (folder / "best.safetensors").exists()
+    assert (folder / "curve.png").exists()
     assert (folder / "predictions" / "thin.zeroshot.jsonl").exists()
 
 

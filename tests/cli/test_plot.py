@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -60,9 +61,34 @@ def test_plot_runs_where_torch_cannot_be_imported(results: Path, tmp_path: Path)
             "error: old.png: is also an input (old.png)\n",
         ),
         (["old.png", "-o", "c.png"], 1, "error: old.png, line 1: no results line: "),
+        (
+            ["r.jsonl", "-o", "c.png", "--shifts", "a,,b"],
+            2,
+            "error: --shifts 'a,,b': expected names with commas between them\n",
+        ),
+        (
+            ["r.jsonl", "-o", "c.png", "--baseline-csv", "old.png"],
+            1,
+            "error: old.png: its header lacks model, val, shift-a or shift-b; it has old\n",
+        ),
+        (
+            ["r.jsonl", "-o", "old.csv", "--baseline-csv", "old.csv", "--force"],
+            2,
+            "error: -o old.csv: expected a name ending in .png, .svg, .pdf\n",
+        ),
         (["one.jsonl", "-o", "c.png"], 1, "error: the results hold one set, 'val', and no distr"),
     ],
-    ids=["format", "missing", "exists", "input", "no-results", "no-shift"],
+    ids=[
+        "format",
+        "missing",
+        "exists",
+        "input",
+        "no-results",
+        "shifts",
+        "csv",
+        "csv-out",
+        "no-shift",
+    ],
 )
 def test_mistakes_are_one_message_and_write_nothing(
     results: Path, run_wiseft: RunWiseft, words: list[str], code: int, message: str
@@ -86,3 +112,24 @@ def test_left_out_weights_are_told_and_force_overwrites(
     assert done.returncode == 0
     assert done.stderr.startswith("warning: zeroshot to finetuned at alpha 0.9 is left out")
     assert (results.parent / "c.svg").read_text().startswith("<?xml")
+
+
+def test_baselines_give_effective_robustness(results: Path, run_wiseft: RunWiseft) -> None:
+    table = "model,val,shift-a,shift-b\nA,0.2,0.2,0.2\nB,0.9,0.9,\n"
+    (results.parent / "models.csv").write_text(table)
+    words = ("plot", results, "-o", "c.png", "--baseline-csv", "models.csv")
+    done = run_wiseft(*words)
+    assert (done.returncode, done.stdout) == (0, "c.png\n")
+    lines = done.stderr.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "warning",
+        "warning",
+        "effective robustness on shift-a, in points",
+    ]
+    assert "at alpha 0.5 (oracle) -19.00" in lines[-1]
+    done = run_wiseft(*words, "--force", "--json", "--shifts", "shift-a", "--scale", "linear")
+    document = json.loads(done.stdout)
+    assert (document["output"], document["scale"]) == ("c.png", "linear")
+    (panel,) = document["panels"]
+    assert panel["baseline_fit"]["slope"] == pytest.approx(1.0)
+    assert panel["points"][2]["effective_robustness"] == pytest.approx(0.58 - 0.77)

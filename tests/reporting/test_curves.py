@@ -7,6 +7,7 @@ import pytest
 from tests.reporting.lines import FINETUNED, digest, line, sweep_lines
 from wiseft_cli.errors import ResultsError
 from wiseft_cli.reporting.curves import collect_curves
+from wiseft_cli.reporting.results import Metric
 
 
 def test_points_are_reference_against_the_mean_of_the_shifts_by_rising_alpha() -> None:
@@ -86,3 +87,32 @@ def test_the_same_weights_on_changed_data_are_refused() -> None:
         "the results hold several measurements of the same weights:\n"
         "  zeroshot to finetuned at alpha 0 on 'val'"
     )
+
+
+def test_shifts_can_be_chosen_and_only_from_the_results() -> None:
+    data = collect_curves(sweep_lines(), shifts=["shift-b"])
+    assert data.shifts == ("shift-b",)
+    assert [round(point.shift, 6) for point in data.curves[0]] == [0.4, 0.47, 0.5, 0.48, 0.38]
+    with pytest.raises(ResultsError, match="--shifts sketch: not in the results: val, shift-a, "):
+        collect_curves(sweep_lines(), shifts=["shift-a", "sketch"])
+    with pytest.raises(ResultsError, match="--shifts val: is the reference, not a shift"):
+        collect_curves(sweep_lines(), shifts=["val"])
+
+
+def test_a_set_with_two_primary_metrics_is_refused() -> None:
+    other = [
+        replace(line, primary="macro_f1", metrics={"macro_f1": Metric(0.5)}, alpha="0.9")
+        for line in sweep_lines()[1:2]
+    ]
+    with pytest.raises(ResultsError, match="shift-a: macro_f1, top1"):
+        collect_curves([*sweep_lines(), *other])
+
+
+def test_an_output_ensemble_is_a_point_of_its_own() -> None:
+    lines = [
+        replace(line, ensemble=True, alpha=None) for line in sweep_lines() if line.alpha == "0.5"
+    ]
+    data = collect_curves([*sweep_lines(), *lines])
+    (single,) = data.singles
+    assert single.name == "output ensemble of zeroshot and finetuned"
+    assert len(data.curves[0]) == 5

@@ -184,6 +184,16 @@ def test_mistakes_are_one_message(
     assert not (room / "r.jsonl").exists()
 
 
+def test_an_error_ends_the_processes_that_decode(room: Path, run_wiseft: RunWiseft) -> None:
+    for at in range(40):  # more than are decoded by the time of the error
+        (room / "val" / LABELS[0] / f"{at}.bad.png").write_text("no picture")
+    done = run_wiseft("eval", PAIR[0], "--data", "val", "--workers", "2", "--batch-size", "2")
+    assert (done.returncode, done.stdout) == (1, "")  # and it has ended at all
+    assert done.stderr.startswith("error: image set 'val': ")
+    assert "hint: replace or remove the files" in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
 def test_max_bad_leaves_unreadable_images_out(room: Path, run_here: Callable[..., Done]) -> None:
     (room / "val" / "n03" / "2.png").write_bytes(b"damaged")
     words = ("eval", PAIR[0], "--data", "val", "--workers", "2")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -16,6 +20,9 @@ Batch = TypeVar("Batch")
 
 MAX_DEFAULT_WORKERS = 8
 """More decode faster than most models compute, and each costs memory."""
+
+_END = signal.SIGUSR2
+"""What ends a worker at once: nobody else sends it, unlike SIGTERM."""
 
 
 def default_workers() -> int:
@@ -37,6 +44,7 @@ def leave_signals_to_the_parent(_worker: int) -> None:
     # The first SIGTERM is for the parent, which may need images for the step it is at, and then
     # ends its workers without one; torch sends a SIGTERM only to a worker that did not listen.
     signal.signal(signal.SIGTERM, _end_next_time)
+    signal.signal(_END, lambda *_: os._exit(0))
     # Exceptions of the dataset travel to the parent; what would be printed here is only the
     # thread that hands tensors over, when the parent left in the middle of it.
     sys.excepthook = lambda *_: None
@@ -44,6 +52,23 @@ def leave_signals_to_the_parent(_worker: int) -> None:
 
 def _end_next_time(_number: int, _frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+
+@functools.cache
+def _end_workers_at_exit() -> None:
+    """End workers that are left when this process ends, as after an error amid a loader.
+
+    multiprocessing would send each of them one SIGTERM, the one that they pass over, and wait for
+    ever. Handlers run in reverse order, so this one, registered after its own, comes first.
+    """
+    atexit.register(_end_workers)
+
+
+def _end_workers() -> None:
+    for child in multiprocessing.active_children():
+        if child.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, _END)
 
 
 def telling_dead_workers(batches: Iterable[Batch], workers: int) -> Iterator[Batch]:
@@ -55,6 +80,8 @@ def telling_dead_workers(batches: Iterable[Batch], workers: int) -> Iterator[Bat
     Raises:
         DatasetError: A worker was killed.
     """
+    if workers:
+        _end_workers_at_exit()
     iterator = iter(batches)
     while True:
         try:

@@ -14,8 +14,10 @@ COMMANDS = (
     "eval",
     "plot",
     "predict",
+    "export",
     "inspect",
     "diff",
+    "datasets",
     "demo",
 )
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"

@@ -33,8 +33,10 @@ COMMANDS = (
     "eval",
     "plot",
     "predict",
+    "export",
     "inspect",
     "diff",
+    "datasets",
     "demo",
 )
 

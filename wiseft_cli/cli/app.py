@@ -33,6 +33,7 @@ COMMANDS = {
     "export": "export:export",
     "inspect": "inspect:inspect",
     "diff": "diff:diff",
+    "datasets": "datasets:datasets",
     "demo": "demo:demo",
 }
 """Each subcommand's module in this package and its function, in the order of `--help`."""

@@ -210,7 +210,7 @@ def _notes(
     checkpoints: Sequence[NamedCheckpoint],
     alphas: Sequence[Alpha],
 ) -> list[str]:
-    notes = [note for image_set in image_sets for note in image_set.notes]
+    notes = [note for image_set in image_sets for note in (*image_set.notes, *image_set.warnings)]
     return notes + (list(doubts_about_pair(*checkpoints)) if alphas else [])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,8 +10,9 @@ import typer
 
 from wiseft_cli.checkpoint.atomic import check_output
 from wiseft_cli.cli.console import print_json, print_result, progress, talk
+from wiseft_cli.cli.zeroshot_prompts import read_classes, read_prompt_templates, template_files
 from wiseft_cli.errors import UsageError
-from wiseft_cli.prompts.templates import BUILTIN_TEMPLATES, DEFAULT_TEMPLATES, read_templates
+from wiseft_cli.prompts.templates import DEFAULT_TEMPLATES
 
 if TYPE_CHECKING:
     from wiseft_cli.prompts.class_names import ClassList
@@ -31,7 +31,8 @@ def zeroshot_head(
         typer.Option(
             help="Classes in the order of the head: a text file with `name` or `id<TAB>name` a "
             "line, a YAML or JSON file (also with synonyms or prompts of each class), a folder "
-            "with one subfolder a class, or the built-in set imagenet."
+            "with one subfolder a class, or imagenet or another published set "
+            "that `wiseft datasets` lists."
         ),
     ],
     output: Annotated[
@@ -48,7 +49,8 @@ def zeroshot_head(
         list[str] | None,
         typer.Option(
             help="Prompt templates, {} for the class: a text file with one a line, a YAML file "
-            "with a list, or a built-in set, openai (80) or simple (7); repeatable."
+            "with a list, a built-in set, openai (80) or simple (7), or those of a set that "
+            "`wiseft datasets` lists; repeatable."
         ),
     ] = None,
     template: Annotated[
@@ -108,12 +110,12 @@ def zeroshot_head(
     """
     if random_weights and pretrained is not None:
         raise UsageError("--random-weights and --pretrained exclude each other")
-    sources = [name for name in templates or [] if name not in BUILTIN_TEMPLATES]
-    sources += [pretrained] if pretrained else []
-    sources += [str(image_encoder)] if image_encoder else []
-    check_output(output, force=force, inputs=[Path(classes), *map(Path, sources)])
-    class_list = _read_classes(classes)
-    template_list = _read_templates(class_list, templates or [], template or [])
+    inputs = [Path(classes), *template_files(templates or [])]
+    inputs += [Path(pretrained)] if pretrained else []
+    inputs += [image_encoder] if image_encoder else []
+    check_output(output, force=force, inputs=inputs)
+    class_list = read_classes(classes)
+    template_list = read_prompt_templates(class_list, templates or [], template or [])
     prompt_count = sum(1 for _ in class_list.prompts(template_list))
     talk(f"classes: {len(class_list.entries)} from {classes} ({class_list.source_kind})")
     talk(_describe_templates(class_list, template_list, prompt_count, bool(templates or template)))
@@ -156,38 +158,6 @@ def zeroshot_head(
         print_json({**result, "warnings": warnings})
     else:
         print_result(str(output))
-
-
-def _read_classes(source: str) -> ClassList:
-    # lazy: yaml costs a while, and --help needs none of it
-    from wiseft_cli.prompts.class_names import BUILTIN_CLASSES, read_class_names
-
-    if source not in BUILTIN_CLASSES:
-        return read_class_names(Path(source))
-    from wiseft_cli.model.builtin_sets import imagenet_classes  # lazy: open_clip costs seconds
-
-    if not Path(source).exists():
-        return imagenet_classes()
-    note = f"{source} is the built-in set; the file or folder of that name would be ./{source}"
-    return replace(imagenet_classes(), notes=(note,))
-
-
-def _read_templates(
-    class_list: ClassList, sources: Sequence[str], inline: Sequence[str]
-) -> tuple[str, ...]:
-    def load_set(name: str) -> tuple[str, ...]:
-        from wiseft_cli.model.builtin_sets import template_set  # lazy: open_clip costs seconds
-
-        return template_set(name)
-
-    if class_list.needs_templates:
-        return read_templates(sources, inline, load_set=load_set)
-    if sources or inline:
-        raise UsageError(
-            "templates were given, but every class brings its own prompts",
-            hint="leave --templates and --template out, or the prompts of the class file",
-        )
-    return ()
 
 
 def _describe_templates(

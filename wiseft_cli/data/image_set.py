@@ -63,6 +63,7 @@ class ImageSet:
         root: The folder that `ImageRecord.path` starts from.
         records: The images, sorted by path (code point order).
         notes: What a person should know about the listing, one sentence each.
+        warnings: What is seldom meant, one sentence each.
         join_options: How its labels find classes, where it says so.
     """
 
@@ -71,6 +72,7 @@ class ImageSet:
     records: tuple[ImageRecord, ...]
     notes: tuple[str, ...] = ()
     join_options: JoinOptions = field(default_factory=JoinOptions)
+    warnings: tuple[str, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from wiseft_cli.data.dataset_card import CARD_SUFFIXES
 from wiseft_cli.data.manifest_rows import Columns
 from wiseft_cli.errors import UsageError, WiseftError
 
@@ -22,6 +23,7 @@ OPTION_NAMES = (
     "labels_are_indices",
     "all_classes",
     "primary",
+    "card",
 )
 _OF_MANIFESTS = ("split", "path", "label", "group")
 
@@ -38,6 +40,7 @@ class SetOptions:
         labels_are_indices: Whether labels are positions among the head's classes.
         all_classes: Whether to score over every class of the head.
         primary: The metric that reports show first.
+        card: A data set card, by name or path; `none` for no card whatever the set's name.
     """
 
     given: tuple[str, ...] = ()
@@ -47,6 +50,7 @@ class SetOptions:
     labels_are_indices: bool = False
     all_classes: bool = False
     primary: str | None = None
+    card: str | None = None
 
     @property
     def of_manifests(self) -> tuple[str, ...]:
@@ -114,8 +118,16 @@ def parse_set_options(
         ),
         map=(folder or Path()) / texts["map"] if "map" in texts else None,
         primary=texts.get("primary"),
+        card=_card(texts.get("card"), folder),
         **flags,
     )
+
+
+def _card(text: str | None, folder: Path | None) -> str | None:
+    """Return a card's name, or its path from the folder of the file that names it."""
+    if text is None or folder is None or not text.lower().endswith(CARD_SUFFIXES):
+        return text
+    return str(folder / text)
 
 
 def _flag(name: str, text: str, where: str, error_type: type[WiseftError]) -> bool:

@@ -10,6 +10,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from wiseft_cli.data.carded_set import open_carded_set
+from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
 from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.data.image_set import ImageSet, JoinOptions
 from wiseft_cli.data.label_map import read_label_map
@@ -19,6 +21,7 @@ from wiseft_cli.data.shards import list_shards
 from wiseft_cli.data.suite import SUITE_SUFFIXES, read_suite
 from wiseft_cli.errors import DatasetError, UsageError, list_some
 
+NO_CARD = "none"
 FORMS = "a folder, a manifest (.csv, .tsv, .jsonl) or shards (data-{000..127}.tar)"
 
 
@@ -102,6 +105,9 @@ def open_parsed(spec: SetSpec) -> ImageSet:
         UsageError: An option does not belong to this kind of set.
     """
     path, options = Path(spec.data), spec.options
+    card = _card_of(spec)
+    if card is not None:
+        return _open_carded(spec, card)
     ending = path.suffix.lower()
     is_manifest = ending in MANIFEST_SUFFIXES and not path.is_dir()
     if options.of_manifests and not is_manifest:
@@ -119,6 +125,28 @@ def open_parsed(spec: SetSpec) -> ImageSet:
     else:
         images = list_image_folder(path, name=spec.name)
     return _with_join_options(images, options)
+
+
+def _card_of(spec: SetSpec) -> str | None:
+    """Return the card that a spec names: as an option, or by the name of a folder's set."""
+    if spec.options.card is not None:
+        return None if spec.options.card == NO_CARD else spec.options.card
+    is_folder = not Path(spec.data).suffix or Path(spec.data).is_dir()
+    return spec.name if is_folder and spec.name in dataset_card_names() else None
+
+
+def _open_carded(spec: SetSpec, source: str) -> ImageSet:
+    extra = [name for name in spec.options.given if name not in ("card", "primary", "all_classes")]
+    if extra:
+        raise UsageError(
+            f"{spec.data}: the card {source!r} says what {', '.join(extra)} would",
+            hint="leave it out, or add card=none to take the data without its card",
+        )
+    images = open_carded_set(read_dataset_card(source), Path(spec.data), name=spec.name)
+    own = replace(images.join_options, all_classes=spec.options.all_classes)
+    if spec.options.primary is not None:
+        own = replace(own, primary=spec.options.primary)
+    return replace(images, join_options=own)
 
 
 def _with_join_options(images: ImageSet, options: SetOptions) -> ImageSet:

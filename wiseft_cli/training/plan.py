@@ -114,7 +114,11 @@ def make_plan(
         output=output,
         force=force,
         notes=_notes(card, train_set, val_sets),
-        warnings=(*_classes_without_images(train_set, card), *doubts(resolved)),
+        warnings=(
+            *(text for labelled in (train_set, *val_sets) for text in labelled.images.warnings),
+            *_classes_without_images(train_set, card),
+            *doubts(resolved),
+        ),
     )
 
 

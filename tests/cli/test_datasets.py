@@ -1,0 +1,126 @@
+"""`wiseft datasets`, and published sets by name in the other commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cli.test_zeroshot_head import head, place
+from wiseft_cli.checkpoint.reader import read_card
+from wiseft_cli.cli.app import main
+from wiseft_cli.data.dataset_card import read_dataset_card
+
+__all__ = ["place"]
+
+Captured = pytest.CaptureFixture[str]
+
+
+def make_copy(root: Path, folders: list[str]) -> Path:
+    random = np.random.default_rng(0)
+    for folder in folders:
+        (root / folder).mkdir(parents=True)
+        pixels = random.integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(root / folder / "1.jpg")
+    return root
+
+
+def test_the_list_has_a_line_a_set_and_json_the_whole_cards(capsys: Captured) -> None:
+    assert main(["datasets"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "imagenet",
+        "imagenet-a",
+        "imagenet-r",
+        "imagenet-sketch",
+        "imagenet-v2",
+    ]
+    assert "30,000 images    200 classes" in lines[2]
+    assert main(["datasets", "list", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)[2]["class_ids"]) == 200
+
+
+def test_show_prints_a_card(capsys: Captured) -> None:
+    assert main(["datasets", "show", "imagenet-v2"]) == 0
+    out = capsys.readouterr().out
+    assert "licence    MIT (its repository)\n" in out
+    assert "n_images   10,000\n" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["show"], "wiseft datasets show NAME"),
+        (["check", "imagenet-r"], "wiseft datasets check NAME ROOT"),
+        (["list", "imagenet-r"], "wiseft datasets list"),
+        (["show", "imagenet-r", "/data"], "wiseft datasets show NAME"),
+    ],
+)
+def test_words_that_are_missing_or_too_many_are_usage_errors(
+    capsys: Captured, words: list[str], expected: str
+) -> None:
+    assert main(["datasets", *words]) == 2
+    assert capsys.readouterr().err.splitlines()[0] == f"error: expected: {expected}"
+
+
+def test_check_tells_what_differs_and_exits_with_one(tmp_path: Path, capsys: Captured) -> None:
+    root = make_copy(tmp_path, ["n01443537", "n02510455"])
+    (root / "n02510455/1.jpg").write_bytes(b"no image")
+    assert main(["datasets", "check", "imagenet-r", str(root), "--json"]) == 1
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert (document["n_images"], document["n_classes"], document["n_decoded"]) == (2, 2, 1)
+    assert len(document["faults"]) == 3
+    assert f"cannot read image {root / 'n02510455/1.jpg'}: not an image" in err
+
+
+def test_check_of_a_whole_copy_is_quiet(tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "two.txt").write_text("a\tcat\nb\tdog\n")
+    (tmp_path / "two.yaml").write_text(
+        "{name: two, title: Two, source: 'https://example.org', licence: CC0, citation: none,\n"
+        " layout: index-folders, folders: [inner], classes: two.txt, n_images: 2, n_classes: 2}\n"
+    )
+    make_copy(tmp_path / "down/inner", ["0", "1"])
+    down = tmp_path / "down"
+    assert main(["datasets", "check", str(tmp_path / "two.yaml"), str(down)]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"two: {down / 'inner'}: 2 images of 2 classes; 2 decoded\n"
+    assert err == ""
+
+
+@pytest.mark.usefixtures("place")
+def test_a_head_from_a_cards_names_scores_the_set_by_name(tmp_path: Path, capsys: Captured) -> None:
+    given = ("--templates", "simple", "--truncate", "-o", "z.safetensors")
+    assert head(*given, classes="imagenet-r") == 0
+    classes = read_card(Path("z.safetensors")).classes
+    assert [entry.id for entry in classes] == list(read_dataset_card("imagenet-r").class_ids)
+    assert (classes[0].id, classes[0].name) == ("n01443537", "goldfish")
+    make_copy(tmp_path / "down/imagenet-r", [classes[3].id, classes[150].id])
+    make_copy(tmp_path / "v2", ["1", "3"])  # goldfish, and the tiger shark, which the head lacks
+    data = ("--data", f"imagenet-r={tmp_path / 'down'}", "--workers", "0")
+    capsys.readouterr()
+    assert main(["eval", "z.safetensors", *data, "--results", "r.jsonl"]) == 0
+    line = json.loads(Path("r.jsonl").read_text())
+    assert (line["set"], line["join"], line["n_images"], line["n_classes"]) == (
+        "imagenet-r",
+        "id",
+        2,
+        2,
+    )
+    assert "warning: image set 'imagenet-r': 2 images, ImageNet-R" in capsys.readouterr().err
+    assert main(["eval", "z.safetensors", "--data", f"imagenet-v2={tmp_path / 'v2'}"]) == 1
+    err = capsys.readouterr().err
+    assert "'imagenet-v2': 1 of 2 labels are no class of the head" in err
+    assert err.splitlines()[1] == "  'n01491361'"
+
+
+@pytest.mark.usefixtures("place")
+def test_the_templates_of_a_card_are_those_it_names() -> None:
+    classes = "a_list.txt"
+    Path(classes).write_text("cat\ndog\n")
+    given = ("--templates", "imagenet-a", "--truncate", "-o", "z.safetensors")
+    assert head(*given, classes=classes) == 0
+    assert len(read_card(Path("z.safetensors")).templates) == 80

@@ -1,0 +1,107 @@
+"""Data set cards: those that ship have the published counts, a person's own are checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from timm.data.imagenet_info import ImageNetInfo
+
+from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
+from wiseft_cli.errors import DatasetError, UsageError
+
+COUNTS = {
+    "imagenet": (50_000, 1000),
+    "imagenet-a": (7_500, 200),
+    "imagenet-r": (30_000, 200),
+    "imagenet-sketch": (50_889, 1000),
+    "imagenet-v2": (10_000, 1000),
+}
+OWN = """\
+name: pets
+title: Pets at home
+source: https://example.org/pets
+licence: CC0
+citation: Doe 2020
+layout: index-folders
+classes: pets.txt
+n_images: 4
+n_classes: 2
+"""
+
+
+def test_every_card_has_the_published_counts() -> None:
+    found = {name: read_dataset_card(name) for name in dataset_card_names()}
+    assert {name: (card.n_images, len(card.class_ids)) for name, card in found.items()} == COUNTS
+    assert all(card.source.startswith("https://") for card in found.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "subset"), [("imagenet", "1k"), ("imagenet-a", "a"), ("imagenet-r", "r")]
+)
+def test_class_ids_are_those_of_another_library_in_its_order(name: str, subset: str) -> None:
+    known = {"1k": "imagenet-1k", "a": "imagenet-a", "r": "imagenet-r"}[subset]
+    expected = ImageNetInfo(known).label_names() if subset == "1k" else _timm_subset(known)
+    assert list(read_dataset_card(name).class_ids) == list(expected)
+
+
+def _timm_subset(name: str) -> list[str]:
+    """The ids of a subset as timm ships them: a text file beside its other lists."""
+    from importlib import resources
+
+    text = (
+        resources.files("timm.data") / "_info" / f"{name.replace('-', '_')}_synsets.txt"
+    ).read_text()
+    return text.split()
+
+
+def test_a_card_of_ones_own_is_read_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "pets.txt").write_text("c\tcat\nd\tdog\n")
+    (tmp_path / "pets.yaml").write_text(OWN)
+    card = read_dataset_card(str(tmp_path / "pets.yaml"))
+    assert (card.class_ids, card.classes) == (("c", "d"), str(tmp_path / "pets.txt"))
+    assert (card.folders, card.templates, card.primary) == ((), "simple", "top1")
+
+
+def test_an_unknown_name_lists_the_names() -> None:
+    with pytest.raises(UsageError) as caught:
+        read_dataset_card("imagenet-b")
+    assert caught.value.message == (
+        "no data set card is called 'imagenet-b'; there are imagenet, imagenet-a, imagenet-r,"
+        " imagenet-sketch, imagenet-v2"
+    )
+
+
+KEYS = (
+    "name, title, source, licence, citation, layout, folders, classes, class_ids, templates,"
+    " primary, n_images, n_classes"
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message", "hint"),
+    [
+        (OWN, "", "{card}: holds nothing, expected a data set card", f"it has {KEYS}"),
+        ("licence:", "license:", "{card}, line 4: 'license' is no key of a card", KEYS),
+        ("licence: CC0", "name: x", "{card}, line 4: 'name' stands there twice", KEYS),
+        ("licence: CC0\n", "", "{card}: a data set card needs licence", None),
+        ("index-folders", "flat", "is 'flat', expected id-folders or index-folders", None),
+        ("n_images: 4", "n_images: many", "line 8: n_images is 'many', expected a number", None),
+        ("n_classes: 2", "n_classes: 3", "n_classes is 3, but it names 2 classes", None),
+        ("name: pets", "name: [a]", "name is a list, expected a text", None),
+        ("licence: CC0", "licence: CC0\nclass_ids: [c, x]", "class_ids: x is no class of", None),
+        ("licence: CC0", "licence: CC0\nclass_ids: [c, c]", "an id stands twice, of", None),
+        ("licence: CC0", "licence: CC0\nfolders: [{a: b}]", "expected a list of texts", None),
+    ],
+)
+def test_a_faulty_card_is_refused_with_its_line(
+    tmp_path: Path, old: str, new: str, message: str, hint: str | None
+) -> None:
+    (tmp_path / "pets.txt").write_text("c\tcat\nd\tdog\n")
+    path = tmp_path / "pets.yaml"
+    assert old in OWN
+    path.write_text(OWN.replace(old, new))
+    with pytest.raises(DatasetError) as caught:
+        read_dataset_card(str(path))
+    assert message.format(card=path) in caught.value.message
+    assert (hint or "") in (caught.value.hint or "")

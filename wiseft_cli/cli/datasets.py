@@ -1,0 +1,151 @@
+"""`wiseft datasets`: what is known of published image sets, and whether a copy on disk is whole."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from wiseft_cli.cli.console import print_json, print_result, progress, warn
+from wiseft_cli.errors import DatasetError, UsageError, list_some
+
+if TYPE_CHECKING:
+    from wiseft_cli.data.dataset_card import DatasetCard
+    from wiseft_cli.data.image_set import ImageSet
+
+_NEEDS = {"list": 0, "show": 1, "check": 2}
+_WORDS = ("NAME", "ROOT")
+
+
+def datasets(
+    action: Annotated[
+        Literal["list", "show", "check"],
+        typer.Argument(
+            metavar="[list|show|check]",
+            help="List the sets, show the card of one, or check a copy of it on disk.",
+        ),
+    ] = "list",
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="A set of the list, or the path of a card of your own (.yaml).",
+            show_default=False,
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[ROOT]",
+            help="The folder that the download was unpacked into.",
+            show_default=False,
+        ),
+    ] = None,
+    sample: Annotated[
+        int, typer.Option(min=0, help="How many images check decodes, spread over the set.")
+    ] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Show the published image sets that go by name, and check copies of them.
+
+    `check` verifies the layout and the counts, decodes a sample of the images, and exits with 1
+    where something differs, before an evaluation does.
+    """
+    _check_words(action, (name, None if root is None else str(root)))
+    if name is None:
+        _list(as_json=as_json)
+    elif root is None:
+        _show(name, as_json=as_json)
+    else:
+        _check(name, root, sample, as_json=as_json)
+
+
+def _check_words(action: str, given: tuple[str | None, ...]) -> None:
+    needs = _NEEDS[action]
+    form = " ".join(["wiseft datasets", action, *_WORDS[:needs]])
+    if sum(word is not None for word in given) != needs:
+        raise UsageError(f"expected: {form}", hint="`wiseft datasets` lists the names")
+
+
+def _list(*, as_json: bool) -> None:
+    # lazy: yaml costs a while, and --help needs none of it
+    from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
+
+    cards = [read_dataset_card(name) for name in dataset_card_names()]
+    if as_json:
+        print_json([_document(card) for card in cards])
+        return
+    width = max(len(card.name) for card in cards)
+    for card in cards:
+        counts = f"{card.n_images:>9,} images  {card.n_classes:>5,} classes"
+        print_result(f"{card.name:<{width}}  {counts}  {card.title}")
+
+
+def _show(name: str, *, as_json: bool) -> None:
+    from wiseft_cli.data.dataset_card import read_dataset_card
+
+    card = read_dataset_card(name)
+    if as_json:
+        print_json(_document(card))
+        return
+    lists = {
+        "folders": ", ".join(card.folders) or "the root",
+        "class_ids": ", ".join(list_some(card.class_ids, limit=5)),
+    }
+    for key, value in asdict(card).items():
+        shown = lists.get(key, f"{value:,}" if isinstance(value, int) else value)
+        print_result(f"{key:<10} {shown}")
+
+
+def _check(name: str, root: Path, sample: int, *, as_json: bool) -> None:
+    from wiseft_cli.data.carded_set import open_carded_set
+    from wiseft_cli.data.dataset_card import read_dataset_card
+
+    images = open_carded_set(read_dataset_card(name), root)
+    for note in images.notes:
+        warn(note)
+    n_decoded, unreadable = _decode_sample(images, sample)
+    faults = [*images.warnings, *unreadable]
+    n_images, n_classes = len(images.records), len(images.labels)
+    if as_json:
+        print_json(
+            {
+                "name": images.name,
+                "root": str(images.root),
+                "n_images": n_images,
+                "n_classes": n_classes,
+                "n_decoded": n_decoded,
+                "faults": faults,
+            }
+        )
+    else:
+        print_result(
+            f"{images.name}: {images.root}: {n_images:,} images of {n_classes:,} classes;"
+            f" {n_decoded:,} decoded"
+        )
+    if faults:
+        raise DatasetError(f"{images.root}: not as the card says\n  " + "\n  ".join(faults))
+
+
+def _decode_sample(images: ImageSet, sample: int) -> tuple[int, list[str]]:
+    """Return how many images of an even spread decode, and what is wrong with the others."""
+    from wiseft_cli.data.images import load_image  # lazy: Pillow and numpy cost a while
+
+    n_images = len(images.records)
+    taken = min(sample, n_images)
+    unreadable = []
+    with progress(taken, "decoding a sample") as advance:
+        for at in range(taken):
+            record = images.records[at * n_images // taken]
+            try:
+                load_image(images.root / record.path)
+            except DatasetError as error:
+                unreadable.append(error.message)
+            advance()
+    return taken - len(unreadable), unreadable
+
+
+def _document(card: DatasetCard) -> dict[str, object]:
+    return asdict(card)

@@ -1,0 +1,80 @@
+"""The classes and templates that `wiseft zeroshot-head` is given: files, built in, or a card's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wiseft_cli.errors import UsageError
+from wiseft_cli.prompts.templates import BUILTIN_TEMPLATES, read_templates
+
+if TYPE_CHECKING:
+    from wiseft_cli.prompts.class_names import ClassList
+
+
+def read_classes(source: str) -> ClassList:
+    """Return the classes of a file or folder, of a built-in set, or of a data set card by name.
+
+    Raises:
+        WiseftError: Nothing there, or no class list.
+    """
+    # lazy: yaml costs a while, and --help needs none of it
+    from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
+    from wiseft_cli.prompts.class_names import BUILTIN_CLASSES, read_class_names
+
+    if source not in (*BUILTIN_CLASSES, *dataset_card_names()):
+        return read_class_names(Path(source))
+    from wiseft_cli.model.builtin_sets import imagenet_classes  # lazy: open_clip costs seconds
+
+    classes = imagenet_classes()
+    if source not in BUILTIN_CLASSES:
+        # The cards that ship all take their classes from ImageNet's.
+        wanted = set(read_dataset_card(source).class_ids)
+        entries = tuple(entry for entry in classes.entries if entry.id in wanted)
+        classes = replace(classes, entries=entries)
+    if not Path(source).exists():
+        return classes
+    note = f"{source} is the built-in set; the file or folder of that name would be ./{source}"
+    return replace(classes, notes=(note,))
+
+
+def template_files(sources: Sequence[str]) -> list[Path]:
+    """Return the sources of templates that are files."""
+    from wiseft_cli.data.dataset_card import dataset_card_names  # lazy: as above
+
+    names = (*BUILTIN_TEMPLATES, *dataset_card_names())
+    return [Path(source) for source in sources if source not in names]
+
+
+def read_prompt_templates(
+    class_list: ClassList, sources: Sequence[str], inline: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the templates of the classes that bring no prompts of their own.
+
+    Args:
+        class_list: The classes.
+        sources: Files, built-in sets, or data set cards by name.
+        inline: Templates as they were written on the command line.
+    Raises:
+        WiseftError: No templates, or none that are needed.
+    """
+    # lazy: as above
+    from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
+
+    def load_set(name: str) -> tuple[str, ...]:
+        from wiseft_cli.model.builtin_sets import template_set  # lazy: open_clip costs seconds
+
+        return template_set(name)
+
+    if class_list.needs_templates:
+        names = set(dataset_card_names()) - set(BUILTIN_TEMPLATES)
+        resolved = [read_dataset_card(at).templates if at in names else at for at in sources]
+        return read_templates(resolved, inline, load_set=load_set)
+    if sources or inline:
+        raise UsageError(
+            "templates were given, but every class brings its own prompts",
+            hint="leave --templates and --template out, or the prompts of the class file",
+        )
+    return ()

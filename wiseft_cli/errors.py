@@ -7,6 +7,7 @@
     │   └── IncompatibleCheckpointsError   two checkpoints do not belong together
     ├── OutputError                     an output exists, is an input, or cannot be written
     ├── DatasetError                    an image set cannot be read or its labels do not fit
+    │   └── CommonDatasetError          the same, found by all processes of a run alike
     ├── ClassNamesError                 a class list is wrong
     ├── TemplatesError                  a prompt template is wrong
     ├── ModelError                      a model cannot be built or its weights not be had
@@ -65,6 +66,10 @@ class OutputError(WiseftError):
 
 class DatasetError(WiseftError):
     """An image set cannot be read, or its labels do not fit the classifier."""
+
+
+class CommonDatasetError(DatasetError):
+    """A fault of the images that all processes of a run find alike, so that one tells it."""
 
 
 class ClassNamesError(WiseftError):

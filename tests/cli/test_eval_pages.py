@@ -67,7 +67,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_commands_of_the_page_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("wiseft_cli.cli.eval.default_workers", lambda: 0)
+    monkeypatch.setattr("wiseft_cli.cli.eval.default_workers", lambda *_: 0)
     page = (DOCS / "evaluation.md").read_text()
     commands = re.findall(r"^\$ wiseft (.*)$", page, re.M)
     assert len(commands) == 5

@@ -80,7 +80,7 @@ def test_a_command_of_the_page_does_what_the_page_shows(
 ) -> None:
     monkeypatch.chdir(folder)
     for module in ("eval", "finetune_run"):  # no processes for a handful of images
-        monkeypatch.setattr(f"wiseft_cli.cli.{module}.default_workers", lambda: 0)
+        monkeypatch.setattr(f"wiseft_cli.cli.{module}.default_workers", lambda *_: 0)
     line, *shown = block.rstrip("\n").split("\n")
     code = main(shlex.split(line.removeprefix("$ wiseft ")))
     out, told = capsys.readouterr()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -9,19 +10,70 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from wiseft_cli.errors import UsageError
-from wiseft_cli.training.distributed import device_of_process, exchanging_gradients, join_processes
+from wiseft_cli.training.batches import MicroBatches
+from wiseft_cli.training.distributed import ALONE, Processes, device_of_process, join_processes
 from wiseft_cli.training.launch import Launch
+from wiseft_cli.training.optimization import build_optimizer, run_steps
+from wiseft_cli.training.recipe import Recipe, resolve
 
 CPU = torch.device("cpu")
 
 
-def make_model() -> nn.Linear:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Linear(3, 2).double()
+RECIPE = {"epochs": 2, "batch_size": 5, "micro_batch_size": 2, "lr": 0.01}
+N_IMAGES = 11  # batches of 5, 5 and 1: uneven shares, and a process without an image
 
 
-def work(rank: int, port: int, gradients: mp.SimpleQueue) -> None:
+class Model(nn.Module):
+    """Two layers, and a parameter that has no part in the result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.layers = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 4))
+            self.unused = nn.Parameter(torch.ones(3))
+        self.double()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layers(inputs)
+        return logits
+
+
+def passes_of(processes: Processes) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The forward passes of one process; image 3 of epoch 1 is one that cannot be read."""
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(N_IMAGES, 6, generator=generator, dtype=torch.float64)
+    targets = torch.randint(0, 4, (N_IMAGES,), generator=generator)
+    recipe = resolve(Recipe(**RECIPE), N_IMAGES)
+    for draws in MicroBatches(recipe, rank=processes.rank, world_size=processes.world_size):
+        rows = [draw.image for draw in draws if draw != (1, 3)]
+        yield inputs[rows] if rows else torch.zeros(1, 6, dtype=torch.float64), targets[rows]
+
+
+def train(processes: Processes) -> list[object]:
+    """Weights, reports, and how often an image was missing."""
+    model, missing = Model(), []
+    if processes.rank:
+        nn.init.zeros_(model.layers[0].weight)  # process 0's weights are everybody's
+    recipe = resolve(Recipe(**RECIPE), N_IMAGES)
+    reports = list(
+        run_steps(
+            processes.replicate(model, model, torch.zeros(1, 6, dtype=torch.float64)),
+            build_optimizer(list(model.parameters()), recipe),
+            passes_of(processes),
+            recipe,
+            device=CPU,
+            stop=lambda: processes.rank == processes.world_size - 1,
+            on_missing=lambda: missing.append(1),
+            processes=processes,
+        )
+    )
+    weights = [parameter.flatten().tolist() for parameter in model.parameters()]
+    told = [(step.n_images, step.is_stopped, step.loss, step.grad_norm) for step in reports]
+    return [weights, told, len(missing)]
+
+
+def work(rank: int, port: int, results: mp.SimpleQueue) -> None:
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE="2",
@@ -30,37 +82,35 @@ def work(rank: int, port: int, gradients: mp.SimpleQueue) -> None:
         TORCHELASTIC_USE_AGENT_STORE="True",
     )
     with join_processes(Launch(rank, rank, 2, 2), CPU) as processes:
-        inner = make_model()
-        if rank:
-            nn.init.zeros_(inner.weight)  # process 0's weights are everybody's
-        model = processes.replicate(inner)
-        rows = torch.arange(15, dtype=torch.float64).reshape(5, 3)
-        share = rows[:3] if rank == 0 else rows[3:]
-        for number, row in enumerate(share):
-            with exchanging_gradients(model, wanted=number == len(share) - 1):
-                (model(row).square().sum() * 2 / 5).backward()
-        found = [processes.sum([rank + 1.0, len(share)]), processes.value_of_first({"step": rank})]
-        gradients.put((rank, inner.weight.grad.tolist(), found))
+        found = [processes.sum([rank + 1.0, 2.0]), processes.value_of_first({"step": rank})]
+        results.put((train(processes), found))
     # torch never frees DDP's reducer, so gloo's threads are there until the end, and an
     # interpreter that tears down beside them is aborted once in some hundred runs.
     os._exit(0)
 
 
-def test_two_processes_with_uneven_shares_average_to_the_gradient_of_one() -> None:
+def test_two_processes_with_uneven_shares_take_the_steps_of_one() -> None:
     # As torchrun does: the store is the parent's, so that no other program can take its port.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = mp.get_context("spawn")
-    gradients = context.SimpleQueue()
-    mp.spawn(work, args=(store.port, gradients), nprocs=2)
-    model = make_model()
-    rows = torch.arange(15, dtype=torch.float64).reshape(5, 3)
-    (model(rows).square().sum() / 5).backward()
+    results = context.SimpleQueue()
+    mp.spawn(work, args=(store.port, results), nprocs=2)
+    weights, told, n_missing = train(ALONE)
+    assert sum(line[0] for line in told) == 2 * N_IMAGES - 1
+    assert all(line[1] for line in told)
     for _ in range(2):
-        _, gradient, found = gradients.get()
-        torch.testing.assert_close(
-            torch.tensor(gradient, dtype=torch.float64), model.weight.grad, rtol=0, atol=1e-10
-        )
-        assert found == [[3.0, 5.0], {"step": 0}]
+        (found, told_there, missing_there), exchanged = results.get()
+        assert exchanged == [[3.0, 4.0], {"step": 0}]
+        assert [line[:2] for line in told_there] == [line[:2] for line in told]
+        assert missing_there == n_missing == 1
+        for ours, theirs in ((weights, found), (told, told_there)):
+            for row, other in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(
+                    torch.tensor(other, dtype=torch.float64),
+                    torch.tensor(row, dtype=torch.float64),
+                    rtol=0,
+                    atol=1e-10,
+                )
 
 
 def test_one_device_for_several_processes_is_refused() -> None:

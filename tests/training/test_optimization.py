@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from wiseft_cli.errors import RecipeError
-from wiseft_cli.training.batches import MicroBatches
-from wiseft_cli.training.features import compute_features, feature_batches
+from wiseft_cli.training.batches import Draw, MicroBatches
+from wiseft_cli.training.features import Features, compute_features, feature_batches
 from wiseft_cli.training.optimization import (
     build_optimizer,
     clip_gradients,
@@ -16,6 +16,7 @@ from wiseft_cli.training.optimization import (
     run_steps,
 )
 from wiseft_cli.training.recipe import Recipe, ResolvedRecipe, resolve
+from wiseft_cli.training.unreadable import UnreadableImages
 
 CPU = torch.device("cpu")
 N_IMAGES = 11
@@ -35,9 +36,14 @@ def make_model(*, dropout: float = 0.0) -> nn.Sequential:
 
 
 def run(model: nn.Module, recipe: ResolvedRecipe, **options):
-    batches = feature_batches(*make_data(), MicroBatches(recipe))
+    inputs, targets = make_data()
+    batches = feature_batches(all_readable(inputs), targets, MicroBatches(recipe))
     optimizer = build_optimizer(list(model.parameters()), recipe)
     return list(run_steps(model, optimizer, batches, recipe, device=CPU, **options))
+
+
+def all_readable(values: torch.Tensor) -> Features:
+    return Features(values, torch.ones(len(values), dtype=torch.bool))
 
 
 def weights(model: nn.Module) -> torch.Tensor:
@@ -86,7 +92,8 @@ def test_accumulated_passes_equal_the_whole_batch(size):
 def test_weight_decay_spares_no_tensor_that_has_a_gradient():
     recipe = resolve(Recipe(epochs=3, batch_size=N_IMAGES, lr=0.5, clip_grad_norm=0), N_IMAGES)
     bias = nn.Parameter(torch.ones(4, dtype=torch.float64))
-    batches = feature_batches(*make_data(), MicroBatches(recipe))
+    inputs, targets = make_data()
+    batches = feature_batches(all_readable(inputs), targets, MicroBatches(recipe))
     # A gradient of zero leaves the decay as the only thing that moves the tensor.
     logits = torch.zeros(N_IMAGES, 4, dtype=torch.float64)
     reports = list(
@@ -160,7 +167,7 @@ def test_features_computed_once_equal_features_of_every_step():
         (cached, encoder(inputs), cached),
         (lambda x: head(encoder(x)), inputs, head),
     ):
-        batches = feature_batches(values, targets, MicroBatches(recipe))
+        batches = feature_batches(all_readable(values), targets, MicroBatches(recipe))
         optimizer = build_optimizer(list(layer.parameters()), recipe)
         list(run_steps(logits_of, optimizer, batches, recipe, device=CPU))
     torch.testing.assert_close(weights(cached), weights(head), rtol=0, atol=1e-10)
@@ -168,18 +175,31 @@ def test_features_computed_once_equal_features_of_every_step():
 
 def test_features_stand_in_the_datasets_order(train_folder):
     from tests.training.test_images import PREPROCESS, dataset
+    from wiseft_cli.data.image_folder import list_image_folder
     from wiseft_cli.model.transforms import eval_transform
 
     images = dataset(train_folder, eval_transform(PREPROCESS))
+    (train_folder / "n01" / "spoilt.png").write_bytes(b"")
+    unreadable = UnreadableImages(max_bad=1)
     seen: list[int] = []
     features = compute_features(
         lambda batch: batch.mean(dim=(2, 3)),
-        images,
+        list_image_folder(train_folder),
+        PREPROCESS,
         batch_size=5,
         workers=0,
         device=CPU,
+        unreadable=unreadable,
         on_progress=seen.append,
     )
     expected = torch.stack([images[index][0].mean(dim=(1, 2)) for index in range(12)])
-    torch.testing.assert_close(features, expected)
-    assert seen == [5, 5, 2]
+    # The spoilt one comes after the four others of its class.
+    readable = [at for at in range(13) if at != 4]
+    torch.testing.assert_close(features.values[readable], expected)
+    assert features.is_readable.tolist() == [at in readable for at in range(13)]
+    assert seen == [5, 5, 3]
+    assert len(unreadable.reasons) == 1
+    draws = [[Draw(0, 4), Draw(0, 5)], [Draw(0, 4)], []]
+    batches = list(feature_batches(features, torch.arange(13), draws))
+    assert [targets.tolist() for _, targets in batches] == [[5], [], []]
+    assert [tuple(values.shape) for values, _ in batches] == [(1, 3), (0, 3), (0, 3)]

@@ -118,7 +118,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise Terminated
-
-
-if __name__ == "__main__":
-    sys.exit(main())

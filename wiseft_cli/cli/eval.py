@@ -155,7 +155,8 @@ def eval_command(
     # lazy: --help of other commands must not wait for numpy
     from wiseft_cli.cli.eval_plan import Request, plan_evaluation
     from wiseft_cli.cli.eval_report import judge, merge_best_alpha, report
-    from wiseft_cli.cli.eval_run import RunOptions, evaluate, speaking_first
+    from wiseft_cli.cli.eval_run import RunOptions, evaluate
+    from wiseft_cli.cli.launched import speaking_first
 
     request = Request(
         checkpoints=tuple(checkpoints),
@@ -175,10 +176,10 @@ def eval_command(
         precision=precision.value,
         force=force,
     )
-    options = RunOptions(
-        batch_size, default_workers() if workers is None else workers, device, threads, max_bad
-    )
     with speaking_first() as launch:
+        if workers is None:
+            workers = default_workers(launch.local_world_size)
+        options = RunOptions(batch_size, workers, device, threads, max_bad)
         plan = plan_evaluation(request, n_processes=launch.world_size)
         lines = evaluate(plan, options, launch)
         if launch.is_first:

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import typer
-
 from wiseft_cli.cli.console import progress, talk
 from wiseft_cli.cli.eval_plan import EvalPlan
+from wiseft_cli.cli.launched import telling_own_errors
 from wiseft_cli.errors import WiseftError
 from wiseft_cli.evaluation.plan import Job, split_held
 from wiseft_cli.reporting.results import ResultLine, add_result_lines, read_result_lines
-from wiseft_cli.training.launch import Launch, read_launch
-
-SECONDS_TO_TELL = 5.0
-"""How long the other processes wait with an error that process 0 finds too: torchrun ends all as
-soon as one ends, and process 0 is the one that tells it."""
+from wiseft_cli.training.launch import Launch
 
 
 @dataclass(frozen=True)
@@ -32,41 +24,6 @@ class RunOptions:
     device: str
     threads: int | None
     max_bad: int
-
-
-class _OwnError(Exception):
-    """An error that this process alone may have met, and tells."""
-
-    def __init__(self, error: WiseftError) -> None:
-        self.error = error
-
-
-@contextlib.contextmanager
-def speaking_first() -> Iterator[Launch]:
-    """Give this process's place in the run, and keep all but process 0 from talking.
-
-    What every process finds alike, the mistakes of a plan, is told by process 0 alone; an error
-    of the run is told by the process that met it.
-    """
-    launch = read_launch()
-    if launch.is_first:
-        try:
-            yield launch
-        except _OwnError as own:
-            raise own.error from None
-        return
-    try:
-        with (
-            open(os.devnull, "w") as nowhere,
-            contextlib.redirect_stdout(nowhere),
-            contextlib.redirect_stderr(nowhere),
-        ):
-            yield launch
-    except _OwnError as own:
-        raise own.error from None
-    except WiseftError as error:
-        time.sleep(SECONDS_TO_TELL)
-        raise typer.Exit(error.exit_code) from None
 
 
 def evaluate(plan: EvalPlan, options: RunOptions, launch: Launch) -> list[ResultLine]:
@@ -86,10 +43,8 @@ def evaluate(plan: EvalPlan, options: RunOptions, launch: Launch) -> list[Result
     if results is not None and any(line not in held for line in done.values()):
         add_result_lines(results, list(done.values()))
     if to_do or launch.world_size > 1:  # the others wait to hear what is to do
-        try:
+        with telling_own_errors(WiseftError):
             done |= _run(to_do, plan, options, launch, results)
-        except WiseftError as error:
-            raise _OwnError(error) from None
     return [done[job] for job in plan.jobs] if launch.is_first else []
 
 

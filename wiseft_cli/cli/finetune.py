@@ -18,6 +18,7 @@ def finetune(
     train: options.Train = None,
     output: options.Output = None,
     val: options.Val = None,
+    max_bad: options.MaxBad = 0,
     recipe_name: options.RecipeName = None,
     print_recipe: options.PrintRecipe = False,
     epochs: options.Epochs = None,
@@ -67,36 +68,38 @@ def finetune(
         raise UsageError(f"finetune needs {', '.join(missing)}", hint="see wiseft finetune --help")
     check_device_name(device)
     from wiseft_cli.cli.finetune_report import tell_plan
-    from wiseft_cli.cli.finetune_run import run_with_progress
+    from wiseft_cli.cli.finetune_run import RunOptions, run_with_progress
+    from wiseft_cli.cli.launched import speaking_first
     from wiseft_cli.training.plan import make_plan
     from wiseft_cli.training.save_interval import Saving, parse_save_interval
-    from wiseft_cli.training.starting import find_start
+    from wiseft_cli.training.starting import Start, find_start
 
-    interval = parse_save_interval(save_every)
-    plan = make_plan(
-        parent=zeroshot,
-        train=train,
-        val=val or [],
-        output=output,
-        recipe=recipe,
-        force=force,
-        resume=resume,
+    options_of_run = RunOptions(
+        device, workers, threads, Saving(parse_save_interval(save_every), keep=keep_state)
     )
-    start = find_start(plan, resume=resume, threads=threads)
-    if start.digest is not None:
-        talk(f"{plan.output} is there already, made by this very run")
-        _print_result(plan, start.digest, as_json=as_json)
-        return
-    tell_plan(plan)
-    digest = run_with_progress(
-        plan,
-        start,
-        device=device,
-        workers=workers,
-        threads=threads,
-        saving=Saving(interval, keep=keep_state),
-    )
-    _print_result(plan, digest, as_json=as_json)
+    with speaking_first() as launch:
+        plan = make_plan(
+            parent=zeroshot,
+            train=train,
+            val=val or [],
+            output=output,
+            recipe=recipe,
+            force=force,
+            resume=resume,
+            max_bad=max_bad,
+            writes=launch.is_first,
+        )
+        start = Start()
+        if launch.is_first:  # the one that has the states
+            start = find_start(plan, resume=resume, threads=threads, world_size=launch.world_size)
+        if start.digest is not None:
+            talk(f"{plan.output} is there already, made by this very run")
+        else:
+            tell_plan(plan, n_processes=launch.world_size)
+        digest = start.digest
+        if digest is None or launch.world_size > 1:  # the others wait to hear of it
+            digest = run_with_progress(plan, start, options_of_run, launch)
+        _print_result(plan, digest, as_json=as_json)
 
 
 def _print_result(plan: FinetunePlan, digest: str, *, as_json: bool) -> None:

@@ -37,6 +37,10 @@ Val = Annotated[
         help="Image set whose accuracy is shown after each epoch; it decides nothing. Repeatable.",
     ),
 ]
+MaxBad = Annotated[
+    int,
+    typer.Option(min=0, help="Unreadable training images to leave out."),
+]
 RecipeName = Annotated[
     str | None,
     typer.Option(

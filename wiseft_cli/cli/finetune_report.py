@@ -29,7 +29,7 @@ _TRAINED = {
 }
 
 
-def tell_plan(plan: FinetunePlan) -> None:
+def tell_plan(plan: FinetunePlan, *, n_processes: int = 1) -> None:
     """Print what is about to be trained, on what and for how long, and every doubt about it."""
     recipe = plan.recipe
     model = plan.card.model.name if plan.card.model else "?"
@@ -40,8 +40,7 @@ def tell_plan(plan: FinetunePlan) -> None:
     length = f"= {recipe.epochs} epochs x {recipe.steps_per_epoch}"
     if recipe.steps % recipe.steps_per_epoch:
         length = f"of {recipe.steps_per_epoch} an epoch"
-    passes = -(-recipe.batch_size // recipe.micro_batch_size)
-    parts = f" ({passes} passes of {recipe.micro_batch_size})" if passes > 1 else ""
+    parts = _describe_parts(recipe.batch_size, recipe.micro_batch_size, n_processes)
     talk(
         f"steps    {recipe.steps} {length},"
         f" batch size {recipe.batch_size}{parts}, warm-up {recipe.warmup_steps}"
@@ -56,6 +55,16 @@ def tell_plan(plan: FinetunePlan) -> None:
         talk(f"note: {note}")
     for warning in plan.warnings:
         warn(warning)
+
+
+def _describe_parts(batch_size: int, micro_batch_size: int, n_processes: int) -> str:
+    """Say how a batch is divided: among processes, and into forward passes of each."""
+    share = -(-batch_size // n_processes)
+    passes = -(-share // micro_batch_size)
+    parts = [f"{n_processes} processes x {share}"] if n_processes > 1 else []
+    if passes > 1:
+        parts.append(f"{passes} passes of {micro_batch_size}")
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _describe_set(labelled: LabelledSet) -> str:

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
+import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import typer
 
 from wiseft_cli.cli.console import progress, talk, warn
 from wiseft_cli.cli.finetune_report import Reporter
+from wiseft_cli.cli.launched import telling_own_errors
 from wiseft_cli.data.workers import default_workers
+from wiseft_cli.errors import DatasetError, LostProcessError, OutputError
+from wiseft_cli.training.launch import Launch
 
 if TYPE_CHECKING:
+    import torch
+
     from wiseft_cli.training.finetune import Stopped
     from wiseft_cli.training.plan import FinetunePlan
     from wiseft_cli.training.save_interval import Saving
     from wiseft_cli.training.starting import Start
 
 
-def run_with_progress(
-    plan: FinetunePlan,
-    start: Start,
-    *,
-    device: str,
-    workers: int | None,
-    threads: int | None,
-    saving: Saving,
-) -> str:
+@dataclass(frozen=True)
+class RunOptions:
+    """The options that say how to run; None leaves a choice to wiseft or torch."""
+
+    device: str
+    workers: int | None
+    threads: int | None
+    saving: Saving
+
+
+def run_with_progress(plan: FinetunePlan, start: Start, options: RunOptions, launch: Launch) -> str:
     """Train with progress on stderr and return the content digest of what was written.
 
     Raises:
@@ -34,23 +44,33 @@ def run_with_progress(
     """
     # lazy: torch costs seconds, and a mistake that needs none of it was told by now
     from wiseft_cli.model.devices import resolve_device
+    from wiseft_cli.training.distributed import device_of_process, join_processes
     from wiseft_cli.training.finetune import Stopped, finetune
     from wiseft_cli.training.listener import Listener
     from wiseft_cli.training.stopping import StopRequest
 
     recipe = plan.recipe
     encoded = recipe.n_images if recipe.freeze == "encoder" else 0
-    stop = StopRequest()
-    with progress(recipe.n_draws + encoded, "images") as advance:
+    stop = StopRequest(notes_all=launch.world_size > 1)
+    device = resolve_device(device_of_process(options.device, launch))
+    _tell_idle_devices(device, launch)
+    workers = options.workers
+    if workers is None:
+        workers = default_workers(launch.local_world_size)
+    with (
+        telling_own_errors(DatasetError, OutputError, LostProcessError),
+        join_processes(launch, device) as processes,
+        progress(recipe.n_draws + encoded, "images") as advance,
+    ):
         reporter = Reporter(plan, advance)
         reporter.tell_start(start)
         result = finetune(
             plan,
-            device=resolve_device(device),
-            workers=default_workers() if workers is None else workers,
-            threads=threads,
+            device=device,
+            workers=workers,
+            threads=options.threads,
             start=start,
-            saving=saving,
+            saving=options.saving,
             stop=stop,
             listener=Listener(
                 on_ready=reporter.tell_readiness,
@@ -59,11 +79,26 @@ def run_with_progress(
                 on_epoch=reporter.tell_epoch,
                 on_warning=warn,
             ),
+            processes=processes,
         )
     if isinstance(result, Stopped):
         _tell_stop(plan, result)
         raise typer.Exit(128 + (stop.signal_number or signal.SIGTERM))
     return result.digest
+
+
+def _tell_idle_devices(device: torch.device, launch: Launch) -> None:
+    """Say how all GPUs of a machine would be used where a run takes one of several."""
+    # lazy: torch costs seconds
+    import torch
+
+    n_devices = torch.cuda.device_count() if device.type == "cuda" else 0
+    if launch.world_size == 1 and n_devices > 1:
+        words = shlex.join(sys.argv[1:])
+        talk(
+            f"note: this machine has {n_devices} GPUs and this run takes one; all of them:"
+            f" torchrun --nproc-per-node {n_devices} -m wiseft_cli {words}"
+        )
 
 
 def _tell_stop(plan: FinetunePlan, stopped: Stopped) -> None:

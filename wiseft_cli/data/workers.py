@@ -25,9 +25,13 @@ _END = signal.SIGUSR2
 """What ends a worker at once: nobody else sends it, unlike SIGTERM."""
 
 
-def default_workers() -> int:
-    """Return the CPUs this process may use, at most eight; none beside a single CPU."""
-    usable = usable_processors()
+def default_workers(n_processes: int = 1) -> int:
+    """Return the CPUs this process may use, at most eight; none beside a single CPU.
+
+    Args:
+        n_processes: Processes of the run on this machine, which share its CPUs.
+    """
+    usable = usable_processors() // n_processes
     return min(usable, MAX_DEFAULT_WORKERS) if usable > 1 else 0
 
 

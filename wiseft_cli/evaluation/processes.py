@@ -37,7 +37,8 @@ def add_up(counts: torch.Tensor) -> torch.Tensor:
     """Return the sum of every process's counts, the same in all of them.
 
     Args:
-        counts: int64, on the device of the group's backend, of one shape in all processes.
+        counts: On the device of the group's backend, of one shape in all processes. Sums of
+            integers are exact, and so is a sum of numbers of which all but one are 0.
     """
     _, count = place_in_group()
     if count > 1:

@@ -90,8 +90,7 @@ def epoch_order(recipe: ResolvedRecipe, epoch: int) -> torch.Tensor:
 class MicroBatches(Sampler[list[Draw]]):
     """The draws of every forward pass of one process in a run, in order, from one step on.
 
-    A pass without an image borrows the step's first one, so that the model has something to run
-    on; its loss does not count.
+    A process without an image in a step has one pass without a draw.
 
     Args:
         recipe: Sizes and seed.
@@ -121,5 +120,4 @@ class MicroBatches(Sampler[list[Draw]]):
             if span.epoch != epoch:
                 epoch, order = span.epoch, epoch_order(self._recipe, span.epoch)
             for start, stop in span.share(self._rank, self._world_size).micro_batches:
-                images = order[start:stop] if start < stop else order[span.start : span.start + 1]
-                yield [Draw(epoch, image) for image in images.tolist()]
+                yield [Draw(epoch, image) for image in order[start:stop].tolist()]

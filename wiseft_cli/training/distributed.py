@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -19,7 +19,11 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from wiseft_cli.errors import LostProcessError, ModelError, UsageError
+from wiseft_cli.evaluation.accuracy import evaluation_mode
 from wiseft_cli.training.launch import Launch
+
+Logits = Callable[[torch.Tensor], torch.Tensor]
+"""A forward pass, from inputs (B, ...) to logits (B, C)."""
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others, who wait while process 0 writes."""
@@ -81,20 +85,54 @@ class Processes:
         dist.broadcast(sent, 0)
         return json.loads(bytes(sent.tolist()))
 
-    def replicate(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Return the module so that its backward pass averages gradients over all processes.
+    def replicate(
+        self, module: torch.nn.Module, logits_of: Logits, example: torch.Tensor
+    ) -> Logits:
+        """Return a forward pass whose backward pass averages gradients over all processes.
 
         All processes get the weights of process 0. BatchNorm layers take statistics of their own
         process's images, and the running statistics of process 0 are everybody's.
+
+        Args:
+            module: Holds the parameters.
+            logits_of: From inputs (B, ...) to logits (B, C), computed with the module.
+            example: An input (1, ...), which shows whether some parameters have no part in it.
         """
         if self.world_size == 1:
-            return module
-        devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
+            return logits_of
+        return DistributedDataParallel(
+            _Forward(module, logits_of),
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            # Looking for them costs a walk over the graph in each step.
+            find_unused_parameters=_has_unused_parameters(module, logits_of, example),
+        )
 
 
 ALONE = Processes()
 """The only process of its run."""
+
+
+class _Forward(torch.nn.Module):
+    """A module with another forward pass than its own, such as one under autocast."""
+
+    def __init__(self, module: torch.nn.Module, logits_of: Logits) -> None:
+        super().__init__()
+        self.module = module
+        self._logits_of = logits_of
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self._logits_of(inputs)
+
+
+def _has_unused_parameters(
+    module: torch.nn.Module, logits_of: Logits, example: torch.Tensor
+) -> bool:
+    """Whether a parameter that asks for a gradient would get none; leaves no trace."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    with evaluation_mode(module):
+        gradients = torch.autograd.grad(logits_of(example).sum(), parameters, allow_unused=True)
+    return any(gradient is None for gradient in gradients)
 
 
 def exchanging_gradients(model: Any, *, wanted: bool) -> AbstractContextManager[Any]:
@@ -158,10 +196,9 @@ def join_processes(launch: Launch, device: torch.device) -> Iterator[Processes]:
             timeout=TIMEOUT,
             device_id=device if device.type == "cuda" else None,
         )
-        try:
-            yield Processes(launch.rank, launch.world_size, device)
-        finally:
-            dist.destroy_process_group()
+        yield Processes(launch.rank, launch.world_size, device)
+        # Not after an error: some backends wait here for processes that are gone.
+        dist.destroy_process_group()
 
 
 @contextmanager

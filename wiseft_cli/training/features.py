@@ -5,62 +5,95 @@ Source: Wortsman et al. 2021, arXiv 2109.01903, section D.3. Nothing is kept on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 
-from wiseft_cli.data.dataset import ImageDataset
+from wiseft_cli.data.image_set import ImageSet
+from wiseft_cli.evaluation.accuracy import load_images
+from wiseft_cli.evaluation.processes import add_up, gather
 from wiseft_cli.training.batches import Draw
-from wiseft_cli.training.images import load_batches
+from wiseft_cli.training.unreadable import UnreadableImages
+
+
+class Features(NamedTuple):
+    """What a frozen encoder makes of an image set.
+
+    Attributes:
+        values: L2-normalised features, float32, shape (N, D), on the device.
+        is_readable: Whether image i could be read, bool, shape (N,); its row is 0 where not.
+    """
+
+    values: torch.Tensor
+    is_readable: torch.Tensor
 
 
 def compute_features(
     encode_image: Callable[[torch.Tensor], torch.Tensor],
-    images: ImageDataset,
+    image_set: ImageSet,
+    preprocess: Mapping[str, Any],
     *,
     batch_size: int,
     workers: int,
     device: torch.device,
+    unreadable: UnreadableImages | None = None,
     on_progress: Callable[[int], None] | None = None,
-) -> torch.Tensor:
-    """Encode every image of a dataset, in the dataset's order.
+) -> Features:
+    """Encode every image of a set, in the set's order.
+
+    Where torch's process group is joined every process calls this, encodes a share of the
+    images, and returns the features of all.
 
     Args:
         encode_image: From images (B, 3, H, W) to L2-normalised features (B, D), in
             evaluation mode.
-        images: The dataset, with a transform without random numbers.
+        preprocess: The card's preprocessing.
         batch_size: Images of one forward pass.
         workers: Processes that decode.
         device: Where the encoder computes.
+        unreadable: Notes the images that cannot be read; by default none may be.
         on_progress: Called with the number of images of each pass.
-    Returns:
-        Features (N, D) on the device.
     Raises:
-        DatasetError: An image cannot be read.
+        DatasetError: More images cannot be read than may be left out.
     """
-    draws = [
-        [Draw(0, index) for index in range(start, min(start + batch_size, len(images)))]
-        for start in range(0, len(images), batch_size)
-    ]
-    features = []
+    unreadable = unreadable or UnreadableImages()
+    batches = load_images(
+        image_set, preprocess, batch_size=batch_size, workers=workers, device=device
+    )
+    n_images, rows, parts = len(image_set.records), [], []
     with torch.no_grad():
-        for batch, _ in load_batches(images, draws, seed=0, workers=workers, device=device):
-            features.append(encode_image(batch))
+        for batch in batches:
+            unreadable.note(batch.unreadable)
+            if len(batch.indices):
+                parts.append(encode_image(batch.images.to(device, non_blocking=True)))
+                rows.append(batch.indices)
             if on_progress is not None:
-                on_progress(len(batch))
-    return torch.cat(features)
+                on_progress(len(batch.indices) + len(batch.unreadable))
+        unreadable.settle()
+        width = max(gather([part.shape[1] for part in parts[:1]]), default=0)
+        values = torch.zeros(n_images, width, device=device)
+        is_readable = torch.zeros(n_images, dtype=torch.int64, device=device)
+        if parts:
+            indices = torch.cat(rows).to(device)
+            values[indices], is_readable[indices] = torch.cat(parts), 1
+        # Each row comes from one process, and is 0 in the others.
+        return Features(add_up(values), add_up(is_readable).bool())
 
 
 def feature_batches(
-    features: torch.Tensor, targets: torch.Tensor, draws: Iterable[list[Draw]]
+    features: Features, targets: torch.Tensor, draws: Iterable[list[Draw]]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield the features (B, D) and class indices (B,) of each batch of draws.
 
+    Images that could not be read are left out; B may be 0.
+
     Args:
-        features: Shape (N, D).
+        features: Of the N images.
         targets: Class indices, int64, shape (N,), on the same device.
         draws: The batches in order.
     """
     for batch in draws:
-        rows = torch.tensor([draw.image for draw in batch], device=features.device)
-        yield features[rows], targets[rows]
+        rows = torch.tensor([draw.image for draw in batch], dtype=torch.int64).to(targets.device)
+        rows = rows[features.is_readable[rows]]
+        yield features.values[rows], targets[rows]

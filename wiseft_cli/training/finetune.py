@@ -14,13 +14,16 @@ from pathlib import Path
 import torch
 
 from wiseft_cli.checkpoint.writer import write_checkpoint
-from wiseft_cli.errors import CheckpointError, RecipeError
+from wiseft_cli.errors import CheckpointError, LostProcessError, RecipeError
 from wiseft_cli.model.classifier import load_classifier, state_arrays
+from wiseft_cli.training.agreement import refuse_other_plans, start_alike
+from wiseft_cli.training.distributed import ALONE, Processes, telling_lost_processes
 from wiseft_cli.training.finetuned_card import finetuned_card
 from wiseft_cli.training.listener import Listener, Readiness
-from wiseft_cli.training.loop import Placement, train
+from wiseft_cli.training.loop import train
 from wiseft_cli.training.modes import refuse_single_image_batch_norm, select_trained
 from wiseft_cli.training.optimization import build_optimizer
+from wiseft_cli.training.placement import Placement
 from wiseft_cli.training.plan import FinetunePlan
 from wiseft_cli.training.precision import (
     build_scaler,
@@ -71,8 +74,12 @@ def finetune(
     saving: Saving | None = None,
     stop: StopRequest | None = None,
     listener: Listener | None = None,
+    processes: Processes = ALONE,
 ) -> Finetuned | Stopped:
     """Run a plan and write the fine-tuned checkpoint.
+
+    Where several processes share the run each of them calls this; the first one reads states and
+    writes, and all return the same.
 
     On the CPU the file's bytes depend on the plan, torch's version and thread count, and the
     kind of CPU; not on `workers`, validation sets, the listener, or whether the run was broken
@@ -83,63 +90,80 @@ def finetune(
         device: Where the model computes.
         workers: Processes that decode images; 0 decodes in this one.
         threads: CPU threads of torch; those of the state, or torch's choice, where None.
-        start: From `find_start`; the first step where None.
+        start: From `find_start`; the first step where None. The first process's counts.
         saving: When states are saved; never where None.
         stop: Notes Ctrl-C and SIGTERM while steps are taken; where None they act as they do.
         listener: Whom to tell how it goes.
+        processes: Those that share each step.
     Raises:
         CheckpointError: The parent is not the classifier its card describes.
-        DatasetError: An image cannot be read.
+        DatasetError: An image cannot be read, or the processes have different images.
+        LostProcessError: Another process of the run died.
         RecipeError: Training diverged, or BatchNorm would see a single image.
         OutputError: The checkpoint cannot be written.
     """
-    start = start or find_start(plan, resume=False, threads=threads)
+    refuse_other_plans(plan, processes)
+    if start is None:
+        start = find_start(plan, resume=False, threads=threads) if processes.is_first else Start()
+    if digest := processes.value_of_first(start.digest):
+        return Finetuned(plan.output, digest)
     saving, listener = saving or Saving(), listener or Listener()
-    threads = threads or (start.state.record.threads if start.state else None)
+    threads = threads or processes.value_of_first(
+        start.state.record.threads if start.state else None
+    )
     if threads:
         torch.set_num_threads(threads)
-    run = _open_run(plan, device)
-    _check_room(plan, run, saving)
+    run = _open_run(plan, device, processes)
+    if processes.is_first:
+        _check_room(plan, run, saving)
     n_parameters = sum(parameter.numel() for parameter in run.trained.values())
     listener.on_ready(Readiness(len(run.trained), n_parameters, device))
     devices = [device] if device.type == "cuda" else []
-    saver = StateSaver(plan, saving, run, on_warning=listener.on_warning)
+    saver = None
+    if processes.is_first:
+        saver = StateSaver(
+            plan,
+            saving,
+            run,
+            world_size=processes.world_size,
+            on_warning=listener.on_warning,
+        )
     with (
         torch.random.fork_rng(devices=devices),
         deterministic_algorithms(plan.recipe.deterministic, device),
     ):
-        if start.state is None:
-            remove_states(plan.output)
-        else:
-            _go_on(run, start.state)
-        place = Placement(device, workers)
-        with _naming_state(saver):
+        _begin(run, plan, start, processes)
+        place = Placement(device, workers, processes)
+        with _naming_state(saver), telling_lost_processes():
             is_done = train(run, plan, place, listener=listener, saver=saver, stop=stop)
         if not is_done:
-            return Stopped(run.steps_done, saver.newest)
-    digest = write_checkpoint(
-        plan.output,
-        state_arrays(run.classifier),
-        finetuned_card(plan),
-        force=plan.force,
-        inputs=[plan.parent],
-    )
-    saver.finish()
-    return Finetuned(plan.output, digest)
+            newest = processes.value_of_first(str(saver.newest or "") if saver else None)
+            return Stopped(run.steps_done, Path(newest) if newest else None)
+    digest = None
+    if saver:
+        digest = write_checkpoint(
+            plan.output,
+            state_arrays(run.classifier),
+            finetuned_card(plan),
+            force=plan.force,
+            inputs=[plan.parent],
+        )
+        saver.finish()
+    return Finetuned(plan.output, processes.value_of_first(digest))
 
 
 @contextmanager
-def _naming_state(saver: StateSaver) -> Iterator[None]:
+def _naming_state(saver: StateSaver | None) -> Iterator[None]:
     """Say in the hint of a run that failed where its last good state is."""
     try:
         yield
-    except RecipeError as error:
-        if saver.newest:
+    except (RecipeError, LostProcessError) as error:
+        if saver and saver.newest:
             error.hint = f"{error.hint}; the last good state is {saver.newest}"
         raise
 
 
-def _open_run(plan: FinetunePlan, device: torch.device) -> Run:
+def _open_run(plan: FinetunePlan, device: torch.device, processes: Processes) -> Run:
     """Return the run at its first step."""
     recipe = plan.recipe
     classifier, card = load_classifier(plan.parent, device=device)
@@ -147,7 +171,7 @@ def _open_run(plan: FinetunePlan, device: torch.device) -> Run:
         raise CheckpointError(f"{plan.parent}: was changed while it was read")
     if recipe.grad_checkpointing:
         enable_grad_checkpointing(classifier)
-    refuse_single_image_batch_norm(classifier, recipe)
+    refuse_single_image_batch_norm(classifier, recipe, world_size=processes.world_size)
     for tensor in (*classifier.parameters(), *classifier.buffers()):
         # Into torch's own memory: the last bits of a sum depend on where in memory it begins.
         tensor.data = tensor.data.clone()
@@ -164,13 +188,16 @@ def _check_room(plan: FinetunePlan, run: Run, saving: Saving) -> None:
     )
 
 
-def _go_on(run: Run, state: FoundState) -> None:
-    restore_state(state.path, run)
-    remove_newer_states(state)
-    record = state.record
-    run.steps_done, run.loss_sum, run.n_images = (
-        record.steps_done,
-        record.loss_sum,
-        record.n_images,
-    )
-    run.scaler.load_state_dict(dict(record.scaler))
+def _begin(run: Run, plan: FinetunePlan, start: Start, processes: Processes) -> None:
+    """Bring a fresh run to where it begins, in all processes; clear away what is in the way."""
+    state: FoundState | None = start.state
+    if state is not None:
+        restore_state(state.path, run)
+        remove_newer_states(state)
+    elif processes.is_first:
+        remove_states(plan.output)
+    record = start_alike(run, state.record if state else None, processes)
+    if record is not None:
+        run.steps_done = record.steps_done
+        run.loss_sum, run.n_images = record.loss_sum, record.n_images
+        run.scaler.load_state_dict(dict(record.scaler))

@@ -50,6 +50,7 @@ def load_batches(
     workers: int,
     device: torch.device,
     unreadable: UnreadableImages | None = None,
+    stand_in: torch.Tensor | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Decode and augment the images of each batch and move them to the device.
 
@@ -60,9 +61,10 @@ def load_batches(
         workers: Processes that decode; 0 decodes in this one.
         device: Where the model computes.
         unreadable: Notes the images that cannot be read; by default none may be.
+        stand_in: An input (1, 3, H, W) for a pass that has none, where one must be run.
     Yields:
         images (B, 3, H, W) and class indices (B,), on the device; without the images that
-        cannot be read, and (0,) where that is all of them.
+        cannot be read. Where none is left: the stand-in or (0,), and class indices (0,).
     Raises:
         DatasetError: More images cannot be read than may be left out, or a worker died.
     """
@@ -78,7 +80,8 @@ def load_batches(
     )
     for batch in telling_dead_workers(loader, workers):
         unreadable.note(batch.unreadable)
+        inputs = batch.images if len(batch.targets) or stand_in is None else stand_in
         yield (
-            batch.images.to(device, non_blocking=True),
+            inputs.to(device, non_blocking=True),
             batch.targets.to(device, non_blocking=True),
         )

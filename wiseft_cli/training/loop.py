@@ -7,32 +7,17 @@ arithmetic of a step is `optimization.py`.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
-
-import torch
 
 from wiseft_cli.evaluation.accuracy import evaluate_image_set
 from wiseft_cli.training.inputs import open_inputs
 from wiseft_cli.training.listener import EpochReport, Listener
 from wiseft_cli.training.modes import set_training_modes
 from wiseft_cli.training.optimization import StepReport, run_steps
+from wiseft_cli.training.placement import Placement
 from wiseft_cli.training.plan import FinetunePlan
 from wiseft_cli.training.saver import StateSaver
 from wiseft_cli.training.state import Run
 from wiseft_cli.training.stopping import StopRequest
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a run computes.
-
-    Attributes:
-        device: Of this process.
-        workers: Processes that decode images for it; 0 decodes in this one.
-    """
-
-    device: torch.device
-    workers: int
 
 
 def train(
@@ -41,7 +26,7 @@ def train(
     place: Placement,
     *,
     listener: Listener,
-    saver: StateSaver,
+    saver: StateSaver | None,
     stop: StopRequest | None = None,
 ) -> bool:
     """Take the steps that are left of a run.
@@ -51,7 +36,7 @@ def train(
         plan: What is trained, on what.
         place: Where.
         listener: Whom to tell.
-        saver: Of the run's states.
+        saver: Of the run's states; of several processes the first one has it.
         stop: Signals are noted there from the first step on; None leaves them alone.
     Returns:
         Whether all steps were taken; otherwise somebody wanted to stop, and the state is saved.
@@ -63,34 +48,30 @@ def train(
     if _is_between_epochs(run, plan):
         _report(run, plan, place, listener)
     set_training_modes(run.classifier, freeze=recipe.freeze, batch_norm=recipe.batch_norm)
-    logits_of, batches = open_inputs(
-        run.classifier,
-        plan,
-        first_step=run.steps_done,
-        device=place.device,
-        workers=place.workers,
-        listener=listener,
-    )
+    inputs = open_inputs(run.classifier, plan, place, first_step=run.steps_done, listener=listener)
     steps = run_steps(
-        logits_of,
+        inputs.logits_of,
         run.optimizer,
-        batches,
+        inputs.batches,
         recipe,
         device=place.device,
         first_step=run.steps_done,
         scaler=run.scaler,
         stop=lambda: bool(stop),
+        on_missing=inputs.unreadable.settle,
+        processes=place.processes,
     )
     with nullcontext() if stop is None else stop:
         for step in steps:
             _count(run, step, plan)
             listener.on_step(step)
-            if not step.is_stopped:
+            if saver and not step.is_stopped:
                 saver.save_if_due(run, ends_epoch=step.ends_epoch)
             if step.is_stopped or (
                 step.ends_epoch and not _report(run, plan, place, listener, stop)
             ):
-                saver.save(run)
+                if saver:
+                    saver.save(run)
                 return False
     return True
 
@@ -120,9 +101,12 @@ def _report(
     stop: StopRequest | None = None,
 ) -> bool:
     """Tell the epoch's loss and accuracies, and return False where that was to be stopped."""
+    # One of several cannot break off what the others go on with: they agree in the next step.
+    can_break_off = place.processes.world_size == 1
+    place.processes.copy_from_first(run.classifier.buffers())
 
     def look_up(_n_images: int) -> None:
-        if stop:
+        if stop and can_break_off:
             raise _StopWishedError
 
     try:

@@ -16,13 +16,18 @@ import torch.nn.functional as F
 
 from wiseft_cli.errors import RecipeError
 from wiseft_cli.training.batches import StepSpan, span_of
+from wiseft_cli.training.distributed import ALONE, Processes, exchanging_gradients
 from wiseft_cli.training.precision import build_scaler
 from wiseft_cli.training.recipe import ResolvedRecipe
 from wiseft_cli.training.schedule import learning_rate
 from wiseft_cli.training.seeding import Purpose, derive_seed, seed_device_generators
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
-"""Inputs (B, ...) and class indices (B,) of each forward pass, on the model's device."""
+"""Inputs (B, ...) and class indices (B,) of each forward pass, on the model's device.
+
+A pass without an image has no class index; where several processes share the steps it has an
+input nevertheless, whose logits do not count.
+"""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,8 @@ def run_steps(
     first_step: int = 0,
     scaler: torch.amp.GradScaler | None = None,
     stop: Callable[[], bool] = lambda: False,
+    on_missing: Callable[[], None] = lambda: None,
+    processes: Processes = ALONE,
 ) -> Iterator[StepReport]:
     """Take the optimizer steps of a run one by one, as the reports are asked for.
 
@@ -84,6 +91,10 @@ def run_steps(
     A batch with fewer images than its place in the epoch (some could not be read) counts for
     those it has: the step's loss is the mean over the images that are there.
 
+    Several processes each compute their share of every step's images. The loss of a share is its
+    sum over the images of the whole batch, times the processes, over which gradients are averaged:
+    a mean of each process's mean would give the images of an uneven last batch uneven weights.
+
     Args:
         logits_of: The model, from inputs (B, ...) to logits (B, C).
         optimizer: Over the trained tensors.
@@ -92,7 +103,9 @@ def run_steps(
         device: Where the model computes.
         first_step: The step to begin with.
         scaler: From `build_scaler`; a new one where None.
-        stop: Asked in each step whether it is to be the last one.
+        stop: Asked in each step whether it is to be the last one; one process's wish is enough.
+        on_missing: Called, by all processes, in a step some of whose images could not be read.
+        processes: Those that share the steps; `logits_of` comes from their `replicate`.
     Yields:
         A report after each step.
     Raises:
@@ -109,9 +122,19 @@ def run_steps(
             steps=recipe.steps,
             schedule=recipe.schedule,
         )
-        seed_device_generators(derive_seed(recipe.seed, Purpose.STOCHASTIC_LAYERS, step), device)
+        place = (step, processes.rank) if processes.rank else (step,)
+        seed_device_generators(derive_seed(recipe.seed, Purpose.STOCHASTIC_LAYERS, *place), device)
         sums = _sum_gradients(
-            logits_of, optimizer, passes, span=span, recipe=recipe, scaler=scaler, device=device
+            logits_of,
+            optimizer,
+            passes,
+            span=span,
+            recipe=recipe,
+            scaler=scaler,
+            device=device,
+            wants_stop=stop,
+            on_missing=on_missing,
+            processes=processes,
         )
         # One transfer for both numbers; on a GPU it waits for the backward pass.
         loss, grad_norm = torch.stack([sums.loss, sums.grad_norm]).tolist()
@@ -133,16 +156,17 @@ def run_steps(
             grad_norm=grad_norm,
             lr=lr,
             skipped=overflow or not sums.n_images,
-            is_stopped=stop(),
+            is_stopped=sums.is_stopped,
         )
 
 
 class _Sums(NamedTuple):
-    """A step's mean loss () and gradient norm (), and the images behind them."""
+    """A step's mean loss () and gradient norm (), the images behind them, and a wish to stop."""
 
     loss: torch.Tensor
     grad_norm: torch.Tensor
     n_images: int
+    is_stopped: bool
 
 
 def _sum_gradients(
@@ -154,30 +178,47 @@ def _sum_gradients(
     recipe: ResolvedRecipe,
     scaler: torch.amp.GradScaler,
     device: torch.device,
+    wants_stop: Callable[[], bool],
+    on_missing: Callable[[], None],
+    processes: Processes,
 ) -> _Sums:
     """Leave the step's clipped gradient in place, and return what it was made of."""
     optimizer.zero_grad()
     losses, n_images = [torch.zeros((), device=device)], 0
-    for _ in span.micro_batches:
+    share = span.share(processes.rank, processes.world_size).micro_batches
+    for number, _ in enumerate(share, 1):
         inputs, targets = next(passes)
-        if not len(targets):
+        # The last pass is where gradients are exchanged: each process runs it, image or not.
+        is_exchange = processes.world_size > 1 and number == len(share)
+        if not len(targets) and not is_exchange:
             continue
-        loss = mean_loss_share(
-            logits_of(inputs), targets, span.n_images, label_smoothing=recipe.label_smoothing
-        )
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        with exchanging_gradients(logits_of, wanted=is_exchange):
+            loss = mean_loss_share(
+                logits_of(inputs)[: len(targets)],
+                targets,
+                span.n_images,
+                label_smoothing=recipe.label_smoothing,
+            )
+            scaler.scale(loss * processes.world_size).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
         n_images += len(targets)
-    mean_loss = torch.stack(losses[1:] or losses).sum()
+    mean_loss, is_stopped = torch.stack(losses[1:] or losses).sum(), wants_stop()
+    if processes.world_size > 1:
+        total, count, wishes = processes.sum([float(mean_loss), n_images, is_stopped])
+        mean_loss = torch.tensor(total, dtype=mean_loss.dtype, device=device)
+        n_images, is_stopped = int(count), wishes > 0
+    if n_images < span.n_images:
+        on_missing()
     if not n_images:
-        return _Sums(mean_loss, mean_loss, 0)
+        return _Sums(mean_loss, torch.zeros_like(mean_loss), 0, is_stopped)
     scaler.unscale_(optimizer)
     if n_images < span.n_images:
         # Each share was divided by the images of the batch as planned.
-        share = span.n_images / n_images
-        mean_loss *= share
-        _scale_gradients(optimizer, share)
-    return _Sums(mean_loss, clip_gradients(optimizer, recipe.clip_grad_norm), n_images)
+        factor = span.n_images / n_images
+        mean_loss *= factor
+        _scale_gradients(optimizer, factor)
+    grad_norm = clip_gradients(optimizer, recipe.clip_grad_norm)
+    return _Sums(mean_loss, grad_norm, n_images, is_stopped)
 
 
 def mean_loss_share(

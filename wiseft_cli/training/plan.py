@@ -53,6 +53,7 @@ class FinetunePlan:
         recipe: The resolved recipe.
         output: Where the fine-tuned checkpoint goes.
         force: Whether an existing output may be replaced.
+        max_bad: Training images that may be left out because they cannot be read.
         notes: What a person should know, one sentence each.
         warnings: What is allowed but seldom meant, one sentence each.
     """
@@ -66,6 +67,7 @@ class FinetunePlan:
     recipe: ResolvedRecipe
     output: Path
     force: bool
+    max_bad: int
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -79,6 +81,8 @@ def make_plan(
     recipe: Recipe,
     force: bool = False,
     resume: bool = False,
+    max_bad: int = 0,
+    writes: bool = True,
 ) -> FinetunePlan:
     """Check the inputs and the output of a run and settle its recipe.
 
@@ -90,6 +94,8 @@ def make_plan(
         recipe: What the person chose.
         force: Whether an existing output may be replaced.
         resume: Whether there may be one, of this very run; `find_start` tells.
+        max_bad: Training images that may be left out because they cannot be read.
+        writes: Whether this process writes the output; of several the first one does.
     Raises:
         OutputError: The output must not be written.
         CheckpointError: The parent is no checkpoint with a model and classes.
@@ -97,7 +103,8 @@ def make_plan(
         DatasetError: A set cannot be listed, or a label is no class of the head.
         RecipeError: The recipe does not fit the training set.
     """
-    check_output(output, force=force or resume, inputs=[parent])
+    if writes:
+        check_output(output, force=force or resume, inputs=[parent])
     card, parent_digest = _read_parent_card(parent)
     train_set = _join(open_image_set(train, option="--train"), card)
     require_one_class(train_set.images, train_set.join)
@@ -113,6 +120,7 @@ def make_plan(
         recipe=resolved,
         output=output,
         force=force,
+        max_bad=max_bad,
         notes=_notes(card, train_set, val_sets),
         warnings=(
             *(text for labelled in (train_set, *val_sets) for text in labelled.images.warnings),

@@ -19,12 +19,17 @@ class StopRequest:
     The first signal is noted. From then on the handlers that were there before act again, so
     that a second one ends the process at once.
 
+    Args:
+        notes_all: Whether later signals are only noted too: torchrun passes on what it gets, as
+            often as it gets it, and itself ends whoever takes longer than 30 s.
+
     Attributes:
         signal_number: The signal that came; None before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, notes_all: bool = False) -> None:
         self.signal_number: int | None = None
+        self._notes_all = notes_all
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -47,7 +52,8 @@ class StopRequest:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.signal_number = number
-        self._give_back()
+        if not self._notes_all:
+            self._give_back()
 
     def _give_back(self) -> None:
         for number, handler in self._previous.items():

@@ -1,14 +1,15 @@
 """Training images that cannot be read: each named once, and a bound to how many there may be.
 
 Which images these are depends on the data alone, so a run that leaves some out has the same
-bytes for any number of workers. It does not decode.
+bytes for any number of workers. Several processes of a run count together. It does not decode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from wiseft_cli.errors import DatasetError, list_some
+from wiseft_cli.errors import CommonDatasetError, list_some
+from wiseft_cli.evaluation.processes import gather, place_in_group
 
 
 class UnreadableImages:
@@ -23,6 +24,7 @@ class UnreadableImages:
         self._max_bad = max_bad
         self._on_found = on_found
         self._reasons: dict[str, None] = {}
+        self._of_this_process: list[str] = []
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -30,24 +32,37 @@ class UnreadableImages:
         return tuple(self._reasons)
 
     def note(self, reasons: Sequence[str]) -> None:
-        """Note the unreadable images of a batch.
+        """Note the unreadable images of a batch of this process.
 
         Raises:
-            DatasetError: There are more than may be left out; all of them are named.
+            DatasetError: There are more than may be left out; all of them are named. Where
+                several processes share the run, that is told by `settle`.
         """
-        new = [reason for reason in reasons if reason not in self._reasons]
+        self._of_this_process += reasons
+        if place_in_group() == (0, 1):
+            self.settle()
+
+    def settle(self) -> None:
+        """Count what was noted since, by all processes, each of which calls this.
+
+        Raises:
+            DatasetError: There are more than may be left out; in all processes alike.
+        """
+        reasons = gather(self._of_this_process)
+        self._of_this_process = []
+        new = [reason for reason in dict.fromkeys(reasons) if reason not in self._reasons]
         self._reasons.update(dict.fromkeys(new))
         if len(self._reasons) > self._max_bad:
             raise self._too_many()
         for reason in new:
             self._on_found(reason)
 
-    def _too_many(self) -> DatasetError:
+    def _too_many(self) -> CommonDatasetError:
         lines = list_some(list(self._reasons))
         if self._max_bad:
             title = f"{len(self._reasons)} images cannot be read, expected at most {self._max_bad}:"
             lines = [title, *(f"  {line}" for line in lines)]
-        return DatasetError(
+        return CommonDatasetError(
             "\n".join(lines),
             hint="replace or remove the files, then start again",
         )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +19,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A test never reaches a hub; a forgotten download must fail, not hang.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
+# A test keeps nothing at home.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="wiseft-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 # Seeded, and without a clock: a busy machine must not fail a property.
 settings.register_profile(

@@ -40,6 +40,7 @@ def test_stdout_is_the_path_and_stderr_tells_the_plan_and_each_epoch(folder, cap
     assert err.startswith(
         "model    tiny-vit, 3 classes, from zeroshot.safetensors\n"
         "train    train: 12 images of 3 classes (joined by id), 4 a class\n"
+        "classes  tench 4, tree frog 4, lamp 4\n"
         "val      held-out: 3 images of 2 classes (joined by id), 1 to 2 a class\n"
         "steps    6 = 2 epochs x 3, batch size 5, warm-up 0\n"
         "recipe   AdamW, lr 3e-05 to 0 by cosine, weight decay 0.1, clip 1, label smoothing 0,"

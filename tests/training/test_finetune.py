@@ -24,6 +24,7 @@ from wiseft_cli.training.finetune import finetune
 from wiseft_cli.training.listener import EpochReport, Listener
 from wiseft_cli.training.plan import make_plan
 from wiseft_cli.training.recipe import Recipe, resolve
+from wiseft_cli.training.training_data import DataChoice
 
 CPU = torch.device("cpu")
 QUICK = {"epochs": 2, "batch_size": 5, "lr": 1e-3}
@@ -35,8 +36,7 @@ def run(
 ) -> Path:
     plan = make_plan(
         parent=zeroshot,
-        train=str(train),
-        val=val,
+        data=DataChoice(str(train), val),
         output=output,
         recipe=Recipe(**{**QUICK, **keys}),
     )
@@ -237,7 +237,10 @@ def test_a_fine_tuned_checkpoint_can_be_trained_on(tmp_path, zeroshot, train_fol
 def test_going_on_from_a_fine_tuned_checkpoint_is_noted(tmp_path, zeroshot, train_folder):
     first = run(zeroshot, train_folder, tmp_path / "a.safetensors")
     plan = make_plan(
-        parent=first, train=str(train_folder), output=tmp_path / "b.safetensors", recipe=Recipe()
+        parent=first,
+        data=DataChoice(str(train_folder)),
+        output=tmp_path / "b.safetensors",
+        recipe=Recipe(),
     )
     assert plan.notes == (
         "starting from a finetuned checkpoint: this run goes on from earlier training",
@@ -281,7 +284,7 @@ def test_labels_that_are_no_class_are_listed(tmp_path, zeroshot, train_folder):
     with pytest.raises(DatasetError) as caught:
         make_plan(
             parent=zeroshot,
-            train=str(train_folder),
+            data=DataChoice(str(train_folder)),
             output=tmp_path / "o.safetensors",
             recipe=Recipe(),
         )
@@ -295,7 +298,7 @@ def test_classes_without_a_training_image_are_a_warning(tmp_path, zeroshot):
     train = write_images(tmp_path / "train", (200,))
     plan = make_plan(
         parent=zeroshot,
-        train=str(train),
+        data=DataChoice(str(train)),
         output=tmp_path / "out.safetensors",
         recipe=Recipe(batch_size=1),
     )
@@ -308,7 +311,10 @@ def test_folders_named_by_class_name_are_joined_by_name_not_by_position(
     for entry in CLASSES:
         (train_folder / entry.id).rename(train_folder / entry.name)
     plan = make_plan(
-        parent=zeroshot, train=str(train_folder), output=tmp_path / "o.safetensors", recipe=Recipe()
+        parent=zeroshot,
+        data=DataChoice(str(train_folder)),
+        output=tmp_path / "o.safetensors",
+        recipe=Recipe(),
     )
     labels = [record.label for record in plan.train.images.records]
     assert labels == ["lamp"] * 4 + ["tench"] * 4 + ["tree frog"] * 4
@@ -322,7 +328,7 @@ def test_a_file_without_a_card_is_refused(tmp_path, train_folder):
     with pytest.raises(CheckpointError) as caught:
         make_plan(
             parent=foreign,
-            train=str(train_folder),
+            data=DataChoice(str(train_folder)),
             output=tmp_path / "o.safetensors",
             recipe=Recipe(),
         )
@@ -340,7 +346,7 @@ def test_a_merge_of_foreign_files_is_refused(tmp_path, train_folder):
     with pytest.raises(CheckpointError) as caught:
         make_plan(
             parent=merged,
-            train=str(train_folder),
+            data=DataChoice(str(train_folder)),
             output=tmp_path / "o.safetensors",
             recipe=Recipe(),
         )
@@ -354,7 +360,11 @@ def test_a_merge_of_foreign_files_is_refused(tmp_path, train_folder):
 def test_an_output_that_is_the_input_is_refused_even_with_force(zeroshot, train_folder):
     with pytest.raises(OutputError, match="is also an input"):
         make_plan(
-            parent=zeroshot, train=str(train_folder), output=zeroshot, recipe=Recipe(), force=True
+            parent=zeroshot,
+            data=DataChoice(str(train_folder)),
+            output=zeroshot,
+            recipe=Recipe(),
+            force=True,
         )
 
 
@@ -364,7 +374,8 @@ def test_a_plan_is_made_where_torch_cannot_be_imported(tmp_path, zeroshot, train
         "from pathlib import Path\n"
         "from wiseft_cli.training.plan import make_plan\n"
         "from wiseft_cli.training.recipe import Recipe\n"
-        f"plan = make_plan(parent=Path({str(zeroshot)!r}), train={str(train_folder)!r},"
+        "from wiseft_cli.training.training_data import DataChoice\n"
+        f"plan = make_plan(parent=Path({str(zeroshot)!r}), data=DataChoice({str(train_folder)!r}),"
         f" output=Path({str(tmp_path / 'o.safetensors')!r}), recipe=Recipe())\n"
         "print(plan.recipe.steps)"
     )

@@ -28,6 +28,7 @@ from wiseft_cli.training.save_interval import SaveInterval, Saving
 from wiseft_cli.training.starting import find_start
 from wiseft_cli.training.state_folder import list_states, state_folder
 from wiseft_cli.training.stopping import StopRequest
+from wiseft_cli.training.training_data import DataChoice
 
 CPU = torch.device("cpu")
 EACH_STEP = Saving(SaveInterval(steps=1))
@@ -46,8 +47,7 @@ def plan_of(folder: Path, family: str = "vit", *, output: str = "out", resume=Fa
         write_zeroshot(zeroshot, family)
     return make_plan(
         parent=zeroshot,
-        train=str(folder / "train"),
-        val=(),
+        data=DataChoice(str(folder / "train"), ()),
         output=folder / output,
         recipe=Recipe(**{**KEYS, **keys}),
         force=keys.pop("force", False),

@@ -131,19 +131,11 @@ def _check(name: str, root: Path, sample: int, *, as_json: bool) -> None:
 
 def _decode_sample(images: ImageSet, sample: int) -> tuple[int, list[str]]:
     """Return how many images of an even spread decode, and what is wrong with the others."""
-    from wiseft_cli.data.images import load_image  # lazy: Pillow and numpy cost a while
+    from wiseft_cli.data.sample_check import unreadable_in_sample  # lazy: numpy costs a while
 
-    n_images = len(images.records)
-    taken = min(sample, n_images)
-    unreadable = []
+    taken = min(sample, len(images.records))
     with progress(taken, "decoding a sample") as advance:
-        for at in range(taken):
-            record = images.records[at * n_images // taken]
-            try:
-                load_image(images.root / record.path)
-            except DatasetError as error:
-                unreadable.append(error.message)
-            advance()
+        unreadable = unreadable_in_sample(images, taken, advance)
     return taken - len(unreadable), unreadable
 
 

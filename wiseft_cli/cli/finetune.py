@@ -18,6 +18,9 @@ def finetune(
     train: options.Train = None,
     output: options.Output = None,
     val: options.Val = None,
+    val_fraction: options.ValFraction = None,
+    shots: options.Shots = None,
+    labels_are_indices: options.LabelsAreIndices = False,
     max_bad: options.MaxBad = 0,
     recipe_name: options.RecipeName = None,
     print_recipe: options.PrintRecipe = False,
@@ -43,9 +46,13 @@ def finetune(
     device: options.Device = "auto",
     workers: options.Workers = None,
     threads: options.Threads = None,
+    feature_cache: options.FeatureCache = None,
+    no_feature_cache: options.NoFeatureCache = False,
     resume: options.Resume = False,
     save_every: options.SaveEvery = None,
     keep_state: options.KeepState = False,
+    log: options.Log = None,
+    dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -67,26 +74,43 @@ def finetune(
         missing = [name for name, value in wanted.items() if value is None]
         raise UsageError(f"finetune needs {', '.join(missing)}", hint="see wiseft finetune --help")
     check_device_name(device)
+    from wiseft_cli.cli.finetune_estimate import show_estimate
     from wiseft_cli.cli.finetune_report import tell_plan
-    from wiseft_cli.cli.finetune_run import RunOptions, run_with_progress
+    from wiseft_cli.cli.finetune_run import RunOptions, default_feature_cache, run_with_progress
     from wiseft_cli.cli.launched import speaking_first
     from wiseft_cli.training.plan import make_plan
     from wiseft_cli.training.save_interval import Saving, parse_save_interval
     from wiseft_cli.training.starting import Start, find_start
+    from wiseft_cli.training.training_data import DataChoice
 
+    if feature_cache is not None and no_feature_cache:
+        raise UsageError("--feature-cache and --no-feature-cache contradict each other")
+    data = DataChoice(
+        train=train,
+        val=val or (),
+        val_fraction=val_fraction,
+        shots=shots,
+        labels_are_indices=labels_are_indices,
+        max_bad=max_bad,
+    )
     options_of_run = RunOptions(
-        device, workers, threads, Saving(parse_save_interval(save_every), keep=keep_state)
+        device=device,
+        workers=workers,
+        threads=threads,
+        saving=Saving(parse_save_interval(save_every), keep=keep_state),
+        feature_cache=None if no_feature_cache else feature_cache or default_feature_cache(),
+        log=log,
+        resume=resume,
+        force=force,
     )
     with speaking_first() as launch:
         plan = make_plan(
             parent=zeroshot,
-            train=train,
-            val=val or [],
+            data=data,
             output=output,
             recipe=recipe,
             force=force,
             resume=resume,
-            max_bad=max_bad,
             writes=launch.is_first,
         )
         start = Start()
@@ -96,6 +120,9 @@ def finetune(
             talk(f"{plan.output} is there already, made by this very run")
         else:
             tell_plan(plan, n_processes=launch.world_size)
+        if dry_run:
+            show_estimate(plan, options_of_run, launch, as_json=as_json)
+            return
         digest = start.digest
         if digest is None or launch.world_size > 1:  # the others wait to hear of it
             digest = run_with_progress(plan, start, options_of_run, launch)

@@ -37,6 +37,25 @@ Val = Annotated[
         help="Image set whose accuracy is shown after each epoch; it decides nothing. Repeatable.",
     ),
 ]
+ValFraction = Annotated[
+    float | None,
+    typer.Option(
+        metavar="F",
+        help="Share of the training images of each class that is set aside, by the seed, to "
+        "validate like a --val set.",
+    ),
+]
+Shots = Annotated[
+    int | None,
+    typer.Option(metavar="K", help="Train on K images of each class, taken by the seed."),
+]
+LabelsAreIndices = Annotated[
+    bool,
+    typer.Option(
+        "--labels-are-indices",
+        help="Take labels that are numbers as positions among the head's classes, from 0.",
+    ),
+]
 MaxBad = Annotated[
     int,
     typer.Option(min=0, help="Unreadable training images to leave out."),
@@ -162,6 +181,17 @@ Workers = Annotated[
         show_default=f"one a CPU, at most {MAX_DEFAULT_WORKERS}",
     ),
 ]
+FeatureCache = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder that keeps features of a frozen encoder for another run.",
+        show_default="wiseft/features in $XDG_CACHE_HOME or ~/.cache",
+    ),
+]
+NoFeatureCache = Annotated[
+    bool, typer.Option("--no-feature-cache", help="Compute features anew, and keep none.")
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads of torch.", show_default="torch's choice")
 ]
@@ -182,6 +212,17 @@ SaveEvery = Annotated[
 ]
 KeepState = Annotated[
     bool, typer.Option("--keep-state", help="Keep the last states after the run has ended.")
+]
+Log = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write a JSON line for each step, epoch and warning."),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Check the data, print the plan, the memory and the disk it would need, and exit.",
+    ),
 ]
 Force = Annotated[
     bool,

@@ -10,7 +10,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from wiseft_cli.cli.console import Advance, talk, warn
-from wiseft_cli.training.plan import FinetunePlan, LabelledSet
+from wiseft_cli.training.plan import FinetunePlan
+from wiseft_cli.training.training_data import LabelledSet
 
 if TYPE_CHECKING:
     from wiseft_cli.evaluation.metrics import SetAccuracy
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 RECENT_STEPS = 20
 """Steps over which images per second are averaged."""
+
+SHOWN_CLASSES = 10
+"""Classes whose number of images the plan shows."""
 
 _SCHEDULES = {"cosine": "to 0 by cosine", "constant": "constant"}
 _TRAINED = {
@@ -35,6 +39,7 @@ def tell_plan(plan: FinetunePlan, *, n_processes: int = 1) -> None:
     model = plan.card.model.name if plan.card.model else "?"
     talk(f"model    {model}, {len(plan.card.classes)} classes, from {plan.parent}")
     talk(f"train    {_describe_set(plan.train)}")
+    talk(f"classes  {_describe_classes(plan)}")
     for labelled in plan.val:
         talk(f"val      {_describe_set(labelled)}")
     length = f"= {recipe.epochs} epochs x {recipe.steps_per_epoch}"
@@ -55,6 +60,21 @@ def tell_plan(plan: FinetunePlan, *, n_processes: int = 1) -> None:
         talk(f"note: {note}")
     for warning in plan.warnings:
         warn(warning)
+
+
+def _describe_classes(plan: FinetunePlan) -> str:
+    """Say how many images each class has; of many classes, those with the fewest and the most."""
+    counts = plan.train.images_per_class
+    names = [entry.name for entry in plan.card.classes]
+    if len(names) <= SHOWN_CLASSES:
+        return ", ".join(f"{name} {counts[at]}" for at, name in enumerate(names))
+    ordered = sorted(range(len(names)), key=lambda at: (counts[at], at))
+    shown = SHOWN_CLASSES // 2
+
+    def join(indices: list[int]) -> str:
+        return ", ".join(f"{names[at]} {counts[at]}" for at in indices)
+
+    return f"fewest images: {join(ordered[:shown])}; most: {join(ordered[: -shown - 1 : -1])}"
 
 
 def _describe_parts(batch_size: int, micro_batch_size: int, n_processes: int) -> str:
@@ -105,6 +125,8 @@ class Reporter:
     def tell_readiness(self, ready: Readiness) -> None:
         """Say what trains, where, and in which precision."""
         precision = _describe_precision(ready, self._plan.recipe.precision)
+        if self._plan.recipe.precision == "fp16" and ready.device.type == "cpu":
+            warn("fp16 is made for GPUs; on a CPU bf16 or fp32 is faster")
         talk(
             f"trains   {_TRAINED[self._plan.recipe.freeze]}: {ready.n_parameters:,} parameters"
             f" in {ready.n_tensors} tensors, on {ready.device}, {precision}"

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
 from wiseft_cli.cli.console import progress, talk, warn
+from wiseft_cli.cli.finetune_log import RunLog
 from wiseft_cli.cli.finetune_report import Reporter
 from wiseft_cli.cli.launched import telling_own_errors
 from wiseft_cli.data.workers import default_workers
-from wiseft_cli.errors import DatasetError, LostProcessError, OutputError
+from wiseft_cli.errors import DatasetError, LostProcessError, ModelError, OutputError
 from wiseft_cli.training.launch import Launch
 
 if TYPE_CHECKING:
@@ -26,14 +31,36 @@ if TYPE_CHECKING:
     from wiseft_cli.training.starting import Start
 
 
+Told = TypeVar("Told")
+
+
 @dataclass(frozen=True)
 class RunOptions:
-    """The options that say how to run; None leaves a choice to wiseft or torch."""
+    """The options that say how to run.
+
+    Attributes:
+        workers: Decoding processes; wiseft's choice where None.
+        threads: Of torch; its own choice where None.
+        feature_cache: Where features are kept; nowhere where None.
+        log: Where steps are logged; nowhere where None.
+        resume: Whether the log goes on too.
+        force: Whether an existing log may be replaced.
+    """
 
     device: str
     workers: int | None
     threads: int | None
     saving: Saving
+    feature_cache: Path | None
+    log: Path | None
+    resume: bool
+    force: bool
+
+
+def default_feature_cache() -> Path:
+    """Return the folder that keeps features where the person names none."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "wiseft" / "features"
 
 
 def run_with_progress(plan: FinetunePlan, start: Start, options: RunOptions, launch: Launch) -> str:
@@ -58,10 +85,14 @@ def run_with_progress(plan: FinetunePlan, start: Start, options: RunOptions, lau
     if workers is None:
         workers = default_workers(launch.local_world_size)
     with (
-        telling_own_errors(DatasetError, OutputError, LostProcessError),
+        telling_own_errors(DatasetError, OutputError, LostProcessError, ModelError),
         join_processes(launch, device) as processes,
         progress(recipe.n_draws + encoded, "images") as advance,
     ):
+        log = RunLog(
+            options.log if launch.is_first else None, appends=options.resume, force=options.force
+        )
+        log.log_plan(plan)
         reporter = Reporter(plan, advance)
         reporter.tell_start(start)
         result = finetune(
@@ -75,16 +106,32 @@ def run_with_progress(plan: FinetunePlan, start: Start, options: RunOptions, lau
             listener=Listener(
                 on_ready=reporter.tell_readiness,
                 on_encoded=reporter.count_encoded,
-                on_step=reporter.count_step,
-                on_epoch=reporter.tell_epoch,
-                on_warning=warn,
+                on_step=follow(reporter.count_step, log.count_step),
+                on_epoch=follow(reporter.tell_epoch, partial(log.tell_epoch, plan)),
+                on_note=talk,
+                on_warning=follow(warn, log.add_warning),
             ),
             processes=processes,
+            feature_cache=options.feature_cache,
         )
+        if isinstance(result, Stopped):
+            log.end(path=None, steps_done=result.steps_done)
+        else:
+            log.end(path=str(result.path), digest=result.digest)
     if isinstance(result, Stopped):
         _tell_stop(plan, result)
         raise typer.Exit(128 + (stop.signal_number or signal.SIGTERM))
     return result.digest
+
+
+def follow(*followers: Callable[[Told], None]) -> Callable[[Told], None]:
+    """Return a function that tells each of several what it is told."""
+
+    def tell(what: Told) -> None:
+        for follower in followers:
+            follower(what)
+
+    return tell
 
 
 def _tell_idle_devices(device: torch.device, launch: Launch) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from wiseft_cli.checkpoint.writer import write_checkpoint
-from wiseft_cli.errors import CheckpointError, LostProcessError, RecipeError
+from wiseft_cli.errors import CheckpointError, LostProcessError, ModelError, RecipeError
 from wiseft_cli.model.classifier import load_classifier, state_arrays
 from wiseft_cli.training.agreement import refuse_other_plans, start_alike
 from wiseft_cli.training.distributed import ALONE, Processes, telling_lost_processes
@@ -75,6 +75,7 @@ def finetune(
     stop: StopRequest | None = None,
     listener: Listener | None = None,
     processes: Processes = ALONE,
+    feature_cache: Path | None = None,
 ) -> Finetuned | Stopped:
     """Run a plan and write the fine-tuned checkpoint.
 
@@ -95,11 +96,13 @@ def finetune(
         stop: Notes Ctrl-C and SIGTERM while steps are taken; where None they act as they do.
         listener: Whom to tell how it goes.
         processes: Those that share each step.
+        feature_cache: Folder for the features of a frozen encoder; none are kept where None.
     Raises:
         CheckpointError: The parent is not the classifier its card describes.
         DatasetError: An image cannot be read, or the processes have different images.
         LostProcessError: Another process of the run died.
         RecipeError: Training diverged, or BatchNorm would see a single image.
+        ModelError: The device is out of memory.
         OutputError: The checkpoint cannot be written.
     """
     refuse_other_plans(plan, processes)
@@ -113,7 +116,7 @@ def finetune(
     )
     if threads:
         torch.set_num_threads(threads)
-    run = _open_run(plan, device, processes)
+    run = open_run(plan, device, processes)
     if processes.is_first:
         _check_room(plan, run, saving)
     n_parameters = sum(parameter.numel() for parameter in run.trained.values())
@@ -133,8 +136,8 @@ def finetune(
         deterministic_algorithms(plan.recipe.deterministic, device),
     ):
         _begin(run, plan, start, processes)
-        place = Placement(device, workers, processes)
-        with _naming_state(saver), telling_lost_processes():
+        place = Placement(device, workers, processes, feature_cache)
+        with _naming_state(saver), telling_lost_processes(), _telling_full_memory(plan, place):
             is_done = train(run, plan, place, listener=listener, saver=saver, stop=stop)
         if not is_done:
             newest = processes.value_of_first(str(saver.newest or "") if saver else None)
@@ -163,8 +166,29 @@ def _naming_state(saver: StateSaver | None) -> Iterator[None]:
         raise
 
 
-def _open_run(plan: FinetunePlan, device: torch.device, processes: Processes) -> Run:
-    """Return the run at its first step."""
+@contextmanager
+def _telling_full_memory(plan: FinetunePlan, place: Placement) -> Iterator[None]:
+    """Tell a device that is out of memory with what would need less."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        recipe = plan.recipe
+        n_images = min(recipe.micro_batch_size, -(-recipe.batch_size // place.processes.world_size))
+        smaller = f"try --micro-batch-size {n_images // 2}, which makes the same update; "
+        raise ModelError(
+            f"{place.device} is out of memory with {n_images} images in a forward pass",
+            hint=(smaller if n_images > 1 else "")
+            + "--grad-checkpointing and --precision bf16 need less too",
+        ) from None
+
+
+def open_run(plan: FinetunePlan, device: torch.device, processes: Processes = ALONE) -> Run:
+    """Return the run at its first step.
+
+    Raises:
+        CheckpointError: The parent is not the classifier its card describes.
+        RecipeError: The recipe does not fit the model.
+    """
     recipe = plan.recipe
     classifier, card = load_classifier(plan.parent, device=device)
     if card != plan.card:

@@ -25,11 +25,10 @@ from wiseft_cli.training.plan import FinetunePlan
 def finetuned_card(plan: FinetunePlan) -> Card:
     """Return the card of the plan's output: the parent's, with this run at the history's end."""
     recipe = plan.recipe.as_mapping()
-    train = {"fingerprint": plan.train_fingerprint, "n_images": plan.recipe.n_images}
     entry = HistoryEntry(
         command="finetune",
         version=__version__,
-        options={"recipe": recipe, "seed": plan.recipe.seed, "train": train},
+        options={"recipe": recipe, "seed": plan.recipe.seed, "train": dict(plan.train_record)},
         inputs=(HistoryInput(plan.card.role, plan.parent_digest),),
     )
     return replace(

@@ -5,8 +5,9 @@ It decodes nothing itself (`images.py`) and computes no feature itself (`feature
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from PIL import Image
@@ -16,7 +17,8 @@ from wiseft_cli.model.classifier import ImageClassifier
 from wiseft_cli.model.transforms import eval_transform, train_transform
 from wiseft_cli.training.batches import MicroBatches
 from wiseft_cli.training.distributed import Logits
-from wiseft_cli.training.features import compute_features, feature_batches
+from wiseft_cli.training.feature_cache import FeatureCache, features_key
+from wiseft_cli.training.features import Features, compute_features, feature_batches
 from wiseft_cli.training.images import load_batches
 from wiseft_cli.training.listener import Listener
 from wiseft_cli.training.optimization import Batches
@@ -65,16 +67,7 @@ def open_inputs(
         recipe, first_step=first_step, rank=processes.rank, world_size=processes.world_size
     )
     if recipe.freeze == "encoder":
-        features = compute_features(
-            encode_in(recipe.precision, classifier, device),
-            plan.train.images,
-            preprocess,
-            batch_size=recipe.micro_batch_size,
-            workers=place.workers,
-            device=device,
-            unreadable=unreadable,
-            on_progress=listener.on_encoded,
-        )
+        features = _find_or_compute_features(classifier, plan, place, unreadable, listener)
         head = classifier.classification_head
         logits_of = processes.replicate(head, head, features.values[:1])
         targets = torch.tensor(plan.train.targets, device=device)
@@ -83,7 +76,7 @@ def open_inputs(
     images = ImageDataset(
         plan.train.images, plan.train.targets, train_transform(preprocess, augment=augment)
     )
-    black = eval_transform(preprocess)(Image.new("RGB", (8, 8))).unsqueeze(0)
+    black = black_image(preprocess)
     logits_of = processes.replicate(
         classifier, logits_in(recipe.precision, classifier, device), black.to(device)
     )
@@ -97,3 +90,50 @@ def open_inputs(
         stand_in=black if processes.world_size > 1 else None,
     )
     return Inputs(logits_of, batches, unreadable)
+
+
+def black_image(preprocess: Mapping[str, Any]) -> torch.Tensor:
+    """Return an input of the model (1, 3, H, W), for passes whose result does not count."""
+    return eval_transform(preprocess)(Image.new("RGB", (8, 8))).unsqueeze(0)
+
+
+def _find_or_compute_features(
+    classifier: ImageClassifier,
+    plan: FinetunePlan,
+    place: Placement,
+    unreadable: UnreadableImages,
+    listener: Listener,
+) -> Features:
+    """Return the features of the training images, from disk where they are there.
+
+    The first process looks and tells the others what it found.
+    """
+    processes, n_images = place.processes, len(plan.train.images.records)
+    cache = FeatureCache(
+        place.feature_cache if processes.is_first else None,
+        on_note=listener.on_note,
+        on_warning=listener.on_warning,
+    )
+    key = features_key(classifier, plan, place.device) if place.feature_cache else ""
+    found = cache.load(key, n_images)
+    shape = processes.value_of_first(None if found is None else list(found.shape))
+    if shape is not None:
+        values = torch.zeros(shape) if found is None else found
+        values = values.to(place.device)
+        processes.copy_from_first([values])
+        listener.on_encoded(n_images)
+        is_readable = torch.ones(n_images, dtype=torch.bool, device=place.device)
+        return Features(values, is_readable)
+    features = compute_features(
+        encode_in(plan.recipe.precision, classifier, place.device),
+        plan.train.images,
+        plan.card.preprocess or {},
+        batch_size=plan.recipe.micro_batch_size,
+        workers=place.workers,
+        device=place.device,
+        unreadable=unreadable,
+        on_progress=listener.on_encoded,
+    )
+    if features.is_readable.all():  # an unreadable image is to be named in each run
+        cache.store(key, features.values)
+    return features

@@ -45,6 +45,7 @@ class Listener:
             (`freeze: encoder` only).
         on_step: After each optimizer step.
         on_epoch: Before the first epoch and after each.
+        on_note: With a sentence on what a person may want to know.
         on_warning: With a sentence on what went wrong, though the run goes on.
     """
 
@@ -52,4 +53,5 @@ class Listener:
     on_encoded: Callable[[int], None] = lambda _: None
     on_step: Callable[[StepReport], None] = lambda _: None
     on_epoch: Callable[[EpochReport], None] = lambda _: None
+    on_note: Callable[[str], None] = lambda _: None
     on_warning: Callable[[str], None] = lambda _: None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -17,8 +18,10 @@ class Placement:
         device: Of this process.
         workers: Processes that decode images for it; 0 decodes in this one.
         processes: Those that share each step.
+        feature_cache: Folder for the features of frozen encoders; none are kept where None.
     """
 
     device: torch.device
     workers: int
     processes: Processes = ALONE
+    feature_cache: Path | None = None

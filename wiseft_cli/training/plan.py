@@ -5,38 +5,18 @@ Reads headers and lists folders; opens no image and loads no weights.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wiseft_cli.checkpoint.atomic import check_output
 from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.data.fingerprint import data_fingerprint
-from wiseft_cli.data.image_set import ImageSet
-from wiseft_cli.data.label_space import LabelJoin, join_image_set, require_one_class
-from wiseft_cli.data.spec import open_image_set
 from wiseft_cli.errors import CheckpointError, list_some
 from wiseft_cli.training.recipe import Recipe, ResolvedRecipe, doubts, resolve
-
-
-@dataclass(frozen=True)
-class LabelledSet:
-    """An image set and how its labels find the head's classes."""
-
-    images: ImageSet
-    join: LabelJoin
-
-    @property
-    def targets(self) -> list[int]:
-        """Class index of each image."""
-        return [self.join.index[record.label] for record in self.images.records]
-
-    @property
-    def images_per_class(self) -> Counter[int]:
-        """Number of images of each class index that occurs."""
-        return Counter(self.targets)
+from wiseft_cli.training.training_data import DataChoice, LabelledSet, choose_images
 
 
 @dataclass(frozen=True)
@@ -48,7 +28,7 @@ class FinetunePlan:
         card: Its card.
         parent_digest: Its content digest.
         train: The training set.
-        train_fingerprint: What names the training set in the history.
+        train_record: What names the training set in the history.
         val: Sets whose accuracy is shown after each epoch and decides nothing.
         recipe: The resolved recipe.
         output: Where the fine-tuned checkpoint goes.
@@ -62,7 +42,7 @@ class FinetunePlan:
     card: Card
     parent_digest: str
     train: LabelledSet
-    train_fingerprint: str
+    train_record: Mapping[str, Any]
     val: tuple[LabelledSet, ...]
     recipe: ResolvedRecipe
     output: Path
@@ -75,26 +55,22 @@ class FinetunePlan:
 def make_plan(
     *,
     parent: Path,
-    train: str,
-    val: Sequence[str] = (),
+    data: DataChoice,
     output: Path,
     recipe: Recipe,
     force: bool = False,
     resume: bool = False,
-    max_bad: int = 0,
     writes: bool = True,
 ) -> FinetunePlan:
     """Check the inputs and the output of a run and settle its recipe.
 
     Args:
         parent: A checkpoint with a card: zero-shot, or fine-tuned or merged to go on from.
-        train: Spec of the training set: [NAME=]SPEC.
-        val: Specs of the validation sets.
+        data: What the person said about the images.
         output: Where the fine-tuned checkpoint is to go.
         recipe: What the person chose.
         force: Whether an existing output may be replaced.
         resume: Whether there may be one, of this very run; `find_start` tells.
-        max_bad: Training images that may be left out because they cannot be read.
         writes: Whether this process writes the output; of several the first one does.
     Raises:
         OutputError: The output must not be written.
@@ -106,21 +82,24 @@ def make_plan(
     if writes:
         check_output(output, force=force or resume, inputs=[parent])
     card, parent_digest = _read_parent_card(parent)
-    train_set = _join(open_image_set(train, option="--train"), card)
-    require_one_class(train_set.images, train_set.join)
-    val_sets = tuple(_join(open_image_set(spec, option="--val"), card) for spec in val)
+    chosen = choose_images(data, card.classes, seed=recipe.seed)
+    train_set, val_sets = chosen.train, chosen.val
     resolved = resolve(recipe, len(train_set.images.records))
     return FinetunePlan(
         parent=parent,
         card=card,
         parent_digest=parent_digest,
         train=train_set,
-        train_fingerprint=data_fingerprint(train_set.images),
+        train_record={
+            "fingerprint": data_fingerprint(train_set.images),
+            "n_images": resolved.n_images,
+            **chosen.record,
+        },
         val=val_sets,
         recipe=resolved,
         output=output,
         force=force,
-        max_bad=max_bad,
+        max_bad=data.max_bad,
         notes=_notes(card, train_set, val_sets),
         warnings=(
             *(text for labelled in (train_set, *val_sets) for text in labelled.images.warnings),
@@ -146,10 +125,6 @@ def _read_parent_card(path: Path) -> tuple[Card, str]:
             hint="start from a checkpoint that `wiseft zeroshot-head` wrote",
         )
     return card, card.digest
-
-
-def _join(images: ImageSet, card: Card) -> LabelledSet:
-    return LabelledSet(images, join_image_set(images, card.classes))
 
 
 def _classes_without_images(train: LabelledSet, card: Card) -> list[str]:

@@ -1,0 +1,226 @@
+"""Which images `wiseft finetune` trains on, what it logs, and what it would need."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.training.tiny import write_images, write_zeroshot
+from wiseft_cli.checkpoint.reader import read_card
+from wiseft_cli.cli.app import main
+
+WORDS = ["finetune", "zeroshot.safetensors", "--train", "train", "-o", "out.safetensors"]
+QUICK = ["--epochs", "2", "--batch-size", "5", "--workers", "0", "--device", "cpu"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_zeroshot(tmp_path / "zeroshot.safetensors")
+    write_images(tmp_path / "train", (8, 6, 4))
+    return tmp_path
+
+
+def train_record(path: str = "out.safetensors") -> dict:
+    return dict(read_card(Path(path)).history[-1].options["train"])
+
+
+def test_a_fraction_of_each_class_validates_and_is_recorded(folder, capsys):
+    assert main([*WORDS, *QUICK, "--val-fraction", "0.25"]) == 0
+    err = capsys.readouterr().err
+    assert "train    train: 14 images of 3 classes (joined by id), 3 to 6 a class\n" in err
+    assert "classes  tench 6, tree frog 5, lamp 3\n" in err
+    assert re.search(r"^epoch 2/2: loss .*, train-val \d+\.\d\d % \(\d/4\)$", err, re.MULTILINE)
+    split = train_record()["split"]
+    assert (split["val_fraction"], split["seed"], split["n_train"], split["n_val"]) == (
+        0.25,
+        0,
+        14,
+        4,
+    )
+    assert main([*WORDS, *QUICK, "--val-fraction", "1.5", "--force"]) == 2
+    assert "validation fraction is 1.5" in capsys.readouterr().err
+
+
+def test_shots_take_k_of_each_class_and_the_log_names_them(folder, capsys):
+    words = [*WORDS, *QUICK, "--shots", "2", "--log", "run.jsonl"]
+    assert main(words) == 0
+    assert "train    train: 6 images of 3 classes (joined by id), 2 a class\n" in (
+        capsys.readouterr().err
+    )
+    assert train_record()["selection"]["shots"] == 2
+    plan = json.loads(Path("run.jsonl").read_text().splitlines()[0])
+    assert plan["event"] == "plan"
+    assert [path.split("/")[0] for path in plan["train"]["images"]] == [
+        *("n01", "n01", "n02", "n02", "n03", "n03")
+    ]
+    assert main([*words, "--force", "--shots", "7"]) == 1
+    assert "2 of 3 classes have fewer than 7 images:\n" in capsys.readouterr().err
+
+
+def test_labels_that_are_numbers_are_positions_only_when_asked(folder, capsys):
+    for number, name in enumerate(("n01", "n02", "n03")):
+        (folder / "train" / name).rename(folder / "train" / str(number))
+    assert main([*WORDS, *QUICK]) == 1
+    assert "--labels-are-indices" in capsys.readouterr().err
+    assert main([*WORDS, *QUICK, "--labels-are-indices"]) == 0
+    assert "(joined by index)" in capsys.readouterr().err
+
+
+def test_unreadable_images_are_left_out_up_to_the_bound(folder, capsys):
+    for name in ("n01/000.png", "n02/001.png"):
+        (folder / "train" / name).write_bytes(b"")
+    assert main([*WORDS, *QUICK, "--max-bad", "2", "--freeze", "encoder"]) == 0
+    err = capsys.readouterr().err
+    for name in ("n01/000.png", "n02/001.png"):
+        assert err.count(f"warning: cannot read image train/{name}") == 1
+    assert not (folder / "cache").exists()  # they are to be named in each run
+    assert main([*WORDS, *QUICK, "--max-bad", "1", "--force"]) == 1
+    assert "error: 2 images cannot be read, expected at most 1:\n" in capsys.readouterr().err
+
+
+def test_the_log_has_a_line_for_each_step_and_epoch(folder, capsys):
+    write_images(folder / "val", (1, 1, 1), seed=3)
+    words = [*WORDS, *QUICK, "--val", "val", "--log", "run.jsonl"]
+    assert main(words) == 0
+    lines = [json.loads(line) for line in Path("run.jsonl").read_text().splitlines()]
+    events = [line["event"] for line in lines]
+    assert events == ["plan", "epoch", *(4 * ["step"] + ["epoch"]) * 2, "end"]
+    steps = [line for line in lines if line["event"] == "step"]
+    assert [step["step"] for step in steps] == list(range(1, 9))
+    assert [step["n_images"] for step in steps] == [5, 5, 5, 3] * 2
+    assert all(step["loss"] > 0 and step["grad_norm"] > 0 for step in steps)
+    assert lines[-2]["val"]["val"]["n_images"] == 3
+    assert lines[-1]["digest"] == read_card(Path("out.safetensors")).digest
+    os.unlink("out.safetensors")
+    capsys.readouterr()
+    assert main(words) == 1
+    assert capsys.readouterr().err.endswith(
+        "error: run.jsonl: exists already\n"
+        "hint: name another --log, overwrite with --force, or go on with --resume\n"
+    )
+    assert main([*words, "--resume"]) == 0
+    assert len(Path("run.jsonl").read_text().splitlines()) == 2 * len(lines)
+    assert main([*words, "--force", "--log", "nowhere/run.jsonl"]) == 1
+    assert "nowhere/run.jsonl: the log cannot be opened: No such file" in capsys.readouterr().err
+
+
+def test_a_dry_run_checks_the_data_and_writes_nothing(folder, capsys):
+    before = sorted(folder.rglob("*"))
+    assert main([*WORDS, *QUICK, "--dry-run", "--json", "--log", "run.jsonl"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert (found["dry_run"], found["path"], found["steps"]) == (True, "out.safetensors", 8)
+    n_parameters = 32_715
+    assert found["memory_bytes"] > 16 * n_parameters
+    assert found["disk_bytes"] > (4 + 3 * 12) * n_parameters
+    assert "decoded  18 of 18 images of train\n" in err
+    assert "memory   about " in err
+    assert err.endswith("dry run: nothing was trained, and nothing was written\n")
+    assert sorted(folder.rglob("*")) == before
+    (folder / "train/n02/001.png").write_bytes(b"")
+    assert main([*WORDS, *QUICK, "--dry-run"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert (
+        "error: image set 'train': 1 of 18 images tried cannot be read, at most 0 allowed:" in err
+    )
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("keys", [[], ["--freeze", "encoder"], ["--grad-checkpointing"]])
+def test_the_estimated_activations_grow_with_the_micro_batch(folder, capsys, keys):
+    def memory(size: str) -> int:
+        words = [*WORDS, *QUICK, *keys, "--micro-batch-size", size, "--dry-run", "--json"]
+        assert main(words) == 0
+        return int(json.loads(capsys.readouterr().out)["memory_bytes"])
+
+    one, two, four = memory("1"), memory("2"), memory("4")
+    if "encoder" in keys:
+        assert one == two == four
+    else:
+        assert one < two < four
+        assert four - two == pytest.approx(2 * (two - one), rel=0.01)
+
+
+def test_features_of_a_frozen_encoder_are_computed_once(folder, capsys, monkeypatch):
+    words = [*WORDS, *QUICK, "--freeze", "encoder", "--force"]
+    assert main(words) == 0
+    first = Path("out.safetensors").read_bytes()
+    (kept,) = (folder / "cache/wiseft/features").iterdir()
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr("wiseft_cli.data.dataset.load_image", None)  # no image is decoded
+        assert main(words) == 0
+    assert f"features of 18 images from {kept}\n" in capsys.readouterr().err
+    assert Path("out.safetensors").read_bytes() == first
+    # Another image under the same name, size and label: only its time tells.
+    image = folder / "train/n01/000.png"
+    os.utime(image, ns=(0, 0))
+    assert main(words) == 0
+    assert "features of" not in capsys.readouterr().err
+    assert len(list(kept.parent.iterdir())) == 2
+    os.unlink("out.safetensors")
+    assert main([*words, "--no-feature-cache"]) == 0
+    assert Path("out.safetensors").read_bytes() == first
+    assert main([*words, "--no-feature-cache", "--feature-cache", "x"]) == 2
+
+
+def test_a_damaged_or_unwritable_cache_is_a_warning(folder, capsys):
+    words = [*WORDS, *QUICK, "--freeze", "encoder", "--force"]
+    assert main([*words, "--feature-cache", "kept"]) == 0
+    first = Path("out.safetensors").read_bytes()
+    (kept,) = (folder / "kept").iterdir()
+    whole = bytearray(kept.read_bytes())
+    whole[-3] ^= 1
+    for damage in (bytes(whole), b"", bytes(whole[:-8])):
+        kept.write_bytes(damage)
+        capsys.readouterr()
+        assert main([*words, "--feature-cache", "kept"]) == 0
+        assert "; features are computed again\n" in capsys.readouterr().err
+        assert Path("out.safetensors").read_bytes() == first
+    Path("file").touch()
+    assert main([*words, "--feature-cache", "file"]) == 0
+    assert "; the features are not kept for another run\n" in capsys.readouterr().err
+
+
+def test_a_full_device_is_told_with_a_smaller_micro_batch(folder, capsys, monkeypatch):
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("wiseft_cli.model.classifier.ImageClassifier.forward", full)
+    assert main([*WORDS, *QUICK, "--micro-batch-size", "4"]) == 1
+    assert capsys.readouterr().err.endswith(
+        "error: cpu is out of memory with 4 images in a forward pass\n"
+        "hint: try --micro-batch-size 2, which makes the same update; --grad-checkpointing and"
+        " --precision bf16 need less too\n"
+    )
+
+
+def test_fp16_on_a_cpu_is_a_warning(folder, capsys):
+    main([*WORDS, *QUICK, "--precision", "fp16"])
+    assert "warning: fp16 is made for GPUs; on a CPU bf16 or fp32 is faster\n" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "CMYK", "L", "P", "I;16", "LA", "1"])
+def test_images_of_every_mode_train(folder, mode):
+    for image in (folder / "train").rglob("*.png"):
+        image.unlink()
+        ending = ".jpg" if mode == "CMYK" else ".png"
+        Image.new(mode, (24, 20)).save(image.with_suffix(ending))
+    assert main([*WORDS, *QUICK]) == 0
+
+
+def test_a_decompression_bomb_is_refused(folder, capsys, monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)
+    assert main([*WORDS, *QUICK]) == 1
+    assert "cannot read image train/" in capsys.readouterr().err

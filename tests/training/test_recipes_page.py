@@ -1,0 +1,41 @@
+"""The commands of docs/recipes.md, run as they stand there, in their order."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.training.tiny import write_images, write_zeroshot
+from wiseft_cli.checkpoint.reader import read_card
+from wiseft_cli.cli.app import main
+from wiseft_cli.training.recipe_file import builtin_names
+
+PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("wiseft_cli.cli.finetune_run.default_workers", lambda *_: 0)
+    write_zeroshot(tmp_path / "zeroshot.safetensors")
+    write_images(tmp_path / "train", (10, 10, 10))
+    assert len(COMMANDS) == 8
+    for line in COMMANDS:
+        assert line.startswith("wiseft ")
+        assert main(shlex.split(line)[1:]) == 0, line + capsys.readouterr().err
+    assert not Path("later.safetensors").exists()
+    lp_ft = read_card(Path("lp-ft.safetensors"))
+    assert [entry.command for entry in lp_ft.history] == ["zeroshot-head", "finetune", "finetune"]
+    assert lp_ft.history[1].options["recipe"]["freeze"] == "encoder"
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_each_built_in_recipe_stands_on_the_page(name):
+    assert f"| `{name}` |" in PAGE

@@ -1,0 +1,104 @@
+"""What `wiseft finetune --dry-run` shows: whether images decode, and what a run would need."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from wiseft_cli.cli.console import print_json, progress, talk
+from wiseft_cli.data.sample_check import unreadable_in_sample
+from wiseft_cli.errors import DatasetError, list_some
+from wiseft_cli.training.launch import Launch
+
+if TYPE_CHECKING:
+    from wiseft_cli.cli.finetune_run import RunOptions
+    from wiseft_cli.training.estimate import Estimate
+    from wiseft_cli.training.plan import FinetunePlan
+
+SAMPLE = 200
+"""Images of each set that are decoded."""
+
+
+def show_estimate(
+    plan: FinetunePlan, options: RunOptions, launch: Launch, *, as_json: bool
+) -> None:
+    """Decode a sample of every set, and say what the run would need; write nothing.
+
+    Raises:
+        DatasetError: More of the sample cannot be read than the run may leave out.
+    """
+    # lazy: torch costs seconds
+    from wiseft_cli.model.devices import resolve_device
+    from wiseft_cli.training.distributed import Processes, device_of_process
+    from wiseft_cli.training.estimate import estimate
+    from wiseft_cli.training.finetune import open_run
+    from wiseft_cli.training.inputs import black_image
+    from wiseft_cli.training.placement import Placement
+
+    _check_sample(plan)
+    device = resolve_device(device_of_process(options.device, launch))
+    processes = Processes(launch.rank, launch.world_size, device)
+    found = estimate(
+        open_run(plan, device, processes),
+        plan,
+        Placement(device, 0, processes),
+        example=black_image(plan.card.preprocess or {}),
+    )
+    disk = os.statvfs(os.path.realpath(plan.output.parent))
+    free = disk.f_bavail * disk.f_frsize
+    talk(f"memory   about {_describe_memory(found)}, for each process on {device}")
+    talk(
+        f"disk     about {_mb(found.disk)} (checkpoint {_mb(found.output)},"
+        f" 3 states of {_mb(found.state)}); {_mb(free)} are free"
+    )
+    talk("dry run: nothing was trained, and nothing was written")
+    if as_json:
+        print_json(
+            {
+                "dry_run": True,
+                "path": str(plan.output),
+                "steps": plan.recipe.steps,
+                "memory_bytes": found.memory,
+                "disk_bytes": found.disk,
+                "disk_free_bytes": free,
+                "warnings": list(plan.warnings),
+            }
+        )
+
+
+def _check_sample(plan: FinetunePlan) -> None:
+    for labelled in (plan.train, *plan.val):
+        images = labelled.images
+        n_tried = min(SAMPLE, len(images.records))
+        with progress(n_tried, f"decoding a sample of {images.name}") as advance:
+            unreadable = unreadable_in_sample(images, n_tried, advance)
+        allowed = plan.max_bad if labelled is plan.train else 0
+        if len(unreadable) > allowed:
+            raise DatasetError(
+                "\n  ".join(
+                    [
+                        f"image set {images.name!r}: {len(unreadable)} of {n_tried} images tried"
+                        f" cannot be read, at most {allowed} allowed:",
+                        *list_some(unreadable),
+                    ]
+                ),
+                hint="replace or remove the files, or leave training images out with --max-bad",
+            )
+        talk(f"decoded  {n_tried} of {len(images.records)} images of {images.name}")
+
+
+def _describe_memory(found: Estimate) -> str:
+    parts = [
+        f"weights {_mb(found.weights)}",
+        f"gradients {_mb(found.gradients)}",
+        f"moments {_mb(found.moments)}",
+    ]
+    if found.features:
+        parts.append(f"features {_mb(found.features)}")
+    else:
+        parts.append(f"activations of {found.n_images} images {_mb(found.activations)}")
+    return f"{_mb(found.memory)} beside torch itself ({', '.join(parts)})"
+
+
+def _mb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.1f} MB" if n_bytes < 1e8 else f"{n_bytes / 1e6:,.0f} MB"

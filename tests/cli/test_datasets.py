@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from PIL import Image
 from tests.cli.test_zeroshot_head import head, place
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
-from wiseft_cli.data.dataset_card import read_dataset_card
+from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
+from wiseft_cli.data.suite import suite_names
 
 __all__ = ["place"]
 
@@ -28,19 +30,21 @@ def make_copy(root: Path, folders: list[str]) -> Path:
     return root
 
 
-def test_the_list_has_a_line_a_set_and_json_the_whole_cards(capsys: Captured) -> None:
+def test_the_list_has_a_line_a_set_then_the_suites_and_json_the_whole_cards(
+    capsys: Captured,
+) -> None:
     assert main(["datasets"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [
-        "imagenet",
-        "imagenet-a",
-        "imagenet-r",
-        "imagenet-sketch",
-        "imagenet-v2",
-    ]
-    assert "30,000 images    200 classes" in lines[2]
+    sets, suites = capsys.readouterr().out.split("\n\n")
+    assert [line.split()[0] for line in sets.splitlines()] == list(dataset_card_names())
+    assert re.search(r"^imagenet-r +30,000 images +200 classes  ImageNet-R", sets, re.M)
+    title, *rows = suites.splitlines()
+    assert title == "suites, for wiseft eval --suite NAME --root DIR:"
+    assert [line.split()[0] for line in rows] == list(suite_names())
     assert main(["datasets", "list", "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)[2]["class_ids"]) == 200
+    document = json.loads(capsys.readouterr().out)
+    cards = {card["name"]: card for card in document["sets"]}
+    assert len(cards["imagenet-r"]["class_ids"]) == 200
+    assert document["suites"]["imagenet-shifts"][:2] == ["imagenet", "imagenet-v2"]
 
 
 def test_show_prints_a_card(capsys: Captured) -> None:
@@ -108,7 +112,7 @@ def test_a_head_from_a_cards_names_scores_the_set_by_name(tmp_path: Path, capsys
         "imagenet-r",
         "id",
         2,
-        2,
+        200,  # its classes compete, also those that this copy has no image of
     )
     assert "warning: image set 'imagenet-r': 2 images, ImageNet-R" in capsys.readouterr().err
     assert main(["eval", "z.safetensors", "--data", f"imagenet-v2={tmp_path / 'v2'}"]) == 1

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.data.test_dataset_card import OWN
 from tests.data.test_image_folder import put
+from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.data.dataset_card import read_dataset_card
+from wiseft_cli.data.fingerprint import data_fingerprint
+from wiseft_cli.data.images import load_image_of
+from wiseft_cli.data.label_space import join_image_set
 from wiseft_cli.data.spec import open_image_set, open_image_sets
 from wiseft_cli.errors import DatasetError, UsageError
 
@@ -87,3 +93,74 @@ def test_a_suite_names_cards_from_its_own_folder(tmp_path: Path) -> None:
         "mean_per_class",
         True,
     )
+
+
+def write_pets(folder: Path) -> None:
+    """A set of one's own with a map to other classes, and two splits."""
+    (folder / "pets.txt").write_text("c\tcat\nd\tdog\nh\thorse\n")
+    (folder / "map.yaml").write_text("kitten: c\npuppy: [d, h]\n")
+    card = OWN.replace("index-folders", "id-folders").replace("n_images: 4\n", "map: map.yaml\n")
+    splits = "splits: {val: {n_images: 2, folders: [v]}, test: {n_images: 1, n_classes: 1}}\n"
+    (folder / "pets.yaml").write_text(card + splits)
+
+
+def test_a_split_of_a_published_set_is_an_option(tmp_path: Path) -> None:
+    write_pets(tmp_path)
+    put(tmp_path / "v", "kitten/1.png", "puppy/1.png")
+    put(tmp_path / "other", "puppy/1.png")
+    card = f"card={tmp_path / 'pets.yaml'}"
+    images = open_image_set(f"{tmp_path}?{card}")
+    assert (images.root, images.labels, images.warnings) == (
+        tmp_path / "v",
+        ("kitten", "puppy"),
+        (),
+    )
+    images = open_image_set(f"{tmp_path / 'other'}?{card},split=test")
+    assert (images.labels, images.warnings) == (("puppy",), ())
+    with pytest.raises(UsageError, match="no split 'train'; there are val, test"):
+        open_image_set(f"{tmp_path}?{card},split=train")
+
+
+def test_labels_join_through_the_cards_map_or_as_a_heads_own_classes(tmp_path: Path) -> None:
+    write_pets(tmp_path)
+    put(tmp_path / "other", "puppy/1.png")
+    images = open_image_set(f"{tmp_path / 'other'}?card={tmp_path / 'pets.yaml'},split=test")
+    fine = [ClassEntry(id, id) for id in ("h", "x", "d", "c")]
+    join = join_image_set(images, fine)
+    assert (join.kind, join.columns, join.accepted) == ("map", ((0, 2), (3,)), {"puppy": (0,)})
+    own = [ClassEntry(id, id) for id in ("kitten", "x", "puppy")]
+    join = join_image_set(images, own)
+    assert (join.columns, join.accepted) == (((0,), (2,)), {"puppy": (1,)})
+
+
+def test_a_published_sets_classes_compete_without_an_image_and_no_others(tmp_path: Path) -> None:
+    put(tmp_path / "imagenet-r", f"{IDS[1]}/a.jpg")
+    images = open_image_set(f"imagenet-r={tmp_path}")
+    head = [ClassEntry(class_id, "x") for class_id in IDS]
+    join = join_image_set(images, head)
+    assert [head[at].id for at in join.class_indices] == list(
+        read_dataset_card("imagenet-r").labels
+    )
+    some = [ClassEntry(class_id, "x") for class_id in IDS[:2]]  # of a head with some of them
+    assert join_image_set(images, some).class_indices == (1,)
+
+
+def test_a_border_is_cut_from_every_image_and_is_part_of_the_fingerprint(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 10, 3), np.uint8)
+    pixels[2:-2, 2:-2] = 200
+    (tmp_path / "a").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "a/1.png")
+    plain, cut = (open_image_set(f"{tmp_path}{ask}") for ask in ("", "?crop_border=2"))
+    assert load_image_of(plain, 0).size == (10, 8)
+    inner = np.asarray(load_image_of(cut, 0))
+    assert inner.shape == (4, 6, 3)
+    assert (inner == 200).all()
+    assert data_fingerprint(plain) != data_fingerprint(cut)
+    with pytest.raises(DatasetError) as caught:
+        load_image_of(open_image_set(f"{tmp_path}?crop_border=4"), 0)
+    assert caught.value.message == (
+        f"cannot crop image {tmp_path / 'a/1.png'}: 10 x 8 pixels, with a border of 4 to cut from"
+        " each side"
+    )
+    with pytest.raises(UsageError, match="crop_border is '-1'; expected a number of pixels"):
+        open_image_set(f"{tmp_path}?crop_border=-1")

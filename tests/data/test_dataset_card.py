@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from timm.data.imagenet_info import ImageNetInfo
 
-from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
+from wiseft_cli.data.dataset_card import Part, dataset_card_names, read_dataset_card
 from wiseft_cli.errors import DatasetError, UsageError
 
 COUNTS = {
@@ -17,6 +17,7 @@ COUNTS = {
     "imagenet-sketch": (50_889, 1000),
     "imagenet-v2": (10_000, 1000),
 }
+"""Images of the first split, and labels, of each set."""
 OWN = """\
 name: pets
 title: Pets at home
@@ -32,7 +33,9 @@ n_classes: 2
 
 def test_every_card_has_the_published_counts() -> None:
     found = {name: read_dataset_card(name) for name in dataset_card_names()}
-    assert {name: (card.n_images, len(card.class_ids)) for name, card in found.items()} == COUNTS
+    assert {
+        name: (card.part().n_images, len(card.labels)) for name, card in found.items()
+    } == COUNTS
     assert all(card.source.startswith("https://") for card in found.values())
 
 
@@ -60,21 +63,45 @@ def test_a_card_of_ones_own_is_read_by_its_path(tmp_path: Path) -> None:
     (tmp_path / "pets.yaml").write_text(OWN)
     card = read_dataset_card(str(tmp_path / "pets.yaml"))
     assert (card.class_ids, card.classes) == (("c", "d"), str(tmp_path / "pets.txt"))
-    assert (card.folders, card.templates, card.primary) == ((), "simple", "top1")
+    assert card.templates == "simple"
+    assert card.parts == (Part("", (), n_images=4, n_classes=2, primary="top1"),)
 
 
 def test_an_unknown_name_lists_the_names() -> None:
     with pytest.raises(UsageError) as caught:
         read_dataset_card("imagenet-b")
     assert caught.value.message == (
-        "no data set card is called 'imagenet-b'; there are imagenet, imagenet-a, imagenet-r,"
-        " imagenet-sketch, imagenet-v2"
+        f"no data set card is called 'imagenet-b'; there are {', '.join(dataset_card_names())}"
     )
 
 
+SPLITS = """
+map: map.yaml
+notes: [A note.]
+folders: [both]
+splits:
+  val: {n_images: 4}
+  test: {n_images: 9, n_classes: 1, primary: macro_f1, folders: [t, u], options: {column: y}}
+"""
+
+
+def test_splits_take_what_the_card_says_of_all_and_a_map_gives_the_labels(tmp_path: Path) -> None:
+    (tmp_path / "pets.txt").write_text("c\tcat\nd\tdog\n")
+    (tmp_path / "map.yaml").write_text("kitten: c\npuppy: [d]\n")
+    (tmp_path / "pets.yaml").write_text(OWN.replace("n_images: 4\n", "") + SPLITS)
+    card = read_dataset_card(str(tmp_path / "pets.yaml"))
+    assert card.labels == ("kitten", "puppy")
+    assert card.notes == ("A note.",)
+    assert card.part() == card.part("val") == Part("val", ("both",), 4, 2, "top1")
+    assert card.part("test") == Part("test", ("t", "u"), 9, 1, "macro_f1", {"column": "y"})
+    with pytest.raises(UsageError) as caught:
+        card.part("train")
+    assert caught.value.message == "the set 'pets' has no split 'train'; there are val, test"
+
+
 KEYS = (
-    "name, title, source, licence, citation, layout, folders, classes, class_ids, templates,"
-    " primary, n_images, n_classes"
+    "name, title, source, licence, citation, layout, folders, classes, class_ids, map, templates,"
+    " primary, n_images, n_classes, options, splits, notes"
 )
 
 
@@ -85,7 +112,17 @@ KEYS = (
         ("licence:", "license:", "{card}, line 4: 'license' is no key of a card", KEYS),
         ("licence: CC0", "name: x", "{card}, line 4: 'name' stands there twice", KEYS),
         ("licence: CC0\n", "", "{card}: a data set card needs licence", None),
-        ("index-folders", "flat", "is 'flat', expected id-folders or index-folders", None),
+        ("index-folders", "flat", "is 'flat', expected one of id-folders, index-folders", None),
+        ("n_images: 4\n", "", "{card}: n_images is missing for the set", None),
+        (
+            "n_images: 4",
+            "splits: {a: {n_image: 4}}",
+            "line 8: 'n_image' is no key of a split",
+            None,
+        ),
+        ("n_images: 4", "splits: [a]", "line 8: splits is a list, expected a mapping", None),
+        ("n_images: 4", "splits: {a: 4}", "splits: a is a text, expected a mapping", None),
+        ("n_images: 4", "options: {a: [b]}", "options: a is a list, expected a text", None),
         ("n_images: 4", "n_images: many", "line 8: n_images is 'many', expected a number", None),
         ("n_classes: 2", "n_classes: 3", "n_classes is 3, but it names 2 classes", None),
         ("name: pets", "name: [a]", "name is a list, expected a text", None),

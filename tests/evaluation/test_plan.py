@@ -264,3 +264,37 @@ def test_a_held_line_is_reused_only_for_the_same_measurement(tmp_path: Path) -> 
         {"metrics": {**held.metrics, "top5": held.metrics["top1"]}},
     ):
         assert split_held([job], [replace(held, **change)], max_unreadable=0) == ({}, (job,))
+
+
+def test_optional_sets_are_left_out_for_heads_of_other_classes(tmp_path: Path) -> None:
+    animals = [ClassEntry(name, name) for name in ("cat", "dog", "daisy")]
+    flowers = [ClassEntry(name, name) for name in ("rose", "tulip", "daisy", "lily")]
+    rows = plan_weight_sets(
+        read_checkpoints(
+            [
+                make_checkpoint(tmp_path / "animals.safetensors", seed=0, classes=animals),
+                make_checkpoint(tmp_path / "flowers.safetensors", seed=1, classes=flowers),
+            ]
+        ),
+        (),
+        output_ensemble=False,
+    )
+    labels = {"animals": ["cat", "dog"], "flowers": ["daisy", "lily", "rose"]}
+    sets = [
+        list_image_folder(make_images(tmp_path / name, of_set, per_class=1), name=name)
+        for name, of_set in labels.items()
+    ]
+    jobs = plan_jobs(rows, sets, optional=list(labels))
+    assert [(job.weights.name, job.image_set.name, job.reference) for job in jobs] == [
+        ("animals", "animals", True),
+        ("flowers", "flowers", False),
+    ]
+    (job,) = plan_jobs(rows[1:], sets, optional=list(labels))
+    assert (job.image_set.name, job.reference) == ("flowers", True)
+    with pytest.raises(DatasetError) as caught:
+        plan_jobs(rows[1:], sets[:1], optional=["animals"])
+    assert caught.value.message == (
+        "the heads of all checkpoints are of other classes than animals"
+    )
+    with pytest.raises(DatasetError, match="2 of 2 labels are no class of the head"):
+        plan_jobs(rows[1:], sets)

@@ -43,6 +43,10 @@ def datasets(
             show_default=False,
         ),
     ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="The split that check looks at.  [default: the card's first]"),
+    ] = None,
     sample: Annotated[
         int, typer.Option(min=0, help="How many images check decodes, spread over the set.")
     ] = 100,
@@ -59,7 +63,7 @@ def datasets(
     elif root is None:
         _show(name, as_json=as_json)
     else:
-        _check(name, root, sample, as_json=as_json)
+        _check(name, root, split, sample, as_json=as_json)
 
 
 def _check_words(action: str, given: tuple[str | None, ...]) -> None:
@@ -72,15 +76,21 @@ def _check_words(action: str, given: tuple[str | None, ...]) -> None:
 def _list(*, as_json: bool) -> None:
     # lazy: yaml costs a while, and --help needs none of it
     from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
+    from wiseft_cli.data.suite import find_suite, read_suite, suite_names
 
     cards = [read_dataset_card(name) for name in dataset_card_names()]
+    suites = {name: read_suite(find_suite(name)) for name in suite_names()}
     if as_json:
-        print_json([_document(card) for card in cards])
+        sets = {name: [spec.title for spec in specs] for name, specs in suites.items()}
+        print_json({"sets": [_document(card) for card in cards], "suites": sets})
         return
-    width = max(len(card.name) for card in cards)
+    width = max(map(len, (*suites, *(card.name for card in cards))))
     for card in cards:
-        counts = f"{card.n_images:>9,} images  {card.n_classes:>5,} classes"
+        counts = f"{card.part().n_images:>9,} images  {len(card.labels):>5,} classes"
         print_result(f"{card.name:<{width}}  {counts}  {card.title}")
+    print_result("\nsuites, for wiseft eval --suite NAME --root DIR:")
+    for name, specs in suites.items():
+        print_result(f"{name:<{width}}  {', '.join(spec.title for spec in specs)}")
 
 
 def _show(name: str, *, as_json: bool) -> None:
@@ -90,20 +100,33 @@ def _show(name: str, *, as_json: bool) -> None:
     if as_json:
         print_json(_document(card))
         return
-    lists = {
-        "folders": ", ".join(card.folders) or "the root",
-        "class_ids": ", ".join(list_some(card.class_ids, limit=5)),
-    }
-    for key, value in asdict(card).items():
-        shown = lists.get(key, f"{value:,}" if isinstance(value, int) else value)
-        print_result(f"{key:<10} {shown}")
+    for key in ("name", "title", "source", "licence", "citation", "layout"):
+        _print_fact(key, getattr(card, key))
+    for part in card.parts:
+        if part.split:
+            _print_fact("split", part.split)
+        _print_fact("folders", ", ".join(part.folders) or "the root")
+        _print_fact("n_images", f"{part.n_images:,}")
+        _print_fact("n_classes", f"{part.n_classes:,}")
+        _print_fact("primary", part.primary)
+    _print_fact("classes", card.classes)
+    _print_fact("class_ids", ", ".join(list_some(card.class_ids, limit=5)))
+    if card.label_map is not None:
+        _print_fact("map", str(card.label_map.path))
+    _print_fact("templates", card.templates)
+    for note in card.notes:
+        _print_fact("note", note)
 
 
-def _check(name: str, root: Path, sample: int, *, as_json: bool) -> None:
+def _print_fact(key: str, value: str) -> None:
+    print_result(f"{key:<10} {value}")
+
+
+def _check(name: str, root: Path, split: str | None, sample: int, *, as_json: bool) -> None:
     from wiseft_cli.data.carded_set import open_carded_set
     from wiseft_cli.data.dataset_card import read_dataset_card
 
-    images = open_carded_set(read_dataset_card(name), root)
+    images = open_carded_set(read_dataset_card(name), root, split=split)
     for note in images.notes:
         warn(note)
     n_decoded, unreadable = _decode_sample(images, sample)
@@ -140,4 +163,7 @@ def _decode_sample(images: ImageSet, sample: int) -> tuple[int, list[str]]:
 
 
 def _document(card: DatasetCard) -> dict[str, object]:
-    return asdict(card)
+    document = asdict(card)
+    if card.label_map is not None:
+        document["label_map"]["path"] = str(card.label_map.path)
+    return document

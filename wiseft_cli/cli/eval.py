@@ -31,7 +31,7 @@ def eval_command(
         ),
     ],
     data: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             metavar="[NAME=]SPEC",
             help="Image set: a folder with one subfolder a class, a manifest (.csv, .tsv, .jsonl),"
@@ -39,7 +39,19 @@ def eval_command(
             " one is the in-distribution set.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Several image sets at once, before those of --data: a suite that `wiseft"
+            " datasets` lists, or a file of your own.",
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Folder that holds the sets of --suite, a folder each."),
+    ] = None,
     alpha: Annotated[
         list[str] | None,
         typer.Option(
@@ -160,7 +172,9 @@ def eval_command(
 
     request = Request(
         checkpoints=tuple(checkpoints),
-        data=tuple(data),
+        data=tuple(data or ()),
+        suite=suite,
+        root=root,
         alpha=tuple(alpha or ()),
         output_ensemble=output_ensemble,
         reference=reference,

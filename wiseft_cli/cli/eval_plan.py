@@ -10,7 +10,7 @@ from pathlib import Path
 from wiseft_cli.checkpoint.atomic import check_output
 from wiseft_cli.cli.console import warn
 from wiseft_cli.data.image_set import ImageSet
-from wiseft_cli.data.spec import open_image_sets
+from wiseft_cli.data.spec import open_image_sets, open_suite
 from wiseft_cli.errors import OutputError, UsageError
 from wiseft_cli.evaluation.plan import Job, JoinRules, plan_jobs
 from wiseft_cli.evaluation.weight_sets import (
@@ -30,6 +30,8 @@ class Request:
 
     checkpoints: tuple[Path, ...]
     data: tuple[str, ...]
+    suite: str | None
+    root: Path | None
     alpha: tuple[str, ...]
     output_ensemble: bool
     reference: str | None
@@ -83,7 +85,8 @@ def plan_evaluation(request: Request, *, n_processes: int) -> EvalPlan:
     _check_outputs(request)
     rows = plan_weight_sets(checkpoints, alphas, output_ensemble=request.output_ensemble)
     judged = _judged_row(rows, baseline, gate_alpha) if gates else None
-    image_sets = [image_set for spec in request.data for image_set in open_image_sets(spec)]
+    suite = open_suite(request.suite, request.root) if request.suite is not None else ()
+    image_sets = [*suite, *(images for spec in request.data for images in open_image_sets(spec))]
     _check_select_on(request, image_sets)
     if baseline is not None and baseline not in rows:
         rows = (*rows, baseline)
@@ -93,6 +96,7 @@ def plan_evaluation(request: Request, *, n_processes: int) -> EvalPlan:
         reference=request.reference,
         rules=JoinRules(request.labels_are_indices, request.all_classes),
         precision=request.precision,
+        optional=[image_set.name for image_set in suite],
     )
     shifts = tuple(
         dict.fromkeys(
@@ -103,7 +107,7 @@ def plan_evaluation(request: Request, *, n_processes: int) -> EvalPlan:
     )
     compared = [row for row in (judged, baseline) if row is not None]
     check_gates(gates, _metrics(jobs, compared), shifts, has_baseline=baseline is not None)
-    for note in _notes(image_sets, checkpoints, alphas):
+    for note in (*_notes(image_sets, checkpoints, alphas), *_left_out(rows, image_sets, jobs)):
         warn(note)
     return EvalPlan(
         request, jobs, gates, judged, baseline, shifts, _predictions(request, jobs, n_processes)
@@ -112,7 +116,10 @@ def plan_evaluation(request: Request, *, n_processes: int) -> EvalPlan:
 
 def _check_options(request: Request, alphas: Sequence[Alpha]) -> Alpha | None:
     """Refuse options that need others, and return the alpha that gates judge."""
+    if not request.data and request.suite is None:
+        raise UsageError("no image sets are named", hint="name them with --data or --suite")
     for is_given, option, needs, is_there in (
+        (request.root is not None, "--root", "--suite", request.suite is not None),
         (request.select_on is not None, "--select-on", "--alpha", bool(alphas)),
         (request.merge_best is not None, "--merge-best", "--select-on", bool(request.select_on)),
         (request.gate_alpha is not None, "--gate-alpha", "--alpha", bool(alphas)),
@@ -212,6 +219,22 @@ def _notes(
 ) -> list[str]:
     notes = [note for image_set in image_sets for note in (*image_set.notes, *image_set.warnings)]
     return notes + (list(doubts_about_pair(*checkpoints)) if alphas else [])
+
+
+def _left_out(
+    rows: Sequence[WeightSet], image_sets: Sequence[ImageSet], jobs: Sequence[Job]
+) -> list[str]:
+    """Say which sets of a suite have nothing to do with which rows' classes."""
+    notes = []
+    for image_set in image_sets:
+        planned = [job.weights for job in jobs if job.image_set.name == image_set.name]
+        names = [row.name for row in rows if row not in planned]
+        if names:
+            notes.append(
+                f"image set {image_set.name!r} is left out for {', '.join(names)}: the head is of"
+                " other classes"
+            )
+    return notes
 
 
 def _predictions(request: Request, jobs: Sequence[Job], n_processes: int) -> Mapping[Job, Path]:

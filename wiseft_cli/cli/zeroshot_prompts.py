@@ -24,20 +24,30 @@ def read_classes(source: str) -> ClassList:
     from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
     from wiseft_cli.prompts.class_names import BUILTIN_CLASSES, read_class_names
 
-    if source not in (*BUILTIN_CLASSES, *dataset_card_names()):
-        return read_class_names(Path(source))
-    from wiseft_cli.model.builtin_sets import imagenet_classes  # lazy: open_clip costs seconds
-
-    classes = imagenet_classes()
-    if source not in BUILTIN_CLASSES:
-        # The cards that ship all take their classes from ImageNet's.
-        wanted = set(read_dataset_card(source).class_ids)
+    if source in BUILTIN_CLASSES:
+        classes = _class_list(source)
+    elif source in dataset_card_names():
+        card = read_dataset_card(source)
+        classes = _class_list(card.classes)
+        wanted = set(card.class_ids)
         entries = tuple(entry for entry in classes.entries if entry.id in wanted)
         classes = replace(classes, entries=entries)
+    else:
+        return read_class_names(Path(source))
     if not Path(source).exists():
         return classes
     note = f"{source} is the built-in set; the file or folder of that name would be ./{source}"
     return replace(classes, notes=(note,))
+
+
+def _class_list(source: str) -> ClassList:
+    from wiseft_cli.prompts.class_names import BUILTIN_CLASSES, read_class_names
+
+    if source not in BUILTIN_CLASSES:
+        return read_class_names(Path(source))
+    from wiseft_cli.model.builtin_sets import imagenet_classes  # lazy: open_clip costs seconds
+
+    return imagenet_classes()
 
 
 def template_files(sources: Sequence[str]) -> list[Path]:

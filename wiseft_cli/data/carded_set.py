@@ -1,78 +1,69 @@
 """Opens a published image set as its card describes it, and tells what differs from the card.
 
-Labels become the card's class ids, so that they join a head by id whatever folders are called.
+Labels become the card's, so that they join a head by id whatever is on disk; how each layout
+is listed stands in `layouts/`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
-from wiseft_cli.data.dataset_card import DatasetCard
-from wiseft_cli.data.image_folder import list_image_folder
-from wiseft_cli.data.image_set import ImageSet, JoinOptions
-from wiseft_cli.errors import DatasetError, list_some
+from wiseft_cli.data.dataset_card import DatasetCard, Layout, Part
+from wiseft_cli.data.image_set import ImageSet
+from wiseft_cli.data.layouts.class_folders import list_class_folders
 
 
-def open_carded_set(card: DatasetCard, root: Path, *, name: str | None = None) -> ImageSet:
+class _ListSet(Protocol):
+    def __call__(self, card: DatasetCard, part: Part, root: Path, *, name: str) -> ImageSet: ...
+
+
+_LISTED_BY: Mapping[Layout, _ListSet] = {
+    "id-folders": list_class_folders,
+    "index-folders": list_class_folders,
+}
+
+
+def open_carded_set(
+    card: DatasetCard, root: Path, *, name: str | None = None, split: str | None = None
+) -> ImageSet:
     """List a copy of a published set.
 
     Args:
         card: Its card.
-        root: The folder that the download was unpacked into, or that holds the class folders.
+        root: The folder that the download was unpacked into, or one that its card names below it.
         name: What reports call it; the card's name where None.
+        split: One of the card's splits; the first where None.
     Returns:
-        The set, labelled with the card's class ids; differing counts are in its warnings.
+        The set, labelled as the card labels it; differing counts are in its warnings.
     Raises:
-        DatasetError: Nothing there, or folders that are no class of the set.
+        UsageError: The card has no such split.
+        DatasetError: Nothing there, or what is there is no copy of the set.
     """
+    part = card.part(split)
     name = name or card.name
-    images = list_image_folder(_class_root(card, root), name=name)
-    class_of = _id_of_folder(card)
-    wrong = [label for label in images.labels if class_of(label) is None]
-    if wrong:
-        expected = (
-            f"numbers from 0 to {card.n_classes - 1}"
-            if card.layout == "index-folders"
-            else f"class ids such as {card.class_ids[0]}"
-        )
-        lines = "".join(f"\n  {label}" for label in list_some(wrong))
-        raise DatasetError(
-            f"image set {name!r}: {images.root} has {len(wrong)} folders that are no class of"
-            f" {card.title}; expected {expected}:{lines}",
-            hint=f"is it laid out as {card.source} has it? ?card=none behind the folder takes it"
-            " as a plain one",
-        )
-    records = tuple(
-        replace(record, label=class_of(record.label) or record.label) for record in images.records
+    images = _LISTED_BY[card.layout](card, part, root, name=name)
+    own = replace(
+        images.join_options,
+        primary=part.primary,
+        label_map=images.join_options.label_map or card.label_map,
+        competing=card.labels,
     )
-    return replace(
-        images,
-        records=records,
-        join_options=JoinOptions(primary=card.primary),
-        warnings=_differences(card, name, len(records), len({record.label for record in records})),
+    warnings = (*images.warnings, *_differences(card, part, images))
+    return replace(images, join_options=own, warnings=warnings)
+
+
+def _differences(card: DatasetCard, part: Part, images: ImageSet) -> tuple[str, ...]:
+    title = f"{card.title}, split {part.split}" if part.split else card.title
+    counts = (
+        ("images", len(images.records), part.n_images),
+        ("classes", len(images.labels), part.n_classes),
     )
-
-
-def _class_root(card: DatasetCard, root: Path) -> Path:
-    inside = (root / folder for folder in card.folders)
-    return next((path for path in inside if path.is_dir()), root)
-
-
-def _id_of_folder(card: DatasetCard) -> Callable[[str], str | None]:
-    """Return a function from a folder's name to a class id, None where it is none."""
-    if card.layout == "id-folders":
-        return {class_id: class_id for class_id in card.class_ids}.get
-    of_index: dict[int, str] = dict(enumerate(card.class_ids))
-    return lambda label: of_index.get(int(label)) if label.isdecimal() else None
-
-
-def _differences(card: DatasetCard, name: str, n_images: int, n_classes: int) -> tuple[str, ...]:
-    counts = (("images", n_images, card.n_images), ("classes", n_classes, card.n_classes))
     return tuple(
-        f"image set {name!r}: {found:,} {what}, {card.title} has {expected:,}: the copy is not"
+        f"image set {images.name!r}: {found:,} {what}, {title} has {expected:,}: the copy is not"
         " complete, or another set"
         for what, found, expected in counts
-        if found != expected
+        if expected is not None and found != expected
     )

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from wiseft_cli.data.image_set import ImageSet
-from wiseft_cli.data.images import load_image
+from wiseft_cli.data.images import load_image_of
 from wiseft_cli.errors import DatasetError, list_some
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class ImageDataset(Dataset["ImageItem | UnreadableImage"]):
     def __getitem__(self, index: int) -> ImageItem | UnreadableImage:
         """Return (image (3, H, W), class index, index), or the reason why there is none."""
         try:
-            image = load_image(self._image_set.source(index), name=self._image_set.name_of(index))
+            image = load_image_of(self._image_set, index)
         except DatasetError as error:
             return UnreadableImage(index, error.message)
         return self._transform(image), self._targets[index], index

@@ -16,9 +16,12 @@ def data_fingerprint(image_set: ImageSet) -> str:
     """Return `sha256:...` over the set's sorted [relative path, size in bytes, label].
 
     Each image contributes the canonical JSON of that list and a newline; where it has a group,
-    the group is the list's fourth item. The set's name and root do not take part.
+    the group is the list's fourth item. A set whose borders are cut off begins with one more
+    line, as it is another set of pictures. The set's name and root do not take part.
     """
     digest = hashlib.sha256()
+    if image_set.crop_border:
+        digest.update(f'["crop_border",{image_set.crop_border}]\n'.encode("ascii"))
     for record in sorted(image_set.records, key=lambda record: record.path):
         of_image = [record.path, record.size_bytes, record.label]
         if record.group is not None:

@@ -10,9 +10,13 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from wiseft_cli.data.label_map import LabelMap
 from wiseft_cli.errors import DatasetError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class ImageRecord:
         size_bytes: Size of the encoded image.
         group: The group that `worst_group` accuracy counts it in, where the set has groups.
         container: Path of the shard below the root; None for a file of its own.
-        offset: Where in the shard its bytes begin.
+        offset: Where in the shard its bytes begin; its row where the set has a reader.
     """
 
     path: str
@@ -46,12 +50,26 @@ class JoinOptions:
         all_classes: Score over every class of the head, also those the set has no image of.
         label_map: What the labels stand for.
         primary: The metric that reports show first.
+        competing: The labels of a published set, which compete whether a copy has images of
+            them or not; empty where only those that occur do.
     """
 
     labels_are_indices: bool = False
     all_classes: bool = False
     label_map: LabelMap | None = None
     primary: str | None = None
+    competing: tuple[str, ...] = ()
+
+
+class ImageReader(Protocol):
+    """Gives the images of a set that are no files of their own, and no stretches of one."""
+
+    def read(self, record: ImageRecord) -> Image.Image:
+        """Return the picture of a record.
+
+        Raises:
+            DatasetError: It cannot be read.
+        """
 
 
 @dataclass(frozen=True)
@@ -65,6 +83,8 @@ class ImageSet:
         notes: What a person should know about the listing, one sentence each.
         warnings: What is seldom meant, one sentence each.
         join_options: How its labels find classes, where it says so.
+        reader: What gives its images, where they are not bytes of files.
+        crop_border: Pixels cut from each side of an image before anything else.
     """
 
     name: str
@@ -73,6 +93,8 @@ class ImageSet:
     notes: tuple[str, ...] = ()
     join_options: JoinOptions = field(default_factory=JoinOptions)
     warnings: tuple[str, ...] = ()
+    reader: ImageReader | None = None
+    crop_border: int = 0
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -88,13 +110,15 @@ class ImageSet:
         """Return what messages call an image: its path, through the shard where it lies in one."""
         return str(self.root / self.records[index].path)
 
-    def source(self, index: int) -> Path | io.BytesIO:
-        """Return what `load_image` decodes: the image's file, or its bytes out of a shard.
+    def source(self, index: int) -> Path | io.BytesIO | Image.Image:
+        """Return what `load_image` takes: the image's file, its bytes out of a shard, or a picture.
 
         Raises:
-            DatasetError: The shard cannot be read, or ends before the image does.
+            DatasetError: The image cannot be read, or its shard ends before the image does.
         """
         record = self.records[index]
+        if self.reader is not None:
+            return self.reader.read(record)
         if record.container is None or record.offset is None:
             return self.root / record.path
         try:

@@ -20,15 +20,39 @@ from wiseft_cli.errors import DatasetError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from wiseft_cli.data.image_set import ImageSet
+
 UNCHANGED_MODES = frozenset({"RGB", "L", "LA", "RGBA", "CMYK"})
 """Modes whose bicubic resize and later conversion to RGB are right as they are."""
 
 
-def load_image(source: Path | str | BinaryIO, *, name: str | None = None) -> Image.Image:
+def load_image_of(image_set: ImageSet, index: int) -> Image.Image:
+    """Decode an image of a set completely, and cut its border off where the set says so.
+
+    Raises:
+        DatasetError: As in `load_image`; or nothing is left between the borders.
+    """
+    name, border = image_set.name_of(index), image_set.crop_border
+    image = load_image(image_set.source(index), name=name)
+    if not border:
+        return image
+    width, height = image.size
+    if min(width, height) <= 2 * border:
+        raise DatasetError(
+            f"cannot crop image {name}: {width} x {height} pixels, with a border of {border} to"
+            " cut from each side",
+            hint="choose a narrower crop_border",
+        )
+    return image.crop((border, border, width - border, height - border))
+
+
+def load_image(
+    source: Path | str | BinaryIO | Image.Image, *, name: str | None = None
+) -> Image.Image:
     """Decode an image completely.
 
     Args:
-        source: The file, or its bytes as a stream.
+        source: The file, its bytes as a stream, or a picture that is decoded already.
         name: What messages call it; by default the path.
     Returns:
         The picture in mode RGB, L, LA, RGBA or CMYK, eight bits a channel.
@@ -41,6 +65,8 @@ def load_image(source: Path | str | BinaryIO, *, name: str | None = None) -> Ima
             # Pillow warns of odd metadata, and of pictures above 89 million pixels, which maps
             # and slides may have. Above twice that it raises, before it decodes.
             warnings.simplefilter("ignore")
+            if isinstance(source, Image.Image):
+                return _to_eight_bits(source)
             with Image.open(source) as image:
                 image.load()
                 return _to_eight_bits(image)

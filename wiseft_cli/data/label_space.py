@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from wiseft_cli.checkpoint.card import ClassEntry
@@ -63,7 +63,8 @@ def join_image_set(
 ) -> LabelJoin:
     """Join a set's labels as the set itself says, and as the options for every set say.
 
-    A set with a label map is joined through it, whatever the options say.
+    A set with a label map is joined through it, whatever the options say. A published set's map
+    is for heads of other classes: one that has the map's own labels as ids is joined by them.
 
     Args:
         classes: The head's classes, in the order of its rows.
@@ -79,8 +80,32 @@ def join_image_set(
         set_name=image_set.name,
         labels_are_indices=own.labels_are_indices or labels_are_indices,
         all_classes=own.all_classes or all_classes,
-        label_map=own.label_map,
+        label_map=_map_for(image_set, classes),
+        competing=own.competing,
     )
+
+
+def _map_for(image_set: ImageSet, classes: Sequence[ClassEntry]) -> LabelMap | None:
+    """Return a set's map, each label standing for itself where the head's ids are its labels."""
+    label_map = image_set.join_options.label_map
+    if label_map is None or not image_set.join_options.competing:
+        return label_map
+    if not {entry.id for entry in classes}.issuperset(label_map.classes):
+        return label_map
+    return replace(label_map, classes={label: (label,) for label in label_map.classes})
+
+
+def is_of_other_classes(image_set: ImageSet, classes: Sequence[ClassEntry]) -> bool:
+    """Return whether a head was made for something else: it knows less than half of the classes.
+
+    Two sets can share a few names (a daisy is a class of ImageNet and of Flowers-102).
+    """
+    label_map = _map_for(image_set, classes)
+    wanted = {*image_set.labels, *image_set.join_options.competing}
+    if label_map is not None:
+        wanted = {name for names in label_map.classes.values() for name in names}
+    unknown = nearest_match(match_classes(sorted(wanted), classes)).unknown
+    return len(unknown) > len(wanted) / 2
 
 
 def require_one_class(image_set: ImageSet, join: LabelJoin) -> None:
@@ -111,6 +136,7 @@ def join_labels(
     labels_are_indices: bool = False,
     all_classes: bool = False,
     label_map: LabelMap | None = None,
+    competing: Sequence[str] = (),
 ) -> LabelJoin:
     """Find the class of each label: by exact id, else by exact name, else by normal form.
 
@@ -125,6 +151,7 @@ def join_labels(
         all_classes: Score over every class of the head, not only those of the set.
         label_map: What the labels stand for; the columns are then those of the map, also where
             the set has no image of one, and the two options before are not looked at.
+        competing: Further labels to score over, where the head has their classes.
     Raises:
         DatasetError: No kind joins every label; all labels without a class are listed.
     """
@@ -133,10 +160,12 @@ def join_labels(
     if labels_are_indices:
         found = _by_index(labels, len(classes), set_name=set_name)
         return _plain_join("index", found, classes, all_classes=all_classes)
-    matches = match_classes(labels, classes)
-    for match in matches:
-        if match.is_single and match.is_injective:
-            return _plain_join(match.kind, match.index, classes, all_classes=all_classes)
+    # All that compete and are in the head; or, of a head with some of them, those with images.
+    for wanted in ({*labels, *competing}, labels) if competing else (labels,):
+        matches = match_classes(sorted(wanted), classes)
+        for match in matches:
+            if match.is_single and match.is_injective:
+                return _plain_join(match.kind, match.index, classes, all_classes=all_classes)
     raise no_match(
         matches,
         classes,

@@ -17,7 +17,7 @@ def unreadable_in_sample(
         n_tried: How many, at most all.
         on_tried: Called after each.
     """
-    from wiseft_cli.data.images import load_image  # lazy: Pillow and numpy cost a while
+    from wiseft_cli.data.images import load_image_of  # lazy: Pillow and numpy cost a while
 
     n_images = len(images.records)
     taken = min(n_tried, n_images)
@@ -25,7 +25,7 @@ def unreadable_in_sample(
     for number in range(taken):
         at = number * n_images // taken
         try:
-            load_image(images.source(at), name=images.name_of(at))
+            load_image_of(images, at)
         except DatasetError as error:
             unreadable.append(error.message)
         on_tried()

@@ -23,6 +23,7 @@ OPTION_NAMES = (
     "labels_are_indices",
     "all_classes",
     "primary",
+    "crop_border",
     "card",
 )
 _OF_MANIFESTS = ("split", "path", "label", "group")
@@ -34,12 +35,13 @@ class SetOptions:
 
     Attributes:
         given: Their names, in the order given.
-        split: The split of a manifest.
+        split: The split of a manifest or of a published set.
         columns: What a manifest calls its columns.
         map: A label map's file.
         labels_are_indices: Whether labels are positions among the head's classes.
         all_classes: Whether to score over every class of the head.
         primary: The metric that reports show first.
+        crop_border: Pixels to cut from each side of an image before anything else.
         card: A data set card, by name or path; `none` for no card whatever the set's name.
     """
 
@@ -50,6 +52,7 @@ class SetOptions:
     labels_are_indices: bool = False
     all_classes: bool = False
     primary: str | None = None
+    crop_border: int = 0
     card: str | None = None
 
     @property
@@ -71,6 +74,11 @@ class SetSpec:
     name: str | None
     data: str
     options: SetOptions
+
+    @property
+    def title(self) -> str:
+        """What reports will call the set, as far as the spec says."""
+        return self.name or self.options.card or Path(self.data).stem
 
 
 def parse_set_options(
@@ -118,6 +126,7 @@ def parse_set_options(
         ),
         map=(folder or Path()) / texts["map"] if "map" in texts else None,
         primary=texts.get("primary"),
+        crop_border=_pixels(texts.get("crop_border", "0"), where, error_type),
         card=_card(texts.get("card"), folder),
         **flags,
     )
@@ -128,6 +137,12 @@ def _card(text: str | None, folder: Path | None) -> str | None:
     if text is None or folder is None or not text.lower().endswith(CARD_SUFFIXES):
         return text
     return str(folder / text)
+
+
+def _pixels(text: str, where: str, error_type: type[WiseftError]) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise error_type(f"{where}: crop_border is {text!r}; expected a number of pixels")
+    return int(text)
 
 
 def _flag(name: str, text: str, where: str, error_type: type[WiseftError]) -> bool:

@@ -18,10 +18,12 @@ from wiseft_cli.data.label_map import read_label_map
 from wiseft_cli.data.manifest import MANIFEST_SUFFIXES, list_manifest
 from wiseft_cli.data.set_options import SetOptions, SetSpec, parse_set_options
 from wiseft_cli.data.shards import list_shards
-from wiseft_cli.data.suite import SUITE_SUFFIXES, read_suite
+from wiseft_cli.data.suite import SUITE_SUFFIXES, find_suite, read_suite, suite_names
 from wiseft_cli.errors import DatasetError, UsageError, list_some
 
 NO_CARD = "none"
+_BESIDE_A_CARD = ("card", "split", "primary", "all_classes", "crop_border")
+"""Options that say what no card says."""
 FORMS = "a folder, a manifest (.csv, .tsv, .jsonl) or shards (data-{000..127}.tar)"
 
 
@@ -92,6 +94,42 @@ def open_image_sets(spec: str, *, option: str = "--data") -> tuple[ImageSet, ...
     return tuple(open_parsed(entry) for entry in read_suite(Path(parsed.data)))
 
 
+def open_suite(source: str, root: Path | None) -> tuple[ImageSet, ...]:
+    """List the image sets of a suite.
+
+    Args:
+        source: The name of a suite that ships with the package, or the path of a file.
+        root: The folder that holds a folder a set, called as the suite says; a suite's own
+            folder where None.
+    Raises:
+        UsageError: No suite has that name, or it needs a root.
+        DatasetError: The suite cannot be read, or a set not be listed; those that are not
+            there are all named.
+    """
+    path = find_suite(source)
+    specs = read_suite(path, root=root)
+    places = [Path(spec.data) for spec in specs]
+    if source in suite_names() and root is None:
+        names = ", ".join(dict.fromkeys(place.name for place in places))
+        raise UsageError(
+            f"the suite {source!r} needs --root", hint=f"name the folder that holds {names}"
+        )
+    missing = [
+        f"  {spec.name or place.name}: {place}"
+        for spec, place in zip(specs, places, strict=True)
+        if not place.exists()
+    ]
+    if missing:
+        raise DatasetError(
+            "\n".join(
+                [f"suite {source}: {len(missing)} of {len(specs)} sets are not there:", *missing]
+            ),
+            hint="`wiseft datasets show NAME` says where to get one; for fewer sets name each with"
+            " --data, or write a suite of your own",
+        )
+    return tuple(map(open_parsed, specs))
+
+
 def is_suite(spec: SetSpec) -> bool:
     """Return whether a spec names a file that lists sets."""
     return spec.data.lower().endswith(SUITE_SUFFIXES)
@@ -136,17 +174,19 @@ def _card_of(spec: SetSpec) -> str | None:
 
 
 def _open_carded(spec: SetSpec, source: str) -> ImageSet:
-    extra = [name for name in spec.options.given if name not in ("card", "primary", "all_classes")]
+    extra = [name for name in spec.options.given if name not in _BESIDE_A_CARD]
     if extra:
         raise UsageError(
             f"{spec.data}: the card {source!r} says what {', '.join(extra)} would",
             hint="leave it out, or add card=none to take the data without its card",
         )
-    images = open_carded_set(read_dataset_card(source), Path(spec.data), name=spec.name)
+    images = open_carded_set(
+        read_dataset_card(source), Path(spec.data), name=spec.name, split=spec.options.split
+    )
     own = replace(images.join_options, all_classes=spec.options.all_classes)
     if spec.options.primary is not None:
         own = replace(own, primary=spec.options.primary)
-    return replace(images, join_options=own)
+    return replace(images, join_options=own, crop_border=spec.options.crop_border)
 
 
 def _with_join_options(images: ImageSet, options: SetOptions) -> ImageSet:
@@ -158,7 +198,7 @@ def _with_join_options(images: ImageSet, options: SetOptions) -> ImageSet:
         label_map=label_map,
         primary=options.primary,
     )
-    images = replace(images, join_options=join_options)
+    images = replace(images, join_options=join_options, crop_border=options.crop_border)
     if label_map is None or not label_map.leave_out:
         return images
     absent = set(label_map.leave_out)

@@ -7,14 +7,14 @@ Every mistake that can be seen without decoding an image or building a model is 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.data.fingerprint import data_fingerprint
 from wiseft_cli.data.image_set import ImageSet
-from wiseft_cli.data.label_space import LabelJoin, join_image_set
-from wiseft_cli.errors import UsageError
+from wiseft_cli.data.label_space import LabelJoin, is_of_other_classes, join_image_set
+from wiseft_cli.errors import DatasetError, UsageError
 from wiseft_cli.evaluation.metrics import METRIC_NAMES, metric_names, tells_labels
 from wiseft_cli.evaluation.weight_sets import WeightSet
 from wiseft_cli.reporting.results import CheckpointName, ResultLine, measurement_key
@@ -91,12 +91,14 @@ def plan_jobs(
     reference: str | None = None,
     rules: JoinRules | None = None,
     precision: str = "fp32",
+    optional: Collection[str] = (),
 ) -> tuple[Job, ...]:
     """Join every set with every head; the jobs of one set stand together.
 
     Args:
-        reference: Name of the in-distribution set; the first one where None.
+        reference: Name of the in-distribution set; where None the first one that has a job.
         precision: One of `PRECISIONS`.
+        optional: Names of sets that are left out for heads of other classes.
     Raises:
         UsageError: Two sets have one name, no set has the reference's, or a set does not have
             the metric that it names as its primary one.
@@ -111,11 +113,21 @@ def plan_jobs(
         )
     if reference is not None and reference not in names:
         raise UsageError(f"--reference {reference!r} is no --data; there are {', '.join(names)}")
-    jobs = []
+    jobs: list[Job] = []
     for image_set in image_sets:
-        is_reference = image_set.name == (reference or names[0])
+        fitting = weight_sets
+        if image_set.name in optional:
+            fitting = [
+                item for item in weight_sets if not is_of_other_classes(image_set, item.classes)
+            ]
+        is_reference = image_set.name == reference or (reference is None and not jobs)
         jobs += _jobs_of_set(
-            weight_sets, image_set, is_reference, rules or JoinRules(), precision=precision
+            fitting, image_set, is_reference, rules or JoinRules(), precision=precision
+        )
+    if not jobs:
+        raise DatasetError(
+            f"the heads of all checkpoints are of other classes than {', '.join(names)}",
+            hint="`wiseft zeroshot-head --classes NAME` makes a head of a published set's classes",
         )
     return tuple(jobs)
 

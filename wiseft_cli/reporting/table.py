@@ -42,12 +42,14 @@ def render_table(lines: Sequence[ResultLine], *, select_on: str | None = None) -
     columns = [
         _marked([row[name].value if name in row else None for row in rows]) for name in of_set
     ]
-    if len(shifts) > 1:
-        header.append("mean shift")
-        columns.append(_marked([mean_over(row, shifts) for row in rows]))
-    if references and shifts:
-        header.append("average")
-        columns.append(_marked([average_over(row, references, shifts) for row in rows]))
+    means = {
+        "mean shift": [mean_over(row, shifts) for row in rows] if len(shifts) > 1 else [],
+        "average": [average_over(row, references, shifts) for row in rows],
+    }
+    for title, values in means.items():
+        if any(value is not None for value in values):
+            header.append(title)
+            columns.append(_marked(values))
     labels = [_label(next(iter(row.values())))[:n_labels] for row in rows]
     cells = [
         [*label, *values] for label, values in zip(labels, zip(*columns, strict=True), strict=True)

@@ -61,6 +61,7 @@ def _encoder_digest(classifier: ImageClassifier) -> str:
 def _images_digest(image_set: ImageSet) -> str:
     """Digest paths, sizes and times; not labels, on which features do not depend."""
     digest, times = hashlib.sha256(), {}
+    digest.update(f"crop_border {image_set.crop_border}\n".encode())
     for record in image_set.records:
         file = image_set.root / (record.container or record.path)
         if file not in times:

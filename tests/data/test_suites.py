@@ -1,0 +1,58 @@
+"""Suites by name: where their sets are looked for, and what is said where they are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.data.test_image_folder import put
+from wiseft_cli.data.dataset_card import read_dataset_card
+from wiseft_cli.data.spec import open_suite
+from wiseft_cli.data.suite import find_suite, read_suite, suite_names
+from wiseft_cli.errors import DatasetError, UsageError
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_every_suite_names_cards_and_splits_that_are_there(name: str) -> None:
+    specs = read_suite(find_suite(name), root=Path("/data"))
+    titles = [spec.title for spec in specs]
+    assert len(set(titles)) == len(titles)
+    for spec in specs:
+        assert spec.options.card is not None
+        card = read_dataset_card(spec.options.card)
+        assert card.part(spec.options.split)
+
+
+def test_a_suite_by_name_needs_a_root_and_says_what_lies_in_it() -> None:
+    with pytest.raises(UsageError) as caught:
+        open_suite("imagenet-shifts", None)
+    assert caught.value.message == "the suite 'imagenet-shifts' needs --root"
+    assert (caught.value.hint or "").startswith("name the folder that holds imagenet, imagenet-v2,")
+
+
+def test_all_sets_that_are_not_there_are_named(tmp_path: Path) -> None:
+    put(tmp_path / "imagenet/val", "n01440764/1.JPEG")
+    with pytest.raises(DatasetError) as caught:
+        open_suite("imagenet-shifts", tmp_path)
+    first, second, *_ = caught.value.message.splitlines()
+    n_sets = len(read_suite(find_suite("imagenet-shifts")))
+    assert first == f"suite imagenet-shifts: {n_sets - 1} of {n_sets} sets are not there:"
+    assert second == f"  imagenet-v2: {tmp_path / 'imagenet-v2'}"
+
+
+def test_an_unknown_suite_lists_the_names() -> None:
+    with pytest.raises(UsageError) as caught:
+        open_suite("imagenet-shift", None)
+    assert caught.value.message == (
+        f"no suite is called 'imagenet-shift'; there are {', '.join(suite_names())}"
+    )
+
+
+def test_a_suite_of_ones_own_starts_at_its_folder_or_at_the_root(tmp_path: Path) -> None:
+    put(tmp_path / "here/photos", "cat/1.png")
+    put(tmp_path / "there/photos", "dog/1.png")
+    suite = tmp_path / "here/mine.yaml"
+    suite.write_text("- {data: photos}\n")
+    assert [images.labels for images in open_suite(str(suite), None)] == [("cat",)]
+    assert [images.labels for images in open_suite(str(suite), tmp_path / "there")] == [("dog",)]

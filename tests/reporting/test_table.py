@@ -67,6 +67,30 @@ def test_a_missing_set_is_a_dash_and_has_no_mean() -> None:
     assert mean_over({"a": line("a", 5)}, ["a", "b"]) is None
 
 
+def test_rows_without_a_set_in_common_stand_in_tables_of_their_own() -> None:
+    lines = [
+        line(name, count, reference=name in ("a", "c"), checkpoints=(checkpoint,))
+        for name, checkpoint, count in (
+            ("a", ZEROSHOT, 500),
+            ("b", ZEROSHOT, 300),
+            ("c", FINETUNED, 800),
+            ("d", FINETUNED, 600),
+        )
+    ]
+    first, facts, second, _ = render_table(lines).split("\n\n")
+    assert first.splitlines() == [
+        "checkpoint      a      b  average",
+        "zeroshot    50.00  30.00    40.00",
+    ]
+    assert [fact.split(",")[0] for fact in facts.splitlines()] == ["a: in-distribution", "b: shift"]
+    assert second.splitlines() == [
+        "checkpoint      c      d  average",
+        "finetuned   80.00  60.00    70.00",
+    ]
+    bridge = line("a", 100, checkpoints=(FINETUNED,))
+    assert render_table([*lines, bridge]).count("\n\n") == 1
+
+
 def test_unreadable_images_are_told() -> None:
     assert "1000 images and 3 unreadable," in render_table([line("val", 5, n_unreadable=3)])
 

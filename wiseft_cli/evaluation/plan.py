@@ -96,7 +96,8 @@ def plan_jobs(
     """Join every set with every head; the jobs of one set stand together.
 
     Args:
-        reference: Name of the in-distribution set; where None the first one that has a job.
+        reference: Name of the in-distribution set; where None the first one that each head fits,
+            so that a suite for heads of several kinds has one for each.
         precision: One of `PRECISIONS`.
         optional: Names of sets that are left out for heads of other classes.
     Raises:
@@ -114,13 +115,16 @@ def plan_jobs(
     if reference is not None and reference not in names:
         raise UsageError(f"--reference {reference!r} is no --data; there are {', '.join(names)}")
     jobs: list[Job] = []
+    heads: set[tuple[object, ...]] = set()  # that a set before fits
     for image_set in image_sets:
         fitting = weight_sets
         if image_set.name in optional:
             fitting = [
                 item for item in weight_sets if not is_of_other_classes(image_set, item.classes)
             ]
-        is_reference = image_set.name == reference or (reference is None and not jobs)
+        of_set = {item.classes for item in fitting}
+        is_first, heads = heads.isdisjoint(of_set), heads | of_set
+        is_reference = is_first if reference is None else image_set.name == reference
         jobs += _jobs_of_set(
             fitting, image_set, is_reference, rules or JoinRules(), precision=precision
         )

@@ -19,19 +19,41 @@ def render_table(lines: Sequence[ResultLine], *, select_on: str | None = None) -
 
     The reference set's column is first; with two or more shifts their mean follows, and with any
     the paper's average, of the reference and the mean shift (arXiv:2109.01903, table 1). The best
-    value of each column carries a `*`, every one of them where several are equal.
+    value of each column carries a `*`, every one of them where several are equal. Rows without a
+    set in common, such as those of two heads on a suite for both, stand in tables of their own.
 
     Args:
         lines: At least one; a weight set's lines need not cover every set.
         select_on: Name of the validation set that chooses alpha; it is no shift.
     """
+    return "\n\n".join(_render(part, select_on=select_on) for part in _parts(lines))
+
+
+def _parts(lines: Sequence[ResultLine]) -> list[list[ResultLine]]:
+    """Part the lines so that neither a set nor weights are in two parts."""
+    sets_of: dict[object, set[str]] = {}
+    for line in lines:
+        sets_of.setdefault(_row_key(line), set()).add(line.set_name)
+    parts: list[set[str]] = []
+    for names in sets_of.values():
+        touched = [part for part in parts if part & names]
+        parts = [*(part for part in parts if part not in touched), names.union(*touched)]
+    of_part = [[line for line in lines if line.set_name in part] for part in parts]
+    return sorted(of_part, key=lambda part: lines.index(part[0]))
+
+
+def _row_key(line: ResultLine) -> object:
+    """What tells rows apart: files with equal tensors have one digest, and still a row each."""
+    return line.weights_key, line.checkpoints
+
+
+def _render(lines: Sequence[ResultLine], *, select_on: str | None) -> str:
     of_set: dict[str, list[ResultLine]] = {}
     by_weights: dict[object, dict[str, ResultLine]] = {}
     for line in sorted(lines, key=lambda line: not line.reference):
         of_set.setdefault(line.set_name, []).append(line)
     for line in lines:
-        # Files with equal tensors have one digest, and still a row each.
-        by_weights.setdefault((line.weights_key, line.checkpoints), {})[line.set_name] = line
+        by_weights.setdefault(_row_key(line), {})[line.set_name] = line
     rows = list(by_weights.values())
     shifts = [
         name for name, (first, *_) in of_set.items() if not first.reference and name != select_on

@@ -11,11 +11,13 @@ from wiseft_cli.data.dataset_card import Part, dataset_card_names, read_dataset_
 from wiseft_cli.errors import DatasetError, UsageError
 
 COUNTS = {
+    "fmow": (11_327, 62),
     "imagenet": (50_000, 1000),
     "imagenet-a": (7_500, 200),
     "imagenet-r": (30_000, 200),
     "imagenet-sketch": (50_889, 1000),
     "imagenet-v2": (10_000, 1000),
+    "iwildcam": (8_154, 182),
 }
 """Images of the first split, and labels, of each set."""
 OWN = """\
@@ -82,6 +84,7 @@ folders: [both]
 splits:
   val: {n_images: 4}
   test: {n_images: 9, n_classes: 1, primary: macro_f1, folders: [t, u], options: {column: y}}
+  seen: {n_images: 2, n_classes: unknown}
 """
 
 
@@ -93,10 +96,11 @@ def test_splits_take_what_the_card_says_of_all_and_a_map_gives_the_labels(tmp_pa
     assert card.labels == ("kitten", "puppy")
     assert card.notes == ("A note.",)
     assert card.part() == card.part("val") == Part("val", ("both",), 4, 2, "top1")
+    assert card.part("seen").n_classes is None
     assert card.part("test") == Part("test", ("t", "u"), 9, 1, "macro_f1", {"column": "y"})
     with pytest.raises(UsageError) as caught:
         card.part("train")
-    assert caught.value.message == "the set 'pets' has no split 'train'; there are val, test"
+    assert caught.value.message == "the set 'pets' has no split 'train'; there are val, test, seen"
 
 
 KEYS = (
@@ -124,6 +128,7 @@ KEYS = (
         ("n_images: 4", "splits: {a: 4}", "splits: a is a text, expected a mapping", None),
         ("n_images: 4", "options: {a: [b]}", "options: a is a list, expected a text", None),
         ("n_images: 4", "n_images: many", "line 8: n_images is 'many', expected a number", None),
+        ("n_classes: 2", "n_classes: unknown", "n_classes is 'unknown', expected a number", None),
         ("n_classes: 2", "n_classes: 3", "n_classes is 3, but it names 2 classes", None),
         ("name: pets", "name: [a]", "name is a list, expected a text", None),
         ("licence: CC0", "licence: CC0\nclass_ids: [c, x]", "class_ids: x is no class of", None),

@@ -107,8 +107,10 @@ def _show(name: str, *, as_json: bool) -> None:
             _print_fact("split", part.split)
         _print_fact("folders", ", ".join(part.folders) or "the root")
         _print_fact("n_images", f"{part.n_images:,}")
-        _print_fact("n_classes", f"{part.n_classes:,}")
+        _print_fact("n_classes", "unknown" if part.n_classes is None else f"{part.n_classes:,}")
         _print_fact("primary", part.primary)
+        if part.options:
+            _print_fact("options", ", ".join(f"{key} {of}" for key, of in part.options.items()))
     _print_fact("classes", card.classes)
     _print_fact("class_ids", ", ".join(list_some(card.class_ids, limit=5)))
     if card.label_map is not None:

@@ -14,6 +14,8 @@ from typing import Protocol
 from wiseft_cli.data.dataset_card import DatasetCard, Layout, Part
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.class_folders import list_class_folders
+from wiseft_cli.data.layouts.fmow import list_fmow
+from wiseft_cli.data.layouts.iwildcam import list_iwildcam
 
 
 class _ListSet(Protocol):
@@ -23,6 +25,8 @@ class _ListSet(Protocol):
 _LISTED_BY: Mapping[Layout, _ListSet] = {
     "id-folders": list_class_folders,
     "index-folders": list_class_folders,
+    "iwildcam-wilds": list_iwildcam,
+    "fmow-wilds": list_fmow,
 }
 
 

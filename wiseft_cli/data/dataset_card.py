@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from wiseft_cli.data.label_map import LabelMap
 from wiseft_cli.errors import UsageError
 
 CARD_SUFFIXES = (".yaml", ".yml")
 
-Layout = Literal["id-folders", "index-folders"]
-LAYOUTS: tuple[Layout, ...] = ("id-folders", "index-folders")
+Layout = Literal["id-folders", "index-folders", "iwildcam-wilds", "fmow-wilds"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,78 @@
+"""From the rows of a published set's table to its image set: every row's image, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from wiseft_cli.data.dataset_card import DatasetCard, Part
+from wiseft_cli.data.image_set import ImageSet
+from wiseft_cli.data.layouts.places import first_folder
+from wiseft_cli.data.listed_images import find_images
+from wiseft_cli.data.manifest_rows import Row
+from wiseft_cli.errors import DatasetError, list_some
+
+
+def find_tables(
+    card: DatasetCard, root: Path, folders: Sequence[str], needed: Sequence[str]
+) -> Path:
+    """Return the folder with the set's tables and images.
+
+    Args:
+        root: What the person named.
+        folders: Where below it they may lie.
+        needed: Files, and folders with a `/` at the end, that have to be there.
+    Raises:
+        DatasetError: Some are not; all are named.
+    """
+    folder = first_folder(root, folders)
+    missing = [
+        name
+        for name in needed
+        if not ((folder / name).is_dir() if name.endswith("/") else (folder / name).is_file())
+    ]
+    if not missing:
+        return folder
+    found = f"{folder} has no {', '.join(missing)}" if folder.is_dir() else f"{folder} is no folder"
+    raise DatasetError(
+        f"{card.title}: {found}",
+        hint=f"name the folder with {', '.join(needed)}, or the one above that has"
+        f" {' or '.join(folders)}; {card.source} has the set",
+    )
+
+
+def image_set_of_rows(
+    card: DatasetCard,
+    part: Part,
+    table: Path,
+    rows: Sequence[Row],
+    faults: list[str],
+    *,
+    name: str,
+) -> ImageSet:
+    """Look up the images of the rows.
+
+    Args:
+        part: The split that they are.
+        table: The file that the rows are of; its folder is the set's root.
+        faults: What is wrong with other rows.
+        name: What reports call the set.
+    Raises:
+        DatasetError: Rows that cannot be used, an image that stands there twice or is missing
+            (all are listed), or no image at all.
+    """
+    first: dict[str, Row] = {}
+    for row in rows:
+        if first.setdefault(row.path, row) is not row:
+            faults.append(
+                f"  line {row.line}: {row.path} stands on line {first[row.path].line} too"
+            )
+    records = find_images(table.parent, first.values(), faults)
+    if faults:
+        raise DatasetError(
+            "\n".join([f"{table}: {len(faults)} rows cannot be used:", *list_some(faults)]),
+            hint=f"is the copy whole and unchanged? {card.source} has the set",
+        )
+    if not records:
+        raise DatasetError(f"image set {name!r}: {table} has no row of split {part.split!r}")
+    return ImageSet(name, table.parent, tuple(sorted(records, key=lambda record: record.path)))

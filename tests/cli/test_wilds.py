@@ -141,6 +141,23 @@ def test_each_head_has_its_own_reference_average_and_table(
     assert f"{left_out} other classes" in err.splitlines()
 
 
+def test_gates_are_judged_on_the_sets_of_the_judged_row(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    checkpoints = [f"iwildcam-{role}.safetensors" for role in ("finetuned", "zeroshot")]
+    words = ["eval", checkpoints[0], "--suite", "wilds", "--root", ".", "--workers", "0"]
+    gate = ["--fail-under", "shifts:primary>=baseline-0.01"]
+    assert main([*words, "--baseline", checkpoints[1], *gate]) == 0
+    assert "gate holds: shifts:primary>=baseline-0.01" in capsys.readouterr().err
+    assert main([*words, "--baseline", "fmow-finetuned.safetensors", *gate]) == 2
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "error: --baseline fmow-finetuned: its head is of other classes than iwildcam-id,"
+        " iwildcam-ood",
+        "hint: compare iwildcam-finetuned with a checkpoint of the same classes",
+    ]
+
+
 def value_of(line: dict[str, Any]) -> float:
     return float(line["metrics"][line["primary"]]["value"])
 

@@ -57,7 +57,8 @@ class EvalPlan:
         gates: What the judged row must reach.
         judged: The row that they judge; None without gates.
         baseline: The row that they compare with, where there is one.
-        shifts: The sets beside the reference and the one that chooses alpha.
+        shifts: The sets beside the reference and the one that chooses alpha; with gates, of the
+            judged row.
         predictions: The file of each job's predictions; empty where none is wanted.
     """
 
@@ -102,9 +103,13 @@ def plan_evaluation(request: Request, *, n_processes: int) -> EvalPlan:
         dict.fromkeys(
             job.image_set.name
             for job in jobs
-            if not job.reference and job.image_set.name != request.select_on
+            if not job.reference
+            and job.image_set.name != request.select_on
+            and judged in (None, job.weights)
         )
     )
+    if judged is not None and baseline is not None:
+        _check_baseline(jobs, judged, baseline)
     compared = [row for row in (judged, baseline) if row is not None]
     check_gates(gates, _metrics(jobs, compared), shifts, has_baseline=baseline is not None)
     for note in (*_notes(image_sets, checkpoints, alphas), *_left_out(rows, image_sets, jobs)):
@@ -192,6 +197,18 @@ def _judged_row(
             hint="name one alpha with --gate-alpha, or evaluate one checkpoint",
         )
     return candidates[0]
+
+
+def _check_baseline(jobs: Sequence[Job], judged: WeightSet, baseline: WeightSet) -> None:
+    """See that the baseline is evaluated wherever the judged row is; of a suite it may not be."""
+    measured = {job.image_set.name for job in jobs if job.weights == baseline}
+    wanted = [job.image_set.name for job in jobs if job.weights == judged]
+    missing = [name for name in wanted if name not in measured]
+    if missing:
+        raise UsageError(
+            f"--baseline {baseline.name}: its head is of other classes than {', '.join(missing)}",
+            hint=f"compare {judged.name} with a checkpoint of the same classes",
+        )
 
 
 def _check_select_on(request: Request, image_sets: Sequence[ImageSet]) -> None:

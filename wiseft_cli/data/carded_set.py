@@ -16,6 +16,7 @@ from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.class_folders import list_class_folders
 from wiseft_cli.data.layouts.fmow import list_fmow
 from wiseft_cli.data.layouts.iwildcam import list_iwildcam
+from wiseft_cli.data.layouts.ilsvrc import list_ilsvrc
 
 
 class _ListSet(Protocol):
@@ -27,6 +28,7 @@ _LISTED_BY: Mapping[Layout, _ListSet] = {
     "index-folders": list_class_folders,
     "iwildcam-wilds": list_iwildcam,
     "fmow-wilds": list_fmow,
+    "ilsvrc": list_ilsvrc,
 }
 
 

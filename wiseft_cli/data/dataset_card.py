@@ -18,7 +18,13 @@ from wiseft_cli.errors import UsageError
 
 CARD_SUFFIXES = (".yaml", ".yml")
 
-Layout = Literal["id-folders", "index-folders", "iwildcam-wilds", "fmow-wilds"]
+Layout = Literal[
+    "id-folders",
+    "index-folders",
+    "iwildcam-wilds",
+    "fmow-wilds",
+    "ilsvrc",
+]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 

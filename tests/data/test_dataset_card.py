@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ COUNTS = {
     "imagenet-sketch": (50_889, 1000),
     "imagenet-v2": (10_000, 1000),
     "iwildcam": (8_154, 182),
+    "objectnet": (18_574, 113),
 }
 """Images of the first split, and labels, of each set."""
 OWN = """\
@@ -46,11 +48,11 @@ def test_every_card_has_the_published_counts() -> None:
 )
 def test_class_ids_are_those_of_another_library_in_its_order(name: str, subset: str) -> None:
     known = {"1k": "imagenet-1k", "a": "imagenet-a", "r": "imagenet-r"}[subset]
-    expected = ImageNetInfo(known).label_names() if subset == "1k" else _timm_subset(known)
+    expected = ImageNetInfo(known).label_names() if subset == "1k" else timm_subset(known)
     assert list(read_dataset_card(name).class_ids) == list(expected)
 
 
-def _timm_subset(name: str) -> list[str]:
+def timm_subset(name: str) -> list[str]:
     """The ids of a subset as timm ships them: a text file beside its other lists."""
     from importlib import resources
 
@@ -58,6 +60,28 @@ def _timm_subset(name: str) -> list[str]:
         resources.files("timm.data") / "_info" / f"{name.replace('-', '_')}_synsets.txt"
     ).read_text()
     return text.split()
+
+
+def test_objectnets_map_has_the_published_counts() -> None:
+    card = read_dataset_card("objectnet")
+    assert card.label_map is not None
+    mapped, others = card.label_map.classes, card.label_map.leave_out
+    assert (len(mapped), len(others), len({*mapped, *others})) == (113, 200, 313)
+    ids = [class_id for of_folder in mapped.values() for class_id in of_folder]
+    assert len(ids) == len(set(ids)) == 125
+    assert set(ids) < set(read_dataset_card("imagenet").class_ids)
+    assert Counter(map(len, mapped.values())) == {1: 104, 2: 6, 3: 3}
+    assert [name for name in mapped if len(mapped[name]) == 3] == ["chair", "pen", "skirt"]
+    names = ImageNetInfo("imagenet-1k")
+    described = {
+        folder: [names.label_name_to_description(class_id) for class_id in mapped[folder]]
+        for folder in ("alarm_clock", "t-shirt")
+    }
+    assert described == {
+        "alarm_clock": ["analog clock", "digital clock"],
+        "t-shirt": ["jersey, T-shirt, tee shirt"],
+    }
+    assert card.class_ids == tuple(sorted(mapped))
 
 
 def test_a_card_of_ones_own_is_read_by_its_path(tmp_path: Path) -> None:

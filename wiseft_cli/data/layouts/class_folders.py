@@ -1,6 +1,7 @@
 """Published sets with a folder a class, named after its id, its label or its position.
 
 `id-folders` are named after the card's labels, `index-folders` after positions in its class list.
+Folders that the card's label map leaves out are no images of the set.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def list_class_folders(card: DatasetCard, part: Part, root: Path, *, name: str) 
     Raises:
         DatasetError: Nothing there, or folders that are no class of the set.
     """
-    images = list_image_folder(first_folder(root, part.folders), name=name)
+    images = _without_left_out(card, list_image_folder(first_folder(root, part.folders), name=name))
     label_of = _label_of_folder(card)
     wrong = [folder for folder in images.labels if label_of(folder) is None]
     if wrong:
@@ -42,6 +43,25 @@ def list_class_folders(card: DatasetCard, part: Part, root: Path, *, name: str) 
         replace(record, label=label_of(record.label) or record.label) for record in images.records
     )
     return replace(images, records=records)
+
+
+def _without_left_out(card: DatasetCard, images: ImageSet) -> ImageSet:
+    absent = set(card.label_map.leave_out) if card.label_map is not None else set()
+    kept = tuple(record for record in images.records if record.label not in absent)
+    n_left_out = len(images.records) - len(kept)
+    if not n_left_out:
+        return images
+    folders = [label for label in images.labels if label in absent]
+    if not kept:
+        raise DatasetError(
+            f"image set {images.name!r}: none of the {len(folders)} folders of {images.root} is one"
+            f" of the {len(card.labels)} classes of {card.title}"
+        )
+    note = (
+        f"image set {images.name!r}: {n_left_out:,} images in {len(folders)} folders, such as"
+        f" {folders[0]}, are left out: the set is scored over {len(card.labels)} classes"
+    )
+    return replace(images, records=kept, notes=(*images.notes, note))
 
 
 def _label_of_folder(card: DatasetCard) -> Callable[[str], str | None]:

@@ -19,7 +19,9 @@ COUNTS = {
     "imagenet-sketch": (50_889, 1000),
     "imagenet-v2": (10_000, 1000),
     "iwildcam": (8_154, 182),
+    "imagenet-vid-robust": (22_179, 30),
     "objectnet": (18_574, 113),
+    "ytbb-robust": (35_718, 23),
 }
 """Images of the first split, and labels, of each set."""
 OWN = """\
@@ -129,7 +131,7 @@ def test_splits_take_what_the_card_says_of_all_and_a_map_gives_the_labels(tmp_pa
 
 KEYS = (
     "name, title, source, licence, citation, layout, folders, classes, class_ids, map, templates,"
-    " primary, n_images, n_classes, options, splits, notes"
+    " primary, n_images, n_classes, n_anchors, options, splits, notes"
 )
 
 

@@ -51,7 +51,7 @@ def test_every_fault_of_a_map_is_told_with_its_place(tmp_path: Path) -> None:
     text = "classes:\n  a: []\n  b: [n1, '']\n  b: n2\nany_of: {b: n1}\nextra: {}\nleave_out: {}\n"
     assert refusal(tmp_path, text) == (
         ": is no label map:\n"
-        "  line 6: 'extra' is none of classes, any_of, leave_out\n"
+        "  line 6: 'extra' is none of classes, any_of, unmapped, leave_out\n"
         "  line 2: 'a' names no class\n"
         "  line 3: expected an id or name, found an empty text\n"
         "  line 4: 'b' stands there twice\n"
@@ -98,6 +98,17 @@ def test_any_of_labels_accept_several_columns(tmp_path: Path) -> None:
     assert join.column_names == ("n0", "dog", "n5")
     assert join.accepted == {"both": (1, 2), "either": (0, 2)}
     assert join.index == {}
+
+
+def test_unmapped_labels_have_no_column_and_are_no_answer(tmp_path: Path) -> None:
+    text = "classes: {dog: [n1, n2]}\nany_of: {both: [dog, cow]}\nunmapped: [cow, elk]\n"
+    label_map = read(tmp_path, text)
+    assert label_map.labels == ("dog", "cow", "elk")
+    join = join_labels(["both", "cow"], HEAD, set_name="s", label_map=label_map)
+    assert join.columns == ((1, 2),)
+    assert join.accepted == {"both": (0,), "cow": ()}
+    assert join.index == {}
+    assert "'cow' stands there more than once" in refusal(tmp_path, text + "leave_out: [cow]\n")
 
 
 def test_unknown_classes_of_a_map_are_listed(tmp_path: Path) -> None:

@@ -176,3 +176,14 @@ def test_accuracies_carry_their_interval_and_macro_f1_none() -> None:
     found = count(join, np.eye(2, dtype=np.float32), np.array([0, 1]), n_parts=1).metrics()
     assert found["macro_f1"].low is None
     assert found["mean_per_class"].low is not None
+
+
+def test_a_label_that_no_column_is_right_for_is_never_right() -> None:
+    join = plain_join(range(7), {"a": [0], "none": [], "b": [6]})
+    logits = np.eye(7, dtype=np.float32)[[0, 0, 3, 6]]
+    columns = Columns(join, list(join.accepted), CPU)
+    targets = torch.tensor([0, 1, 1, 2])
+    assert columns.ranks(torch.tensor(logits), targets).tolist() == [0, 7, 7, 0]
+    counts = count(join, logits, targets.numpy())
+    assert (counts.n_correct["top1"], counts.n_correct["top5"]) == (2, 2)
+    assert [label.n_correct for label in counts.labels] == [1, 0, 1]

@@ -218,3 +218,13 @@ def test_lines_of_another_protocol_are_another_measurement(tmp_path: Path) -> No
     lines = [line("val", 5, protocol=text) for text in ("sha256:1", "sha256:2", "sha256:1")]
     add_result_lines(path, lines)
     assert [item.protocol for item in read_result_lines(path)] == ["sha256:1", "sha256:2"]
+
+
+def test_pm10_is_a_share_of_the_anchor_frames_and_other_metrics_of_the_images() -> None:
+    plain = line("val", 3, extra={"n_anchors": 40})
+    assert plain.n_counted == plain.n_images == 1000
+    metrics = {name: Metric(0.5, 0.4, 0.6) for name in ("top1", "pm0", "pm10")}
+    of_frames = replace(plain, metrics=metrics, primary="pm10")
+    assert of_frames.n_counted == 40
+    for odd in ({}, {"n_anchors": "40"}):
+        assert replace(of_frames, extra=odd).n_counted == 1000

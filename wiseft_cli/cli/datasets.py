@@ -108,6 +108,8 @@ def _show(name: str, *, as_json: bool) -> None:
         _print_fact("folders", ", ".join(part.folders) or "the root")
         _print_fact("n_images", f"{part.n_images:,}")
         _print_fact("n_classes", "unknown" if part.n_classes is None else f"{part.n_classes:,}")
+        if part.n_anchors is not None:
+            _print_fact("n_anchors", f"{part.n_anchors:,}")
         _print_fact("primary", part.primary)
         if part.options:
             _print_fact("options", ", ".join(f"{key} {of}" for key, of in part.options.items()))
@@ -133,7 +135,7 @@ def _check(name: str, root: Path, split: str | None, sample: int, *, as_json: bo
         warn(note)
     n_decoded, unreadable = _decode_sample(images, sample)
     faults = [*images.warnings, *unreadable]
-    n_images, n_classes = len(images.records), len(images.labels)
+    n_images, n_classes = len(images.records), len(images.answers)
     if as_json:
         print_json(
             {

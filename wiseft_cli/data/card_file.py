@@ -31,14 +31,15 @@ _KEYS = (
     "primary",
     "n_images",
     "n_classes",
+    "n_anchors",
     "options",
     "splits",
     "notes",
 )
-_OF_PARTS = ("folders", "primary", "n_images", "n_classes", "options")
+_OF_PARTS = ("folders", "primary", "n_images", "n_classes", "n_anchors", "options")
 _NEEDED = ("name", "title", "source", "licence", "citation", "layout", "classes", "n_classes")
 _LISTS = ("folders", "class_ids", "notes")
-_COUNTS = ("n_images", "n_classes")
+_COUNTS = ("n_images", "n_classes", "n_anchors")
 
 
 def read_card_file(path: Path) -> DatasetCard:
@@ -52,7 +53,7 @@ def read_card_file(path: Path) -> DatasetCard:
     class_list = classes if classes in BUILTIN_CLASSES else str(path.parent / classes)
     class_ids = _class_ids(path, values, class_list)
     label_map = read_label_map(path.parent / values["map"]) if "map" in values else None
-    n_labels = len(class_ids if label_map is None else label_map.classes)
+    n_labels = len(class_ids if label_map is None else label_map.labels)
     if n_labels != values["n_classes"]:
         raise DatasetError(
             f"{path}: n_classes is {values['n_classes']}, but it names {n_labels} classes"
@@ -104,6 +105,7 @@ def _parts(path: Path, values: Mapping[str, Any]) -> tuple[Part, ...]:
             n_classes=own["n_classes"],
             primary=own.get("primary", "top1"),
             options=own.get("options", {}),
+            n_anchors=own.get("n_anchors"),
         )
         for split, given in (values.get("splits") or {"": {}}).items()
         for own in [shared | given]

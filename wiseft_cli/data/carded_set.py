@@ -17,6 +17,8 @@ from wiseft_cli.data.layouts.class_folders import list_class_folders
 from wiseft_cli.data.layouts.fmow import list_fmow
 from wiseft_cli.data.layouts.iwildcam import list_iwildcam
 from wiseft_cli.data.layouts.ilsvrc import list_ilsvrc
+from wiseft_cli.data.layouts.vid_robust import list_vid_robust
+from wiseft_cli.data.layouts.ytbb_robust import list_ytbb_robust
 
 
 class _ListSet(Protocol):
@@ -29,6 +31,8 @@ _LISTED_BY: Mapping[Layout, _ListSet] = {
     "iwildcam-wilds": list_iwildcam,
     "fmow-wilds": list_fmow,
     "ilsvrc": list_ilsvrc,
+    "vid-robust": list_vid_robust,
+    "ytbb-robust": list_ytbb_robust,
 }
 
 
@@ -65,7 +69,8 @@ def _differences(card: DatasetCard, part: Part, images: ImageSet) -> tuple[str, 
     title = f"{card.title}, split {part.split}" if part.split else card.title
     counts = (
         ("images", len(images.records), part.n_images),
-        ("classes", len(images.labels), part.n_classes),
+        ("classes", len(images.answers), part.n_classes),
+        ("anchor frames", len(images.neighbourhoods), part.n_anchors),
     )
     return tuple(
         f"image set {images.name!r}: {found:,} {what}, {title} has {expected:,}: the copy is not"

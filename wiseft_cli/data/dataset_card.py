@@ -24,6 +24,8 @@ Layout = Literal[
     "iwildcam-wilds",
     "fmow-wilds",
     "ilsvrc",
+    "vid-robust",
+    "ytbb-robust",
 ]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
@@ -40,6 +42,7 @@ class Part:
         n_classes: How many classes have an image in it; None likewise.
         primary: The metric that reports show first.
         options: What the layout wants to know beside these, by its own names.
+        n_anchors: How many anchor frames a set of video frames has.
     """
 
     split: str
@@ -48,6 +51,7 @@ class Part:
     n_classes: int | None
     primary: str
     options: Mapping[str, str] = field(default_factory=dict)
+    n_anchors: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class DatasetCard:
     @property
     def labels(self) -> tuple[str, ...]:
         """What its images are labelled with: its classes, or the labels that its map explains."""
-        return self.class_ids if self.label_map is None else tuple(self.label_map.classes)
+        return self.class_ids if self.label_map is None else self.label_map.labels
 
     def part(self, split: str | None = None) -> Part:
         """Return the split of that name, or the first.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 from wiseft_cli.data.image_set import ImageSet
 
@@ -17,15 +18,22 @@ def data_fingerprint(image_set: ImageSet) -> str:
 
     Each image contributes the canonical JSON of that list and a newline; where it has a group,
     the group is the list's fourth item. A set whose borders are cut off begins with one more
-    line, as it is another set of pictures. The set's name and root do not take part.
+    line, as it is another set of pictures; so do video frames with a line for each neighbourhood.
+    The set's name and root do not take part.
     """
     digest = hashlib.sha256()
     if image_set.crop_border:
         digest.update(f'["crop_border",{image_set.crop_border}]\n'.encode("ascii"))
+    for anchor, neighbours in sorted(image_set.neighbourhoods.items()):
+        digest.update(_line(["neighbourhood", anchor, sorted(neighbours)]))
     for record in sorted(image_set.records, key=lambda record: record.path):
-        of_image = [record.path, record.size_bytes, record.label]
+        of_image: list[Any] = [record.path, record.size_bytes, record.label]
         if record.group is not None:
             of_image.append(record.group)
-        line = json.dumps(of_image, separators=(",", ":"), ensure_ascii=True)
-        digest.update(line.encode("ascii") + b"\n")
+        digest.update(_line(of_image))
     return f"sha256:{digest.hexdigest()}"
+
+
+def _line(document: list[Any]) -> bytes:
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=True)
+    return text.encode("ascii") + b"\n"

@@ -85,6 +85,8 @@ class ImageSet:
         join_options: How its labels find classes, where it says so.
         reader: What gives its images, where they are not bytes of files.
         crop_border: Pixels cut from each side of an image before anything else.
+        neighbourhoods: Of a set of video frames, the path of each anchor frame and those of the
+            frames around it, for the metrics pm0 and pm10.
     """
 
     name: str
@@ -95,11 +97,19 @@ class ImageSet:
     warnings: tuple[str, ...] = ()
     reader: ImageReader | None = None
     crop_border: int = 0
+    neighbourhoods: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels that occur, sorted, each once."""
         return tuple(sorted({record.label for record in self.records}))
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The labels with those of several answers taken apart, sorted, each once."""
+        label_map = self.join_options.label_map
+        any_of = {} if label_map is None else label_map.any_of
+        return tuple(sorted({name for at in self.labels for name in any_of.get(at, (at,))}))
 
     @property
     def groups(self) -> tuple[str, ...]:

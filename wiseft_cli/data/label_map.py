@@ -19,9 +19,10 @@ from wiseft_cli.prompts import documents
 
 _FORM = (
     "write a mapping of each label to classes of the head (mug: [n03063599, n03797390]), or such"
-    " mappings under `classes:` and `any_of:`, and a list of labels under `leave_out:`"
+    " mappings under `classes:` and `any_of:`, and lists of labels under `unmapped:` and"
+    " `leave_out:`"
 )
-_SECTIONS = ("classes", "any_of", "leave_out")
+_SECTIONS = ("classes", "any_of", "unmapped", "leave_out")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class LabelMap:
         classes: Label to the head's classes it stands for, by id or name; their highest logit
             is the label's score.
         any_of: Label to what is right for it: labels of `classes`, or classes of the head.
+        unmapped: Labels that no class of the head stands for: they never win, and an image of no
+            other label is never right.
         leave_out: Labels whose images take no part.
     """
 
@@ -40,6 +43,12 @@ class LabelMap:
     classes: Mapping[str, tuple[str, ...]]
     any_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     leave_out: tuple[str, ...] = ()
+    unmapped: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that it explains, those of several answers aside."""
+        return (*self.classes, *self.unmapped)
 
 
 def read_label_map(path: Path) -> LabelMap:
@@ -58,14 +67,14 @@ def read_label_map(path: Path) -> LabelMap:
     sections = _sections(root, faults)
     classes = _read_table(sections.get("classes"), faults)
     any_of = _read_table(sections.get("any_of"), faults)
+    unmapped = _read_list(sections.get("unmapped"), faults)
     leave_out = _read_list(sections.get("leave_out"), faults)
-    repeated = [
-        label for label, times in Counter([*classes, *any_of, *leave_out]).items() if times > 1
-    ]
+    times = Counter([*classes, *any_of, *unmapped, *leave_out])
+    repeated = [label for label, n_times in times.items() if n_times > 1]
     faults += [f"  {label!r} stands there more than once" for label in repeated]
     if faults:
         raise DatasetError("\n".join([f"{path}: is no label map:", *list_some(faults)]), hint=_FORM)
-    return LabelMap(path, classes, any_of, leave_out)
+    return LabelMap(path, classes, any_of, leave_out, unmapped)
 
 
 def _sections(root: documents.Mapping, faults: list[str]) -> dict[str, documents.Node]:

@@ -36,8 +36,8 @@ class LabelJoin:
         class_indices: The head's classes that take part, ascending.
         columns: The head's classes of each scored column.
         column_names: What each column is called: the class's id, or the map's entry.
-        accepted: Label to the columns that are right for it, ascending: one, or for an any-of
-            label several.
+        accepted: Label to the columns that are right for it, ascending: one, for an any-of label
+            several, for one that its map leaves without a class none.
     """
 
     kind: JoinKind
@@ -86,13 +86,21 @@ def join_image_set(
 
 
 def _map_for(image_set: ImageSet, classes: Sequence[ClassEntry]) -> LabelMap | None:
-    """Return a set's map, each label standing for itself where the head's ids are its labels."""
+    """Return a set's map, each label standing for itself where the head's ids are its labels.
+
+    Labels that the map leaves without a class stand for themselves where the head has them.
+    """
     label_map = image_set.join_options.label_map
     if label_map is None or not image_set.join_options.competing:
         return label_map
-    if not {entry.id for entry in classes}.issuperset(label_map.classes):
+    known = {entry.id for entry in classes}
+    if not known.issuperset(label_map.classes):
         return label_map
-    return replace(label_map, classes={label: (label,) for label in label_map.classes})
+    return replace(
+        label_map,
+        classes={label: (label,) for label in label_map.labels if label in known},
+        unmapped=tuple(label for label in label_map.unmapped if label not in known),
+    )
 
 
 def is_of_other_classes(image_set: ImageSet, classes: Sequence[ClassEntry]) -> bool:
@@ -120,7 +128,7 @@ def require_one_class(image_set: ImageSet, join: LabelJoin) -> None:
             "\n".join(
                 [
                     f"image set {image_set.name!r}: {len(several)} labels stand for several classes"
-                    " of the head, and images are trained towards one:",
+                    " of the head or for none, and images are trained towards one:",
                     *list_some(several),
                 ]
             ),

@@ -22,7 +22,7 @@ class MappedColumns:
     Attributes:
         columns: The head's classes of each column, in the order of their first class.
         names: What each is called: the id of a single class, else the map's labels.
-        accepted: Label to the columns that are right for it, ascending.
+        accepted: Label to the columns that are right for it, ascending; none for an unmapped one.
     """
 
     columns: tuple[tuple[int, ...], ...]
@@ -54,7 +54,9 @@ def map_columns(label_map: LabelMap, classes: Sequence[ClassEntry]) -> MappedCol
         label: (position[column_of[label]],) for label in label_map.classes
     }
     for label, names in label_map.any_of.items():
-        accepted[label] = tuple(sorted({position[column_of[name]] for name in names}))
+        known = [column_of[name] for name in names if name in column_of]
+        accepted[label] = tuple(sorted({position[column] for column in known}))
+    accepted |= dict.fromkeys(label_map.unmapped, ())
     names_of_columns = tuple(
         classes[column[0]].id if len(column) == 1 else " / ".join(labels[column])
         for column in columns
@@ -65,7 +67,7 @@ def map_columns(label_map: LabelMap, classes: Sequence[ClassEntry]) -> MappedCol
 def _single_names(label_map: LabelMap) -> set[str]:
     """Return what any_of names besides the labels of `classes`: classes, each a column."""
     named = {name for names in label_map.any_of.values() for name in names}
-    return named - set(label_map.classes)
+    return named - set(label_map.labels)
 
 
 def _class_index(label_map: LabelMap, classes: Sequence[ClassEntry]) -> dict[str, int]:

@@ -147,4 +147,5 @@ def _shares(counts: Mapping[str, int], fraction: float) -> dict[str, int]:
 
 
 def _part(image_set: ImageSet, indices: Sequence[int]) -> ImageSet:
-    return replace(image_set, records=tuple(image_set.records[index] for index in indices))
+    records = tuple(image_set.records[index] for index in indices)
+    return replace(image_set, records=records, neighbourhoods={})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.label_space import LabelJoin
 from wiseft_cli.data.workers import leave_signals_to_the_parent, telling_dead_workers
 from wiseft_cli.evaluation.metrics import SetAccuracy
+from wiseft_cli.evaluation.neighbourhoods import FrameTally
 from wiseft_cli.evaluation.processes import share_of_batches
 from wiseft_cli.evaluation.tally import Columns, Tally
 from wiseft_cli.model.classifier import ImageClassifier
@@ -115,19 +117,21 @@ def evaluate_image_set(
     )
     groups = GroupPositions(image_set)
     tally = Tally(Columns(join, image_set.labels, device), groups.names, device)
+    frames = FrameTally(image_set, device)
     compute = logits or classifier
     with evaluation_mode(classifier), torch.inference_mode():
         for batch in batches:
             refuse_unreadable(batch.unreadable)
             of_group = groups.of(batch.indices)
-            tally.add(
+            is_right = tally.add(
                 compute(batch.images.to(device, non_blocking=True)).float(),
                 batch.targets.to(device, non_blocking=True),
                 None if of_group is None else of_group.to(device),
             )
+            frames.add(batch.indices, is_right)
             if on_progress is not None:
                 on_progress(len(batch.targets))
-        return tally.finish(n_unreadable=0)
+        return replace(tally.finish(n_unreadable=0), anchors=frames.finish())
 
 
 @contextmanager

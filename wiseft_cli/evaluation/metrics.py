@@ -4,6 +4,8 @@
     mean_per_class  mean over the set's labels of their top-1 accuracy (balanced accuracy)
     macro_f1        mean over the set's labels of the F1 score of the top-1 predictions
     worst_group     lowest top-1 accuracy of a group (Sagawa et al. 2020, arXiv:1911.08731)
+    pm0, pm10       share of a video set's anchor frames that are right, and that are right with
+                    every frame around them (Shankar et al. 2021, arXiv:1906.02168)
 
 Labels without a readable image take no part. The formulas are few lines over counts that are
 gathered batch by batch, and fit joins of several classes, which no library's metrics do; the
@@ -22,7 +24,7 @@ from wiseft_cli.reporting.results import Metric
 MIN_COLUMNS_FOR_TOP5 = 6
 """With fewer classes every image is among the top five."""
 
-METRIC_NAMES = ("top1", "top5", "mean_per_class", "macro_f1", "worst_group")
+METRIC_NAMES = ("top1", "top5", "mean_per_class", "macro_f1", "worst_group", "pm0", "pm10")
 """Every metric there is; which of them a set has depends on its classes and groups."""
 
 
@@ -43,6 +45,21 @@ class LabelCount:
 
 
 @dataclass(frozen=True)
+class AnchorCount:
+    """Counts of a set of video frames.
+
+    Attributes:
+        n_anchors: Readable anchor frames.
+        n_right: Those of them that are right.
+        n_all_right: Those that are right with every readable frame around them.
+    """
+
+    n_anchors: int
+    n_right: int
+    n_all_right: int
+
+
+@dataclass(frozen=True)
 class SetAccuracy:
     """Counts of one classifier on one image set.
 
@@ -53,6 +70,7 @@ class SetAccuracy:
         n_classes: Classes that competed: columns of the label join.
         labels: The counts of each label of the set.
         groups: By name of each group, its images and those of them that are right.
+        anchors: The anchor frames, where the set has neighbourhoods of frames.
     """
 
     n_images: int
@@ -61,6 +79,7 @@ class SetAccuracy:
     n_classes: int
     labels: Sequence[LabelCount] = ()
     groups: Mapping[str, tuple[int, int]] | None = None
+    anchors: AnchorCount | None = None
 
     @property
     def top1(self) -> float:
@@ -70,8 +89,7 @@ class SetAccuracy:
     def metrics(self) -> dict[str, Metric]:
         """Return each metric, with a 95 % interval where it is an accuracy."""
         metrics = {
-            name: Metric(n_correct / self.n_images, *clopper_pearson(n_correct, self.n_images))
-            for name, n_correct in self.n_correct.items()
+            name: _share(n_correct, self.n_images) for name, n_correct in self.n_correct.items()
         }
         seen = [label for label in self.labels if label.n_images]
         if seen:
@@ -80,10 +98,10 @@ class SetAccuracy:
                 metrics["macro_f1"] = macro_f1(seen)
         worst = self.worst_group
         if worst is not None:
-            n_images, n_correct = worst[1]
-            metrics["worst_group"] = Metric(
-                n_correct / n_images, *clopper_pearson(n_correct, n_images)
-            )
+            metrics["worst_group"] = _share(worst[1][1], worst[1][0])
+        if self.anchors is not None:
+            metrics["pm0"] = _share(self.anchors.n_right, self.anchors.n_anchors)
+            metrics["pm10"] = _share(self.anchors.n_all_right, self.anchors.n_anchors)
         return metrics
 
     @property
@@ -93,6 +111,10 @@ class SetAccuracy:
         if not seen:
             return None
         return min(sorted(seen.items()), key=lambda item: item[1][1] / item[1][0])
+
+
+def _share(n_correct: int, n_images: int) -> Metric:
+    return Metric(n_correct / n_images, *clopper_pearson(n_correct, n_images))
 
 
 def mean_per_class(labels: Sequence[LabelCount]) -> Metric:
@@ -123,13 +145,16 @@ def tells_labels(accepted: Mapping[str, Sequence[int]]) -> bool:
     return len(columns) == len(set(columns))
 
 
-def metric_names(n_columns: int, *, has_groups: bool, tells_labels: bool) -> tuple[str, ...]:
+def metric_names(
+    n_columns: int, *, has_groups: bool, tells_labels: bool, has_anchors: bool = False
+) -> tuple[str, ...]:
     """Return the metrics that a set will have, known before it is evaluated.
 
     Args:
         n_columns: Columns of its label join.
         has_groups: Whether any of its images is in a group.
         tells_labels: Whether each column is right for at most one label.
+        has_anchors: Whether it has neighbourhoods of video frames.
     """
     names = ["top1"]
     if n_columns >= MIN_COLUMNS_FOR_TOP5:
@@ -139,4 +164,6 @@ def metric_names(n_columns: int, *, has_groups: bool, tells_labels: bool) -> tup
         names.append("macro_f1")
     if has_groups:
         names.append("worst_group")
+    if has_anchors:
+        names += ["pm0", "pm10"]
     return tuple(names)

@@ -158,7 +158,10 @@ def _jobs_of_set(
             )
         join = joins[weights.classes]
         metrics = metric_names(
-            len(join.columns), has_groups=has_groups, tells_labels=tells_labels(join.accepted)
+            len(join.columns),
+            has_groups=has_groups,
+            tells_labels=tells_labels(join.accepted),
+            has_anchors=bool(image_set.neighbourhoods),
         )
         job = Job(
             weights,
@@ -189,7 +192,7 @@ def _primary_metric(image_set: ImageSet, metrics: Sequence[str]) -> str:
         f"image set {image_set.name!r}: its primary metric is {primary!r}, which it does not"
         f" have; it has {', '.join(metrics)}",
         hint="top5 needs six classes, worst_group a column of groups, macro_f1 labels of their own"
-        " classes",
+        " classes, pm0 and pm10 a published set of video frames",
     )
 
 

@@ -4,8 +4,9 @@ One line an image, in the order of the set:
     {"group": null, "id": "n01440764", "label": "tench", "name": "tench", "path": "tench/1.jpg",
      "probability": 0.93, "right": true}
 `id` and `name` are the predicted class; the probability is the softmax over the classes that
-competed. An image that could not be read has `"error"` instead. The file appears whole, once the
-set is done, and memory does not grow with its images.
+competed. An image that could not be read has `"error"` instead. A video frame has `"anchors"`, the
+paths of the anchor frames that it is around or is itself. The file appears whole, once the set is
+done, and memory does not grow with its images.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from wiseft_cli.checkpoint.atomic import AtomicFile, check_output
 from wiseft_cli.checkpoint.digest import canonical_json
+from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.evaluation.plan import Job
 from wiseft_cli.evaluation.processes import place_in_group
 from wiseft_cli.evaluation.tally import Columns
@@ -71,6 +73,15 @@ def _of_process(path: Path, rank: int, count: int) -> Path:
     return path if count == 1 else path.with_suffix(f".part-{rank}-of-{count}{path.suffix}")
 
 
+def _anchors_of_frames(image_set: ImageSet) -> dict[str, list[str]]:
+    """Return by path of each video frame the anchors whose neighbourhoods it is in, sorted."""
+    anchors: dict[str, list[str]] = {}
+    for anchor, around in sorted(image_set.neighbourhoods.items()):
+        for path in (anchor, *around):
+            anchors.setdefault(path, []).append(anchor)
+    return anchors
+
+
 class PredictionFile:
     """The predictions of one job being written; use it as a context manager.
 
@@ -84,6 +95,7 @@ class PredictionFile:
     def __init__(self, path: Path, job: Job, columns: Columns, *, force: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._job, self._columns = job, columns
+        self._anchors = _anchors_of_frames(job.image_set)
         self._file = AtomicFile(_of_process(path, *place_in_group()), force=force)
         self._end = 0
 
@@ -123,7 +135,8 @@ class PredictionFile:
 
     def _image(self, at: int) -> dict[str, Any]:
         record = self._job.image_set.records[at]
-        return {"path": record.path, "label": record.label, "group": record.group}
+        image = {"path": record.path, "label": record.label, "group": record.group}
+        return {**image, "anchors": self._anchors[record.path]} if self._anchors else image
 
     def _predicted(
         self, indices: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor

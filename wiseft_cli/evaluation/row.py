@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from wiseft_cli.errors import ModelError
 from wiseft_cli.evaluation.metrics import SetAccuracy
+from wiseft_cli.evaluation.neighbourhoods import FrameTally
 from wiseft_cli.evaluation.plan import Job
 from wiseft_cli.evaluation.predictions import PredictionFile
 from wiseft_cli.evaluation.tally import Columns, Tally
@@ -55,6 +56,7 @@ class Row:
         self.job = job
         columns = Columns(job.join, job.image_set.labels, device)
         self._tally = Tally(columns, job.image_set.groups, device)
+        self._frames = FrameTally(job.image_set, device)
         self._file: PredictionFile | None = None
         if predictions is not None:
             self._file = PredictionFile(predictions, job, columns, force=force)
@@ -92,7 +94,8 @@ class Row:
             logits = (first + logits) / 2
         if len(batch.targets):
             with self._naming_errors():
-                self._tally.add(logits, batch.targets, batch.groups)
+                is_right = self._tally.add(logits, batch.targets, batch.groups)
+            self._frames.add(batch.indices, is_right)
         if self._file is not None:
             self._file.add(batch.indices, logits, batch.targets, batch.unreadable)
         return True
@@ -101,10 +104,12 @@ class Row:
         """Return the counts of all processes, and give the predictions their name.
 
         Raises:
+            DatasetError: No anchor frame of a set of video frames was readable.
             ModelError: The logits were not finite.
         """
         with self._naming_errors():
             accuracy = self._tally.finish(n_unreadable=n_unreadable)
+        accuracy = replace(accuracy, anchors=self._frames.finish())
         if self._file is not None:
             self._file.commit()
         return accuracy

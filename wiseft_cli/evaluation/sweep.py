@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ from wiseft_cli.evaluation.row import DeviceBatch, Row
 from wiseft_cli.evaluation.weight_sets import WeightSet
 from wiseft_cli.evaluation.weights import WeightBank
 from wiseft_cli.model.precision import encoder_in
-from wiseft_cli.reporting.results import ResultLine
+from wiseft_cli.reporting.results import N_ANCHORS, ResultLine
 
 CHUNK_BYTES = 256 * 2**20
 """Transformed images held at a time where weights change: 446 at 224 pixels.
@@ -233,7 +234,11 @@ def _check_unreadable(group: _Group, unreadable: Sequence[str], max_unreadable: 
 
 
 def _line(job: Job, accuracy: SetAccuracy) -> ResultLine:
-    worst = accuracy.worst_group
+    extra: dict[str, Any] = {}
+    if accuracy.worst_group is not None:
+        extra["worst_group"] = accuracy.worst_group[0]
+    if accuracy.anchors is not None:
+        extra[N_ANCHORS] = accuracy.anchors.n_anchors
     return ResultLine(
         checkpoints=job.checkpoint_names,
         alpha=job.alpha_text,
@@ -250,5 +255,5 @@ def _line(job: Job, accuracy: SetAccuracy) -> ResultLine:
         version=__version__,
         ensemble=job.weights.is_ensemble,
         protocol=job.protocol,
-        extra={} if worst is None else {"worst_group": worst[0]},
+        extra=extra,
     )

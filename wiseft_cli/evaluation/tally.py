@@ -40,7 +40,9 @@ class Columns:
         self.count = len(join.columns)
         # Columns and labels of fewer entries repeat their last one, which changes no maximum.
         self._classes = _padded(join.columns, device)
-        self._accepted = _padded([join.accepted[label] for label in labels], device)
+        accepted = [join.accepted[label] for label in labels]
+        self._accepted = _padded([right or (0,) for right in accepted], device)
+        self._has_right = torch.tensor([bool(right) for right in accepted], device=device)
         self.label_of_column = _sole_labels(join, labels)
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
@@ -59,7 +61,7 @@ class Columns:
             scores: Shape (B, K).
             targets: Position of each image's label, int64, shape (B,).
         Returns:
-            Ranks from 0 to K - 1, int64, shape (B,).
+            Ranks from 0 to K - 1, or K where no column is right, int64, shape (B,).
         """
         order = torch.arange(self.count, device=scores.device)
         ranks = []
@@ -67,7 +69,8 @@ class Columns:
             score = scores.gather(1, own[:, None])
             before = (scores > score) | ((scores == score) & (order < own[:, None]))
             ranks.append(before.sum(dim=1))
-        return torch.stack(ranks).amin(dim=0)
+        best = torch.stack(ranks).amin(dim=0)
+        return torch.where(self._has_right[targets], best, self.count)
 
     def winning_classes(self, logits: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Return the class of the head whose logit made each image's column score, shape (B,)."""
@@ -111,8 +114,8 @@ class Tally:
 
     def add(
         self, logits: torch.Tensor, targets: torch.Tensor, groups: torch.Tensor | None = None
-    ) -> None:
-        """Count one batch.
+    ) -> torch.Tensor:
+        """Count one batch, and return which of its images are right, shape (B,).
 
         Args:
             logits: Over all classes of the head, shape (B, C).
@@ -137,6 +140,7 @@ class Tally:
         if self._n_batches % BATCHES_BETWEEN_LOOKS == 0:
             self._check_finite()
         self._n_batches += 1
+        return ranks == 0
 
     def _check_finite(self) -> None:
         if not bool(self._is_finite):

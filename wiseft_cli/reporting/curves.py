@@ -24,9 +24,9 @@ class CurvePoint:
         alpha: Exact decimal; None for a checkpoint as it is, and for two whose outputs are
             averaged.
         reference: The reference set's primary metric with its interval.
-        n_reference: Images of the reference set.
+        n_reference: Images, or anchor frames, that the reference's metric counts.
         shifts: The shifts' primary metrics, by name.
-        n_images: Images of the shifts, by name.
+        n_images: Images, or anchor frames, that the shifts' metrics count, by name.
     """
 
     checkpoints: tuple[CheckpointName, ...]
@@ -224,7 +224,7 @@ def _point(row: Mapping[str, ResultLine], reference: str, shifts: Sequence[str])
         of_reference.checkpoints,
         of_reference.alpha,
         of_reference.metrics[of_reference.primary],
-        of_reference.n_images,
+        of_reference.n_counted,
         {name: row[name].metrics[row[name].primary] for name in shifts},
-        {name: row[name].n_images for name in shifts},
+        {name: row[name].n_counted for name in shifts},
     )

@@ -22,6 +22,12 @@ from wiseft_cli.errors import ResultsError
 
 SCHEMA = 1
 
+N_ANCHORS = "n_anchors"
+"""The field for the readable anchor frames of a set of video frames."""
+
+_OF_ANCHORS = ("pm0", "pm10")
+"""Metrics that are shares of the anchor frames."""
+
 
 @dataclass(frozen=True)
 class CheckpointName:
@@ -91,6 +97,12 @@ class ResultLine:
     def value(self) -> float:
         """The primary metric, a fraction."""
         return self.metrics[self.primary].value
+
+    @property
+    def n_counted(self) -> int:
+        """How many images, or anchor frames, the primary metric is a share of."""
+        n_anchors = self.extra.get(N_ANCHORS) if self.primary in _OF_ANCHORS else None
+        return n_anchors if isinstance(n_anchors, int) else self.n_images
 
     @property
     def weights_key(self) -> tuple[tuple[str, ...], str | None]:

@@ -73,6 +73,7 @@ def _doubts(lines: Sequence[ResultLine]) -> list[str]:
             f"{which} of {len(lines)} no better than chance ({100 / first.n_classes:.2f} %);"
             " check that its folders mean the head's classes, and the class order of the head"
         )
-    if first.n_images < FEW_IMAGES:
-        doubts.append(f"only {first.n_images} images, so the intervals are wide")
+    if first.n_counted < FEW_IMAGES:
+        what = "images" if first.n_counted == first.n_images else "anchor frames"
+        doubts.append(f"only {first.n_counted} {what}, so the intervals are wide")
     return doubts

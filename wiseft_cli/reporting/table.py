@@ -18,9 +18,10 @@ def render_table(lines: Sequence[ResultLine], *, select_on: str | None = None) -
     """Return the table, with one line of facts about each set below it.
 
     The reference set's column is first; with two or more shifts their mean follows, and with any
-    the paper's average, of the reference and the mean shift (arXiv:2109.01903, table 1). The best
-    value of each column carries a `*`, every one of them where several are equal. Rows without a
-    set in common, such as those of two heads on a suite for both, stand in tables of their own.
+    the paper's average, of the reference and the mean shift (arXiv:2109.01903, table 1). A set of
+    video frames has a second column for pm0. The best value of each column carries a `*`, every one
+    of them where several are equal. Rows without a set in common, such as those of two heads on a
+    suite for both, stand in tables of their own.
 
     Args:
         lines: At least one; a weight set's lines need not cover every set.
@@ -60,24 +61,36 @@ def _render(lines: Sequence[ResultLine], *, select_on: str | None) -> str:
     ]
     references = [name for name, (first, *_) in of_set.items() if first.reference]
     n_labels = 2 if any(line.alpha is not None or line.ensemble for line in lines) else 1
-    header = [*("checkpoint", "alpha")[:n_labels], *of_set]
-    columns = [
-        _marked([row[name].value if name in row else None for row in rows]) for name in of_set
-    ]
-    means = {
+    values_of = _columns(of_set, rows) | {
         "mean shift": [mean_over(row, shifts) for row in rows] if len(shifts) > 1 else [],
         "average": [average_over(row, references, shifts) for row in rows],
     }
-    for title, values in means.items():
-        if any(value is not None for value in values):
-            header.append(title)
-            columns.append(_marked(values))
+    shown = {
+        title: _marked(values)
+        for title, values in values_of.items()
+        if any(value is not None for value in values)
+    }
+    header = [*("checkpoint", "alpha")[:n_labels], *shown]
     labels = [_label(next(iter(row.values())))[:n_labels] for row in rows]
     cells = [
-        [*label, *values] for label, values in zip(labels, zip(*columns, strict=True), strict=True)
+        [*label, *values]
+        for label, values in zip(labels, zip(*shown.values(), strict=True), strict=True)
     ]
     facts = [_fact(of_one, is_validation=name == select_on) for name, of_one in of_set.items()]
     return "\n".join([*_aligned([header, *cells], n_left=n_labels), "", *facts])
+
+
+def _columns(
+    of_set: Mapping[str, Sequence[ResultLine]], rows: Sequence[Mapping[str, ResultLine]]
+) -> dict[str, list[float | None]]:
+    """Return by title what each row has of each set: its primary metric, and pm0 beside pm10."""
+    columns: dict[str, list[float | None]] = {}
+    for name, (first, *_) in of_set.items():
+        columns[name] = [row[name].value if name in row else None for row in rows]
+        if first.primary == "pm10":
+            beside = [row[name].metrics.get("pm0") if name in row else None for row in rows]
+            columns[f"{name} pm0"] = [None if at is None else at.value for at in beside]
+    return columns
 
 
 def mean_over(row: Mapping[str, ResultLine], names: Sequence[str]) -> float | None:
@@ -132,8 +145,9 @@ def _fact(lines: Sequence[ResultLine], *, is_validation: bool) -> str:
     width = f", 95 % intervals within +-{half_width:.2f}" if half_width else ", no interval"
     part = "in-distribution" if line.reference else "validation" if is_validation else "shift"
     unreadable = f" and {line.n_unreadable} unreadable" if line.n_unreadable else ""
+    anchors = f"{line.n_counted} anchor frames, " if line.n_counted != line.n_images else ""
     return (
         f"{line.set_name}: {part},"
-        f" {line.primary} in %, {line.n_images} images{unreadable}, {line.n_classes} classes"
-        f" joined by {line.join}{width}"
+        f" {line.primary} in %, {anchors}{line.n_images} images{unreadable},"
+        f" {line.n_classes} classes joined by {line.join}{width}"
     )

@@ -1,0 +1,265 @@
+"""ImageNet-Vid-Robust and YTBB-Robust through `wiseft eval`, against plain Python."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from tests.cli.test_zeroshot_head import head, place
+from tests.cli.video_sets import (
+    TENCH,
+    VID_MAP,
+    YTBB_MAP,
+    make_vid,
+    make_ytbb,
+    plain_pm,
+    read_lines,
+    told_classes,
+    vid_truth,
+    ytbb_truth,
+)
+from tests.evaluation.telling import logits_of, make_telling_checkpoint
+from tests.evaluation.test_processes import torchrun
+from wiseft_cli.checkpoint.card import ClassEntry
+from wiseft_cli.checkpoint.reader import read_card
+from wiseft_cli.cli.app import main
+from wiseft_cli.data import dataset as dataset_module
+from wiseft_cli.data.dataset_card import read_dataset_card
+from wiseft_cli.data.images import load_image_of
+
+__all__ = ["place"]
+
+IDS = read_dataset_card("imagenet").class_ids
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both sets below one folder, as their archive unpacks and the metadata is put beside."""
+    root = tmp_path_factory.mktemp("data")
+    make_vid(root / "imagenet-vid-robust")
+    make_ytbb(root / "ytbb-robust")
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Two checkpoints of ImageNet's classes, between which weights are interpolated."""
+    folder = tmp_path_factory.mktemp("weights")
+    classes = [ClassEntry(class_id, "x") for class_id in IDS]
+    return tuple(
+        str(make_telling_checkpoint(folder / f"{name}.safetensors", classes, seed=seed))
+        for seed, name in enumerate(("zero", "fine"), start=1)
+    )
+
+
+def evaluate(words: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    results = folder / "results.jsonl"
+    given = ("--results", str(results), "--save-predictions", str(folder / "p"), "--workers", "0")
+    assert main(["eval", *words, *given, "--device", "cpu"]) == 0
+    return read_lines(results)
+
+
+def check_line(line: Mapping[str, Any], counts: tuple[int, int, int]) -> None:
+    n_anchors, *n_right = counts
+    assert (line["n_anchors"], line["primary"]) == (n_anchors, "pm10")
+    for name, n_right_of in zip(("pm0", "pm10"), n_right, strict=True):
+        interval = binomtest(n_right_of, n_anchors).proportion_ci(method="exact")
+        assert line["metrics"][name] == pytest.approx(
+            {"value": n_right_of / n_anchors, "low": interval.low, "high": interval.high}
+        )
+
+
+def test_the_suite_gives_pm0_and_pm10_as_plain_python_does_at_every_alpha(
+    data: Path,
+    weights: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoded = []
+    monkeypatch.setattr(
+        dataset_module,
+        "load_image_of",
+        lambda images, at: decoded.append(images.records[at].path) or load_image_of(images, at),
+    )
+    words = [*weights, "--alpha", "0,0.5,1", "--suite", "temporal", "--root", str(data)]
+    lines = evaluate(words, tmp_path)
+    assert len(decoded) == len(set(decoded))  # every frame once, for three rows
+    seen = set()
+    for name, truth, label_map, n_classes in (
+        ("imagenet-vid-robust", vid_truth, VID_MAP, 30),
+        ("ytbb-robust", ytbb_truth, YTBB_MAP, 19),
+    ):
+        pmsets, right = truth(data / name)
+        of_set = [line for line in lines if line["set"] == name]
+        assert [line["alpha"] for line in of_set] == ["0", "0.5", "1"]
+        for line in of_set:
+            predictions = read_lines(tmp_path / f"p/{name}.alpha-{line['alpha']}.jsonl")
+            counts = plain_pm(pmsets, right, told_classes(predictions, label_map.classes))
+            check_line(line, counts)
+            assert (line["n_classes"], line["join"]) == (n_classes, "map")
+            assert line["n_images"] == len(predictions) == len(right)
+            seen.add(counts[1:])
+    assert len(seen) > 2
+    out = capsys.readouterr().out
+    header, row, *_ = out.splitlines()
+    assert re.split(r"  +", header)[2:6] == [
+        *("imagenet-vid-robust", "imagenet-vid-robust pm0", "ytbb-robust", "ytbb-robust pm0"),
+    ]
+    assert f"{100 * lines[0]['metrics']['pm10']['value']:.2f}" in row
+    assert "imagenet-vid-robust: in-distribution, pm10 in %, 12 anchor frames, " in out
+
+
+@pytest.mark.parametrize("name", ["imagenet-vid-robust", "ytbb-robust"])
+def test_a_frames_class_is_the_highest_of_the_mapped_logits(
+    data: Path, weights: tuple[str, str], tmp_path: Path, name: str
+) -> None:
+    evaluate([weights[0], "--data", f"{name}={data / name}"], tmp_path)
+    classes = (VID_MAP if name == "imagenet-vid-robust" else YTBB_MAP).classes
+    told = told_classes(read_lines(tmp_path / f"p/{name}.zero.jsonl"), classes)
+    logits = logits_of(Path(weights[0]), [data / name / path for path in told])
+    scores = [logits[:, [*map(IDS.index, ids)]].max(axis=1) for ids in classes.values()]
+    expected = [[*classes][at] for at in np.argmax(scores, axis=0)]
+    assert [*told.values()] == expected
+    mapped = {at for ids in classes.values() for at in ids}
+    assert not mapped.issuperset(IDS[at] for at in logits.argmax(axis=1))  # others would have won
+
+
+def test_pm10_can_be_read_off_the_predictions_alone(
+    data: Path, weights: tuple[str, str], tmp_path: Path
+) -> None:
+    words = [weights[0], "--data", f"imagenet-vid-robust={data / 'imagenet-vid-robust'}"]
+    (line,) = evaluate(words, tmp_path)
+    right_around: dict[str, list[bool]] = {}
+    for frame in read_lines(tmp_path / "p/imagenet-vid-robust.zero.jsonl"):
+        for anchor in frame["anchors"]:
+            right_around.setdefault(anchor, []).append(frame["right"])
+    value = sum(map(all, right_around.values())) / len(right_around)
+    assert line["metrics"]["pm10"]["value"] == value
+    assert 0 < value < line["metrics"]["pm0"]["value"] < 1
+
+
+def test_a_cow_is_never_right_for_a_head_without_cows(
+    data: Path, weights: tuple[str, str], tmp_path: Path
+) -> None:
+    evaluate([weights[0], "--data", f"ytbb-robust={data / 'ytbb-robust'}"], tmp_path)
+    cows = [
+        line for line in read_lines(tmp_path / "p/ytbb-robust.zero.jsonl") if line["label"] == "cow"
+    ]
+    assert cows
+    assert not any(line["right"] for line in cows)
+    assert all(line["id"] != TENCH for line in cows)
+
+
+def test_unreadable_frames_are_left_out_with_their_anchors_where_they_are_anchors(
+    tmp_path: Path, weights: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "imagenet-vid-robust"
+    make_vid(base)
+    pmsets, right = vid_truth(base)
+    anchors = list(pmsets)
+    for path in (anchors[1], pmsets[anchors[4]][2]):
+        (base / path).write_bytes(b"damaged")
+    words = [weights[0], "--data", f"imagenet-vid-robust={base}"]
+    (line,) = evaluate([*words, "--max-bad", "2"], tmp_path)
+    predictions = read_lines(tmp_path / "p/imagenet-vid-robust.zero.jsonl")
+    counts = plain_pm(pmsets, right, told_classes(predictions, VID_MAP.classes))
+    check_line(line, counts)
+    assert (counts[0], line["n_unreadable"]) == (11, 2)
+    for path in anchors:
+        (base / path).write_bytes(b"damaged")
+    assert main(["eval", *words, "--max-bad", "50", "--workers", "0"]) == 1
+    err = capsys.readouterr().err
+    assert "'imagenet-vid-robust': none of its 12 anchor frames is readable" in err
+
+
+def test_two_processes_add_up_their_anchors_to_the_lines_of_one(
+    data: Path, weights: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", *weights, "--alpha", "0,0.5", "--suite", "temporal", "--root", str(data)]
+    words += ["--json", "--batch-size", "3", "--workers", "0", "--device", "cpu"]
+    shared = torchrun(tmp_path, *words)
+    assert shared.returncode == 0, shared.stderr
+    assert main(words) == 0
+    assert json.loads(shared.stdout) == json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("least", "code"), [("0.01", 0), ("0.99", 3)])
+def test_a_gate_judges_pm10_and_a_held_line_is_not_measured_again(
+    data: Path,
+    weights: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    least: str,
+    code: int,
+) -> None:
+    words = ["eval", weights[0], "--data", f"imagenet-vid-robust={data / 'imagenet-vid-robust'}"]
+    words += ["--results", str(tmp_path / "r.jsonl"), "--workers", "0"]
+    gate = ("--fail-under", f"imagenet-vid-robust:pm10>={least}")
+    assert main([*words, *gate]) == code
+    assert main([*words, *gate]) == code
+    assert "holds 1 of 1 results already" in capsys.readouterr().err
+
+
+def test_other_neighbourhoods_of_the_same_frames_are_another_measurement(
+    tmp_path: Path, weights: tuple[str, str]
+) -> None:
+    base = tmp_path / "imagenet-vid-robust"
+    make_vid(base)
+    words = [weights[0], "--data", f"imagenet-vid-robust={base}", "--force"]
+    (before,) = evaluate(words, tmp_path)
+    pmsets, _ = vid_truth(base)
+    anchors = list(pmsets)
+    changed = {**pmsets, anchors[4]: pmsets[anchors[4]][1:], anchors[0]: pmsets[anchors[4]][:1]}
+    (base / "metadata/pmsets.json").write_text(json.dumps(changed))
+    lines = evaluate(words, tmp_path)
+    assert lines[0] == before
+    assert lines[1]["data_fingerprint"] != before["data_fingerprint"]
+
+
+def test_plot_draws_the_sets_by_pm10(
+    data: Path, weights: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*weights, "--alpha", "0,1", "--suite", "temporal", "--root", str(data)]
+    lines = evaluate(words, tmp_path)
+    capsys.readouterr()
+    out = tmp_path / "c.svg"
+    assert main(["plot", str(tmp_path / "results.jsonl"), "-o", str(out), "--json"]) == 0
+    assert "pm10" in out.read_text()
+    document = json.dumps(json.loads(capsys.readouterr().out))
+    assert all(str(line["metrics"]["pm10"]["value"]) in document for line in lines)
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(("name", "n_classes"), [("imagenet-vid-robust", 30), ("ytbb-robust", 23)])
+def test_a_head_of_the_sets_own_names_is_scored_without_the_map_and_leaves_out_the_other_set(
+    data: Path, tmp_path: Path, name: str, n_classes: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--templates", name, "--truncate", "-o", "own.safetensors")
+    assert head(*given, classes=name) == 0
+    classes = read_card(Path("own.safetensors")).classes
+    assert len(classes) == n_classes
+    (line,) = evaluate(["own.safetensors", "--suite", "temporal", "--root", str(data)], tmp_path)
+    assert (line["set"], line["n_classes"]) == (name, n_classes)
+    pmsets, right = (vid_truth if n_classes == 30 else ytbb_truth)(data / name)
+    told = {at["path"]: at["id"] for at in read_lines(tmp_path / f"p/{name}.own.jsonl")}
+    check_line(line, plain_pm(pmsets, right, told))
+    other = "ytbb-robust" if n_classes == 30 else "imagenet-vid-robust"
+    assert f"image set {other!r} is left out for own" in capsys.readouterr().err
+
+
+def test_check_verifies_a_copy(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["datasets", "check", "ytbb-robust", str(data / "ytbb-robust"), "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert (document["n_images"], document["n_classes"], document["n_decoded"]) == (23, 11, 23)
+    assert (
+        "10 anchor frames, YTBB-Robust, 24 classes of video frames has 2,030"
+        in (document["faults"][2])
+    )

@@ -260,6 +260,6 @@ def test_check_verifies_a_copy(data: Path, capsys: pytest.CaptureFixture[str]) -
     document = json.loads(capsys.readouterr().out)
     assert (document["n_images"], document["n_classes"], document["n_decoded"]) == (23, 11, 23)
     assert (
-        "10 anchor frames, YTBB-Robust, 24 classes of video frames has 2,030"
+        "10 anchor frames, YTBB-Robust, video frames of 24 classes (23 and none) has 2,030"
         in (document["faults"][2])
     )

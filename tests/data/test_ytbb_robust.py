@@ -224,3 +224,10 @@ def test_a_later_mark_of_the_same_key_replaces_the_earlier(base: Path) -> None:
     document["annotations"].append({"key": KEYS[COW], "labels": [MARKS.index("bad")]})
     path.write_text(json.dumps(document))
     assert len(opened(base).neighbourhoods) == 2
+
+
+def test_a_frame_around_anchors_of_different_classes_is_refused(base: Path) -> None:
+    near = ytbb_frame(BIRD, 90)
+    anchors = {**ANCHORS, near: ["good", "dog"]}
+    write_ytbb(base / "ytbb-robust_metadata", anchors, PAIRS, FIRST)
+    assert f"'ytbb_videos/{near}' is around an anchor of other classes, too" in refused(base)[0]

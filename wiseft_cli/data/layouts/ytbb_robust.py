@@ -80,13 +80,20 @@ def list_ytbb_robust(card: DatasetCard, part: Part, root: Path, *, name: str) ->
     right = _right_classes(good, first_classes, card.class_ids)
     without = [anchor.path for anchor in right if not right[anchor]]
     refuse(anchors_file, [f"  {path!r}: has no class, here or in the CSV" for path in without])
-    return frame_set(card, base, _frames(right, around), name=name)
+    return frame_set(card, base, _frames(right, around, anchors_file), name=name)
 
 
 def _frames(
-    right: Mapping[Frame, Sequence[str]], around: Mapping[Frame, AbstractSet[Frame]]
+    right: Mapping[Frame, Sequence[str]],
+    around: Mapping[Frame, AbstractSet[Frame]],
+    anchors_file: Path,
 ) -> Frames:
-    """Return the neighbourhoods, with what is right for the anchor right in all of each."""
+    """Return the neighbourhoods, with what is right for the anchor right in all of each.
+
+    Raises:
+        DatasetError: A frame is around two anchors that are not of the same classes.
+    """
+    faults = []
     neighbourhoods: dict[str, tuple[str, ...]] = {}
     right_by_path: dict[str, Sequence[str]] = {}
     for anchor in sorted(right):
@@ -97,7 +104,11 @@ def _frames(
         )
         neighbourhoods[anchor.path] = paths
         for path in (anchor.path, *paths):
-            right_by_path[path] = right[anchor]
+            if right_by_path.setdefault(path, right[anchor]) != right[anchor]:
+                faults.append(
+                    f"  {anchor.path!r}: {path!r} is around an anchor of other classes, too"
+                )
+    refuse(anchors_file, faults)
     return Frames(neighbourhoods, right_by_path)
 
 

@@ -56,3 +56,14 @@ def test_a_suite_of_ones_own_starts_at_its_folder_or_at_the_root(tmp_path: Path)
     suite.write_text("- {data: photos}\n")
     assert [images.labels for images in open_suite(str(suite), None)] == [("cat",)]
     assert [images.labels for images in open_suite(str(suite), tmp_path / "there")] == [("dog",)]
+
+
+def test_a_set_may_lie_at_the_root_as_its_download_unpacks(tmp_path: Path) -> None:
+    suite = tmp_path / "mine.yaml"
+    suite.write_text("- {data: imagenet-sketch, card: imagenet-sketch}\n")
+    put(tmp_path / "data/sketch", "n01440764/1.JPEG")
+    (images,) = open_suite(str(suite), tmp_path / "data")
+    assert (images.name, images.root) == ("imagenet-sketch", tmp_path / "data/sketch")
+    put(tmp_path / "data/imagenet-sketch", "n01443537/1.JPEG")  # called as the set is: before that
+    (images,) = open_suite(str(suite), tmp_path / "data")
+    assert images.labels == ("n01443537",)

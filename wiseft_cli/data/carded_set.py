@@ -15,8 +15,8 @@ from wiseft_cli.data.dataset_card import DatasetCard, Layout, Part
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.class_folders import list_class_folders
 from wiseft_cli.data.layouts.fmow import list_fmow
-from wiseft_cli.data.layouts.iwildcam import list_iwildcam
 from wiseft_cli.data.layouts.ilsvrc import list_ilsvrc
+from wiseft_cli.data.layouts.iwildcam import list_iwildcam
 from wiseft_cli.data.layouts.vid_robust import list_vid_robust
 from wiseft_cli.data.layouts.ytbb_robust import list_ytbb_robust
 

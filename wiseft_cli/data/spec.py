@@ -107,7 +107,7 @@ def open_suite(source: str, root: Path | None) -> tuple[ImageSet, ...]:
             there are all named.
     """
     path = find_suite(source)
-    specs = read_suite(path, root=root)
+    specs = [_as_unpacked(spec) for spec in read_suite(path, root=root)]
     places = [Path(spec.data) for spec in specs]
     if source in suite_names() and root is None:
         names = ", ".join(dict.fromkeys(place.name for place in places))
@@ -115,7 +115,7 @@ def open_suite(source: str, root: Path | None) -> tuple[ImageSet, ...]:
             f"the suite {source!r} needs --root", hint=f"name the folder that holds {names}"
         )
     missing = [
-        f"  {spec.name or place.name}: {place}"
+        f"  {spec.title}: {place}"
         for spec, place in zip(specs, places, strict=True)
         if not place.exists()
     ]
@@ -124,10 +124,21 @@ def open_suite(source: str, root: Path | None) -> tuple[ImageSet, ...]:
             "\n".join(
                 [f"suite {source}: {len(missing)} of {len(specs)} sets are not there:", *missing]
             ),
-            hint="`wiseft datasets show NAME` says where to get one; for fewer sets name each with"
-            " --data, or write a suite of your own",
+            hint="`wiseft datasets show NAME` says where to get one, and what its folders are"
+            " called; for fewer sets name each with --data, or write a suite of your own",
         )
     return tuple(map(open_parsed, specs))
+
+
+def _as_unpacked(spec: SetSpec) -> SetSpec:
+    """Take a published set from the folder above where its download was unpacked there."""
+    place, source = Path(spec.data), spec.options.card
+    if place.exists() or source is None or source == NO_CARD:
+        return spec
+    part = read_dataset_card(source).part(spec.options.split)
+    if not any((place.parent / folder).is_dir() for folder in part.folders):
+        return spec
+    return replace(spec, data=str(place.parent))
 
 
 def is_suite(spec: SetSpec) -> bool:

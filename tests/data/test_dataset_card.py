@@ -13,6 +13,10 @@ from wiseft_cli.errors import DatasetError, UsageError
 
 COUNTS = {
     "fmow": (11_327, 62),
+    "cifar10": (10_000, 10),
+    "cifar10.1": (2_000, 10),
+    "cifar10.2": (2_000, 10),
+    "cifar100": (10_000, 100),
     "imagenet": (50_000, 1000),
     "imagenet-a": (7_500, 200),
     "imagenet-r": (30_000, 200),

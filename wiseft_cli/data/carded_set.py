@@ -13,10 +13,12 @@ from typing import Protocol
 
 from wiseft_cli.data.dataset_card import DatasetCard, Layout, Part
 from wiseft_cli.data.image_set import ImageSet
+from wiseft_cli.data.layouts.arrays import list_arrays
 from wiseft_cli.data.layouts.class_folders import list_class_folders
 from wiseft_cli.data.layouts.fmow import list_fmow
 from wiseft_cli.data.layouts.ilsvrc import list_ilsvrc
 from wiseft_cli.data.layouts.iwildcam import list_iwildcam
+from wiseft_cli.data.layouts.torchvision_set import list_torchvision_set
 from wiseft_cli.data.layouts.vid_robust import list_vid_robust
 from wiseft_cli.data.layouts.ytbb_robust import list_ytbb_robust
 
@@ -33,6 +35,8 @@ _LISTED_BY: Mapping[Layout, _ListSet] = {
     "ilsvrc": list_ilsvrc,
     "vid-robust": list_vid_robust,
     "ytbb-robust": list_ytbb_robust,
+    "arrays": list_arrays,
+    "torchvision": list_torchvision_set,
 }
 
 

@@ -26,6 +26,8 @@ Layout = Literal[
     "ilsvrc",
     "vid-robust",
     "ytbb-robust",
+    "arrays",
+    "torchvision",
 ]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 

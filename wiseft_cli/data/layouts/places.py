@@ -5,7 +5,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from wiseft_cli.data.dataset_card import DatasetCard, Part
+from wiseft_cli.errors import DatasetError, list_some
+
 
 def first_folder(root: Path, folders: Sequence[str]) -> Path:
     """Return the first of the folders that is there below the root; the root where none is."""
     return next((root / folder for folder in folders if (root / folder).is_dir()), root)
+
+
+def require_files(
+    card: DatasetCard, part: Part, folder: Path, needed: Sequence[str], *, name: str
+) -> None:
+    """Refuse a folder that lacks what the set is read from.
+
+    Args:
+        needed: Files and folders below the folder.
+        name: What the set is called, for the message.
+    Raises:
+        DatasetError: All that is missing, where a copy is looked for, and where to get one.
+    """
+    missing = [f"  {path}" for path in needed if not (folder / path).exists()]
+    if not missing:
+        return
+    below = "".join(f", or below it in {path}/" for path in part.folders)
+    raise DatasetError(
+        "\n".join(
+            [
+                f"image set {name!r}: {folder} is no copy of {card.title}: {len(missing)} of"
+                f" {len(needed)} that it is read from are not there:",
+                *list_some(missing),
+            ]
+        ),
+        hint=f"get it from {card.source}; it is looked for in the folder that is named{below}",
+    )

@@ -1,0 +1,130 @@
+"""Published sets from their cards to the metric: head, fine-tuning, evaluation, by the command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from sklearn.metrics import accuracy_score, recall_score
+
+from tests.cli.test_zeroshot_head import head, place
+from tests.data.official import (
+    publish_cifar,
+    write_cifar10,
+    write_cifar10_1,
+    write_cifar10_2,
+)
+from wiseft_cli.checkpoint.reader import read_card
+from wiseft_cli.cli.app import main
+from wiseft_cli.data.dataset_card import read_dataset_card
+
+__all__ = ["place"]
+
+LINEAR = ["--freeze", "encoder", "--lr", "0.3", "--device", "cpu", "--threads", "1"]
+"""A linear classifier on the features of random weights tells a class's pattern of colours."""
+SHORT = ["--epochs", "8", "--batch-size", "10", "--warmup", "1", "--weight-decay", "0"]
+
+
+def finetune(train: str, output: str, *more: str) -> int:
+    return main(
+        ["finetune", "z.safetensors", "--train", train, *LINEAR, *SHORT, *more, "-o", output]
+    )
+
+
+def saved(name: str) -> list[dict]:
+    lines = Path(f"predictions/{name}.f.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def results() -> dict[str, dict]:
+    lines = map(json.loads, Path("r.jsonl").read_text().splitlines())
+    return {line["set"]: line for line in lines}
+
+
+def check_against_sklearn(name: str, expected_ids: Sequence[str]) -> float:
+    """Compare a result with scikit-learn's number over the classes that were written to disk."""
+    predicted = [line["id"] for line in saved(name)]
+    metrics = results()[name]["metrics"]
+    assert metrics["top1"]["value"] == pytest.approx(accuracy_score(expected_ids, predicted))
+    recall = recall_score(
+        expected_ids, predicted, labels=sorted(set(expected_ids)), average="macro", zero_division=0
+    )
+    if "mean_per_class" in metrics:
+        assert metrics["mean_per_class"]["value"] == pytest.approx(recall)
+    return float(metrics["top1"]["value"])
+
+
+@pytest.fixture
+def cifars(place: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
+    """The three sets of the suite below `data/`, and the class numbers of each, as written."""
+    numbers = {
+        "cifar10": [7, 1, 0, 9, 3, 3, 5, 8, 2, 6, 4, 1],
+        "cifar10.1": [4, 9, 0, 2, 2, 8, 5],
+        "cifar10.2": [6, 7, 1, 3, 9],
+    }
+    folder = write_cifar10(place / "data/cifar10", numbers["cifar10"], [*range(10)] * 5)
+    publish_cifar(monkeypatch, "CIFAR10", folder)
+    write_cifar10_1(place / "data/cifar10.1/datasets", numbers["cifar10.1"])
+    write_cifar10_2(place / "data/cifar10.2", numbers["cifar10.2"])
+    assert (
+        head("--templates", "cifar10", "--truncate", "-o", "z.safetensors", classes="cifar10") == 0
+    )
+    return numbers
+
+
+def test_the_suite_of_cifar_scores_each_set_as_scikit_learn_does(cifars, capsys):
+    card = read_card(Path("z.safetensors"))
+    ids = read_dataset_card("cifar10").class_ids
+    assert tuple(entry.id for entry in card.classes) == ids
+    assert len(card.templates) == 18
+    assert finetune("cifar10=data/cifar10?split=train", "f.safetensors") == 0
+    words = ["--suite", "cifar-shifts", "--root", "data", "--results", "r.jsonl", "--workers", "2"]
+    assert main(["eval", "f.safetensors", *words, "--save-predictions", "predictions"]) == 0
+    assert "image set 'cifar10.1': 7 images, CIFAR-10.1 (v6) has 2,000" in capsys.readouterr().err
+    assert list(results()) == ["cifar10", "cifar10.1", "cifar10.2"]
+    for name, numbers in cifars.items():
+        line = results()[name]
+        assert (line["join"], line["n_classes"], line["n_images"]) == ("id", 10, len(numbers))
+        # Below 1 a label would have gone to another class: patterns are easy to tell apart.
+        assert check_against_sklearn(name, [ids[number] for number in numbers]) == 1
+
+
+@pytest.mark.usefixtures("cifars")
+def test_workers_and_kept_features_give_the_bytes_of_a_plain_run(capsys):
+    train = "cifar10=data/cifar10?split=train"
+    end_to_end = [*SHORT[2:], "--epochs", "1", "--device", "cpu", "--threads", "1"]
+    for workers in ("0", "2"):
+        words = [
+            "--train",
+            train,
+            *end_to_end,
+            "--workers",
+            workers,
+            "-o",
+            f"w{workers}.safetensors",
+        ]
+        assert main(["finetune", "z.safetensors", *words]) == 0
+        assert (
+            finetune(train, f"l{workers}.safetensors", "--workers", workers, "--no-feature-cache")
+            == 0
+        )
+    assert finetune(train, "kept.safetensors", "--feature-cache", "features") == 0
+    assert "features of 50 images from" not in capsys.readouterr().err
+    assert finetune(train, "found.safetensors", "--feature-cache", "features") == 0
+    assert "features of 50 images from features" in capsys.readouterr().err
+    assert Path("w0.safetensors").read_bytes() == Path("w2.safetensors").read_bytes()
+    linear = [Path(f"{name}.safetensors").read_bytes() for name in ("l0", "l2", "kept", "found")]
+    assert linear == linear[:1] * 4
+
+
+@pytest.mark.usefixtures("cifars")
+def test_datasets_check_decodes_pictures_of_arrays(capsys):
+    assert main(["datasets", "check", "cifar10.2", "data/cifar10.2", "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert (document["n_images"], document["n_classes"], document["n_decoded"]) == (5, 5, 5)
+    assert main(["datasets", "check", "cifar10", "data/cifar10", "--split", "train"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "cifar10: data/cifar10/cifar-10-batches-py: 50 images of 10 classes; 50 decoded\n"
+    assert "50 images, CIFAR-10, split train has 50,000: the copy is not complete" in err

@@ -1,0 +1,193 @@
+"""CIFAR and its shifts: pickles that torchvision reads after MD5, arrays that are mapped."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.official import (
+    picture,
+    publish_cifar,
+    write_cifar10,
+    write_cifar10_1,
+    write_cifar10_2,
+    write_cifar100,
+    write_pickle,
+)
+from wiseft_cli.data.dataset_card import read_dataset_card
+from wiseft_cli.data.fingerprint import data_fingerprint
+from wiseft_cli.data.image_set import ImageSet
+from wiseft_cli.data.images import load_image_of
+from wiseft_cli.data.spec import open_image_set
+from wiseft_cli.errors import DatasetError, UsageError
+
+IDS = read_dataset_card("cifar10").class_ids
+
+
+def pixels(images: ImageSet, at: int) -> np.ndarray:
+    return np.asarray(load_image_of(images, at))
+
+
+def test_cifar10_gives_its_pictures_and_classes_split_by_split(tmp_path, monkeypatch):
+    folder = write_cifar10(tmp_path, test=[3, 3, 9], train=list(range(10)))
+    publish_cifar(monkeypatch, "CIFAR10", folder)
+    images = open_image_set(f"cifar10={tmp_path}")
+    assert [record.label for record in images.records] == ["cat", "cat", "truck"]
+    assert [record.path for record in images.records] == ["test/0", "test/1", "test/2"]
+    assert (pixels(images, 2) == picture(9, 9002)).all()
+    first = images.records[0]
+    assert (images.root / (first.container or "")).is_file()
+    assert first.size_bytes == 3072
+    train = open_image_set(f"cifar10={tmp_path}?split=train")
+    assert [record.label for record in train.records] == list(IDS)
+    assert (pixels(train, 9) == picture(9, 4001)).all()  # the second of the fifth file
+    assert data_fingerprint(train) != data_fingerprint(images)
+    inner = open_image_set(f"x={folder}?card=cifar10")
+    assert data_fingerprint(inner) == data_fingerprint(images)
+    with pytest.raises(UsageError, match="no split 'val'; there are test, train"):
+        open_image_set(f"cifar10={tmp_path}?split=val")
+
+
+def test_cifar100_has_its_fine_labels(tmp_path, monkeypatch):
+    folder = write_cifar100(tmp_path, test=[0, 1, 99], train=[5, 5])
+    publish_cifar(monkeypatch, "CIFAR100", folder)
+    images = open_image_set(f"cifar100={tmp_path}")
+    assert [record.label for record in images.records] == ["apple", "aquarium_fish", "worm"]
+    train = open_image_set(f"cifar100={tmp_path}?split=train")
+    assert train.labels == ("bed",)
+
+
+def test_a_folder_that_moved_is_read_through_a_link_that_is_gone_after(tmp_path, monkeypatch):
+    folder = write_cifar10(tmp_path, test=[1, 2], train=[0] * 5)
+    publish_cifar(monkeypatch, "CIFAR10", folder)
+    moved = folder.rename(tmp_path / "batches")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "links"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "links").mkdir()
+    images = open_image_set(f"cifar10={moved}")
+    assert not list((tmp_path / "links").iterdir())
+    assert (images.root, images.labels) == (moved, ("automobile", "bird"))
+    assert (pixels(images, 1) == picture(2, 9001)).all()
+
+
+def test_files_with_another_md5_are_named_and_never_unpickled(tmp_path, monkeypatch):
+    folder = write_cifar10(tmp_path, test=[1], train=[0] * 5)
+    publish_cifar(monkeypatch, "CIFAR10", folder)
+
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    write_pickle(folder / "test_batch", {"data": Bomb()})
+    with pytest.raises(DatasetError) as caught:
+        open_image_set(f"cifar10={tmp_path}")
+    assert caught.value.message == (
+        f"{folder}: files are not the published ones by MD5:\n  test_batch"
+    )
+    assert caught.value.hint == "they are cut off, damaged or changed; unpack them again"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_missing_is_named_with_where_to_get_it(tmp_path):
+    folder = write_cifar10(tmp_path, test=[1], train=[0] * 5)
+    (folder / "data_batch_4").unlink()
+    (folder / "batches.meta").unlink()
+    with pytest.raises(DatasetError) as caught:
+        open_image_set(f"cifar10={tmp_path}")
+    assert caught.value.message == (
+        f"image set 'cifar10': {folder} is no copy of CIFAR-10: 2 of 7 that it is read from are"
+        " not there:\n  data_batch_4\n  batches.meta"
+    )
+    assert caught.value.hint == (
+        "get it from https://www.cs.toronto.edu/~kriz/cifar.html; it is looked for in the folder"
+        " that is named, or below it in cifar-10-batches-py/"
+    )
+
+
+def test_cifar10_1_is_mapped_and_a_process_that_is_sent_it_opens_its_own(tmp_path):
+    write_cifar10_1(tmp_path / "datasets", [9, 0, 4])
+    images = open_image_set(f"cifar10.1={tmp_path}")
+    assert [record.label for record in images.records] == ["truck", "airplane", "deer"]
+    assert images.records[0].container == "cifar10.1_v6_data.npy"
+    assert isinstance(images.reader.pictures, np.memmap)
+    sent = pickle.dumps(images)
+    assert len(sent) < 2000  # and no picture in it
+    assert (pixels(pickle.loads(sent), 2) == picture(4, 502)).all()
+    assert isinstance(images.source(1), Image.Image)
+    np.save(tmp_path / "datasets/cifar10.1_v6_data.npy", np.zeros((1, 32, 32, 3), np.uint8))
+    with pytest.raises(DatasetError, match="has 1 pictures; it has changed since"):
+        load_image_of(pickle.loads(sent), 2)
+
+
+def test_cifar10_2_is_read_from_its_plain_archive(tmp_path):
+    write_cifar10_2(tmp_path, [2, 2, 7])
+    write_cifar10_2(tmp_path, [5], split="train")
+    images = open_image_set(f"cifar10.2={tmp_path}")
+    assert [record.label for record in images.records] == ["bird", "bird", "horse"]
+    assert (pixels(pickle.loads(pickle.dumps(images)), 2) == picture(7, 602)).all()
+    assert open_image_set(f"cifar10.2={tmp_path}?split=train").labels == ("dog",)
+
+
+def test_the_pickled_form_of_cifar10_2_is_refused_with_the_other(tmp_path):
+    held = np.array({"images": np.zeros((1, 32, 32, 3), np.uint8), "labels": [0]}, dtype=object)
+    np.save(tmp_path / "cifar102_test.npy", held, allow_pickle=True)
+    with pytest.raises(DatasetError) as caught:
+        open_image_set(f"cifar10.2={tmp_path}")
+    assert caught.value.message == (
+        f"image set 'cifar10.2': {tmp_path / 'cifar102_test.npy'} is a pickled dictionary, which"
+        " can run any program when it is opened; nothing is unpickled here"
+    )
+    assert caught.value.hint == (
+        "get cifar102_test.npz from https://github.com/modestyachts/cifar-10.2, which has the"
+        " same images as plain arrays"
+    )
+
+
+PICTURES = np.zeros((2, 32, 32, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("data", "labels", "message"),
+    [
+        (PICTURES[..., 0], [0, 1], "_data.npy: holds uint8 of shape (2, 32, 32), expected pictur"),
+        (PICTURES / 1, [0, 1], "_data.npy: holds float64 of shape (2, 32, 32, 3), expected"),
+        (PICTURES, [0], "_labels.npy: holds int64 of shape (1,), expected labels: integers of"),
+        (PICTURES, [0, 10], "_labels.npy: has labels from 0 to 10, expected positions among the"),
+        (PICTURES, [-1, 1], "_labels.npy: has labels from -1 to 1, expected positions"),
+        (PICTURES, [0.5, 1], "_labels.npy: holds float64 of shape (2,), expected labels"),
+        (PICTURES[:0], [], "_labels.npy: holds float64 of shape (0,), expected labels"),
+        (PICTURES, np.array([{}, 1], object), "_labels.npy: cannot be read as an array: "),
+    ],
+)
+def test_arrays_of_another_form_are_refused(tmp_path, data, labels, message):
+    np.save(tmp_path / "cifar10.1_v6_data.npy", data)
+    np.save(tmp_path / "cifar10.1_v6_labels.npy", labels, allow_pickle=True)
+    with pytest.raises(DatasetError) as caught:
+        open_image_set(f"cifar10.1={tmp_path}")
+    assert f"{tmp_path}/cifar10.1_v6{message}" in caught.value.message
+
+
+@pytest.mark.parametrize("damage", ["cut", "page", "archive"])
+def test_a_damaged_array_is_refused(tmp_path: Path, damage: str):
+    write_cifar10_1(tmp_path / "datasets", [1, 2])
+    path = tmp_path / "datasets/cifar10.1_v6_data.npy"
+    whole = path.read_bytes()
+    if damage == "archive":
+        with path.open("wb") as file:
+            np.savez(file, images=PICTURES)
+    else:
+        path.write_bytes(whole[:-1] if damage == "cut" else b"<html>not found</html>")
+    with pytest.raises(DatasetError) as caught:
+        open_image_set(f"cifar10.1={tmp_path}")
+    assert caught.value.message.startswith(f"{path}: ")
+    write_cifar10_2(tmp_path, [1, 2])
+    path = tmp_path / "cifar102_test.npz"
+    path.write_bytes(path.read_bytes()[: {"cut": 3000, "page": 0, "archive": 100}[damage]])
+    with pytest.raises(DatasetError) as caught:
+        open_image_set(f"cifar10.2={tmp_path}")
+    assert caught.value.message.startswith(f"{path}, images: cannot be read as an array: ")

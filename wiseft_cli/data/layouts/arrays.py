@@ -1,0 +1,156 @@
+"""Published sets whose pictures are one array and whose labels another, in NumPy's files.
+
+CIFAR-10.1 has a .npy file for each, CIFAR-10.2 both in a .npz. Nothing is unpickled: an array of
+Python objects is refused. Pictures of a .npy are mapped into memory and read one at a time.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wiseft_cli.data.dataset_card import DatasetCard, Part
+from wiseft_cli.data.image_set import ImageRecord, ImageSet
+from wiseft_cli.data.layouts.places import first_folder, require_files
+from wiseft_cli.errors import DatasetError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from PIL import Image
+
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
+
+
+class ArrayReader:
+    """Gives pictures out of an array (N, H, W, 3) of bytes; `offset` is their row.
+
+    The array is opened when the first picture is asked for, in each process for itself.
+
+    Args:
+        path: A .npy file, or a .npz.
+        member: The array's name in the .npz.
+    """
+
+    def __init__(self, path: Path, member: str | None = None) -> None:
+        self.path, self.member = path, member
+        self._pictures: npt.NDArray[np.uint8] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the array itself behind: a process that is sent the reader opens its own."""
+        return {**self.__dict__, "_pictures": None}
+
+    @property
+    def pictures(self) -> npt.NDArray[np.uint8]:
+        """The array.
+
+        Raises:
+            DatasetError: The file holds none of that form.
+        """
+        if self._pictures is None:
+            pictures = _read_array(self.path, self.member)
+            if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
+                raise DatasetError(
+                    f"{_title(self.path, self.member)}: holds {pictures.dtype} of shape"
+                    f" {pictures.shape}, expected pictures: uint8 of shape (N, H, W, 3)"
+                )
+            self._pictures = pictures
+        return self._pictures
+
+    def read(self, record: ImageRecord) -> Image.Image:
+        """Return the picture of a record.
+
+        Raises:
+            DatasetError: The file has changed since it was listed.
+        """
+        from PIL import Image  # lazy: listing a set needs none of it
+
+        row = record.offset or 0
+        if row >= len(self.pictures):
+            raise DatasetError(
+                f"cannot read image {record.path}: {self.path} has {len(self.pictures)} pictures;"
+                " it has changed since it was listed"
+            )
+        return Image.fromarray(np.ascontiguousarray(self.pictures[row]))
+
+
+def list_arrays(card: DatasetCard, part: Part, root: Path, *, name: str) -> ImageSet:
+    """List a set of two arrays; labels are positions among the card's classes.
+
+    The card's options are the files, `images` and `labels`, or `npz`, a file that has members of
+    these names, and `pickled`, a file of the same that is not read.
+
+    Raises:
+        DatasetError: Nothing there, arrays of another form, or labels that are no class.
+    """
+    folder = first_folder(root, part.folders)
+    options, archive = part.options, part.options.get("npz")
+    if archive is None:
+        files = (options.get("images", ""), options.get("labels", ""))
+        members: tuple[str | None, ...] = (None, None)
+    else:
+        files, members = (archive, archive), ("images", "labels")
+        _refuse_pickled(card, folder, archive, options.get("pickled"), name=name)
+    require_files(card, part, folder, tuple(dict.fromkeys(files)), name=name)
+    reader = ArrayReader(folder / files[0], members[0])
+    labels = _labels(card, folder / files[1], members[1], len(reader.pictures))
+    size_bytes = reader.pictures[0].nbytes
+    width = len(str(len(labels) - 1))
+    records = tuple(
+        ImageRecord(f"{files[0]}/{row:0{width}}", label, size_bytes, container=files[0], offset=row)
+        for row, label in enumerate(labels)
+    )
+    return ImageSet(name, folder, records, reader=reader)
+
+
+def _refuse_pickled(
+    card: DatasetCard, folder: Path, archive: str, pickled: str | None, *, name: str
+) -> None:
+    if pickled is None or (folder / archive).exists() or not (folder / pickled).exists():
+        return
+    raise DatasetError(
+        f"image set {name!r}: {folder / pickled} is a pickled dictionary, which can run any program"
+        " when it is opened; nothing is unpickled here",
+        hint=f"get {archive} from {card.source}, which has the same images as plain arrays",
+    )
+
+
+def _labels(card: DatasetCard, path: Path, member: str | None, n_images: int) -> list[str]:
+    numbers = _read_array(path, member)
+    title = _title(path, member)
+    if numbers.dtype.kind not in "iu" or numbers.shape != (n_images,) or not n_images:
+        raise DatasetError(
+            f"{title}: holds {numbers.dtype} of shape {numbers.shape}, expected labels: integers of"
+            f" shape ({n_images},), one an image and at least one"
+        )
+    n_classes = len(card.class_ids)
+    if not 0 <= int(numbers.min()) <= int(numbers.max()) < n_classes:
+        raise DatasetError(
+            f"{title}: has labels from {numbers.min()} to {numbers.max()}, expected positions among"
+            f" the {n_classes} classes of {card.title}, 0 to {n_classes - 1}"
+        )
+    return [card.class_ids[number] for number in numbers.tolist()]
+
+
+def _read_array(path: Path, member: str | None) -> npt.NDArray[Any]:
+    """Return the array of a .npy, mapped into memory, or a member of a .npz, read."""
+    title = _title(path, member)
+    try:
+        if member is None:
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            with open(path, "rb") as file:  # numpy leaves it open where it fails
+                found = np.lib.npyio.NpzFile(file, allow_pickle=False)[member]
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DatasetError(f"{title}: cannot be read as an array: {reason}") from None
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise DatasetError(f"{title}: is an archive, expected a .npy file of one array")
+    return found
+
+
+def _title(path: Path, member: str | None) -> str:
+    return str(path) if member is None else f"{path}, {member}"

@@ -1,0 +1,138 @@
+"""Published sets that torchvision reads, in their card's labels.
+
+Where torchvision gives paths the images are files, decoded as all others; where it holds pictures
+it is their reader. How it is called stands in `torchvision_reader.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wiseft_cli.data.dataset_card import DatasetCard, Part
+from wiseft_cli.data.image_set import ImageRecord, ImageSet
+from wiseft_cli.data.layouts.places import first_folder, require_files
+from wiseft_cli.data.torchvision_reader import read_torchvision
+from wiseft_cli.data.torchvision_sets import TORCHVISION_SETS
+from wiseft_cli.errors import DatasetError, list_some
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class DatasetReader:
+    """Gives the pictures that a dataset of torchvision's holds; `offset` is their row."""
+
+    dataset: Any
+
+    def read(self, record: ImageRecord) -> Image.Image:
+        """Return the picture of a record.
+
+        Raises:
+            DatasetError: torchvision cannot read it.
+        """
+        try:
+            image: Image.Image = self.dataset[record.offset][0]
+        except Exception as error:  # whatever torchvision raises, the picture cannot be had
+            raise DatasetError(f"cannot read image {record.path}: {error}") from None
+        return image
+
+
+def list_torchvision_set(card: DatasetCard, part: Part, root: Path, *, name: str) -> ImageSet:
+    """List a set that torchvision reads, labelled as the card labels it.
+
+    Raises:
+        DatasetError: Nothing there, files that torchvision refuses, or classes that are none of
+            the card's.
+        MissingDependencyError: torchvision is not installed.
+    """
+    class_name = part.options.get("class", "")
+    facts = TORCHVISION_SETS.get(class_name)
+    reading = None if facts is None else facts.splits.get(part.split)
+    if facts is None or reading is None:
+        raise DatasetError(
+            f"the card {card.name!r} names torchvision's class {class_name!r}, split"
+            f" {part.split!r}; torchvision has no such set of classes"
+        )
+    folder = first_folder(root, part.folders)
+    require_files(card, part, folder, reading.needs, name=name)
+    copy = read_torchvision(class_name, facts, reading, folder)
+    labels = _labels(card, copy.classes, copy.names, folder, name=name)
+    reader = DatasetReader(copy.dataset) if copy.paths is None else None
+    if copy.paths is None:
+        records = _pictures(copy.dataset, labels, split=part.split, container=reading.needs[0])
+    else:
+        records = _files(folder, copy.paths, labels, name=name)
+    if not records:
+        raise DatasetError(f"image set {name!r}: torchvision finds no image in {folder}")
+    records.sort(key=lambda record: record.path)
+    return ImageSet(name, folder, tuple(records), reader=reader)
+
+
+def _labels(
+    card: DatasetCard,
+    classes: Sequence[str],
+    names: Sequence[str] | None,
+    folder: Path,
+    *,
+    name: str,
+) -> list[str]:
+    """Return the card's label of each image, by its class's text and never by its number.
+
+    Numbers serve where this torchvision has no texts and the set's own numbers are the card's
+    order (Flowers-102 before it had any), and where the card has no classes.
+    """
+    if not card.labels:
+        return list(classes)
+    if names is None:
+        of_class = {str(number): label for number, label in enumerate(card.labels)}
+    else:
+        of_class = {label: label for label in card.labels}
+    unknown = sorted(set(classes) - set(of_class))
+    if unknown:
+        lines = "".join(f"\n  {text}" for text in list_some(unknown))
+        raise DatasetError(
+            f"image set {name!r}: {folder} has {len(unknown)} classes that are none of"
+            f" {card.title}; expected such as {card.labels[0]!r}:{lines}",
+            hint=f"is it laid out as {card.source} has it?",
+        )
+    return [of_class[text] for text in classes]
+
+
+def _files(
+    folder: Path, paths: Sequence[str], labels: Sequence[str], *, name: str
+) -> list[ImageRecord]:
+    records, missing = [], []
+    for path, label in zip(paths, labels, strict=True):
+        try:
+            records.append(ImageRecord(path, label, os.stat(folder / path).st_size))
+        except OSError:
+            missing.append(f"  {path}")
+    if missing:
+        lines = "\n".join(list_some(missing))
+        raise DatasetError(
+            f"image set {name!r}: {len(missing):,} of {len(paths):,} images that its lists name"
+            f" are not in {folder}:\n{lines}",
+            hint="unpack the images beside the lists",
+        )
+    return records
+
+
+def _pictures(
+    dataset: Any, labels: Sequence[str], *, split: str, container: str
+) -> list[ImageRecord]:
+    """Return a record a row; all pictures of such a set have the size of the first."""
+    if not labels:
+        return []
+    size_bytes = len(dataset[0][0].tobytes())
+    width = len(str(len(labels) - 1))
+    return [
+        ImageRecord(
+            f"{split or 'all'}/{row:0{width}}", label, size_bytes, container=container, offset=row
+        )
+        for row, label in enumerate(labels)
+    ]

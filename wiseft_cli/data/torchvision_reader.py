@@ -1,0 +1,149 @@
+"""Reads a copy of a set with torchvision: its images' paths or pictures, and their classes.
+
+torchvision looks in folders of its own; a copy that lies elsewhere is shown to it through a link.
+It is never asked to download. What it unpickles (CIFAR) it has compared with the published MD5
+sums before. Cards and labels of ours are `layouts/torchvision_set.py`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wiseft_cli.data.torchvision_sets import Reading, TorchvisionSet
+from wiseft_cli.errors import DatasetError, MissingDependencyError, list_some
+
+
+@dataclass(frozen=True)
+class TorchvisionCopy:
+    """What torchvision makes of a copy of a set.
+
+    Attributes:
+        dataset: Its dataset; item i is (picture i, class number).
+        paths: The path of each image below the set's folder; None where the dataset holds
+            pictures.
+        classes: What each image's class is called: a class name, or where there are none its
+            number.
+        names: All class names, by number; None where torchvision has none.
+    """
+
+    dataset: Any
+    paths: tuple[str, ...] | None
+    classes: tuple[str, ...]
+    names: tuple[str, ...] | None
+
+
+def torchvision_class(class_name: str) -> Any:
+    """Return a data set class of torchvision's.
+
+    Raises:
+        MissingDependencyError: torchvision is not installed, or too old to have it.
+    """
+    try:
+        import torchvision  # lazy: torch costs seconds
+    except ImportError:
+        raise MissingDependencyError(
+            f"torchvision, which reads {class_name}, is not installed",
+            hint="pip install torchvision",
+        ) from None
+    found = getattr(torchvision.datasets, class_name, None)
+    if found is None:
+        raise MissingDependencyError(
+            f"torchvision {torchvision.__version__} has no {class_name}",
+            hint="pip install --upgrade torchvision",
+        )
+    return found
+
+
+def read_torchvision(
+    class_name: str, facts: TorchvisionSet, reading: Reading, folder: Path
+) -> TorchvisionCopy:
+    """Read a split of a set.
+
+    Args:
+        class_name: torchvision's class.
+        facts: How it reads that set.
+        reading: The split.
+        folder: What torchvision calls `facts.place` below a root.
+    Raises:
+        DatasetError: torchvision refuses the files.
+        MissingDependencyError: torchvision is not installed.
+    """
+    cls = torchvision_class(class_name)
+    folder = Path(os.path.abspath(folder))
+    with _root_of(folder, facts) as root:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of numpy, about files as old as CIFAR's
+                dataset = cls(str(root), **reading.options)
+                names = None if facts.names is None else tuple(facts.names(dataset))
+                numbers = [
+                    None if number is None else int(number)
+                    for number in np.asarray(facts.labels(dataset)).tolist()
+                ]
+                paths = None if facts.paths is None else facts.paths(dataset)
+        except Exception as error:  # a damaged file makes it raise any class
+            raise _refusal(cls, facts, folder, error) from None
+        base = root / facts.place
+        below = (
+            None if paths is None else tuple(Path(p).relative_to(base).as_posix() for p in paths)
+        )
+    return TorchvisionCopy(dataset, below, _texts(numbers, names, folder), names)
+
+
+@contextmanager
+def _root_of(folder: Path, facts: TorchvisionSet) -> Iterator[Path]:
+    """Give a root below which torchvision finds the folder: a real one, or one with a link."""
+    place = Path(facts.place)
+    if folder.parts[len(folder.parts) - len(place.parts) :] == place.parts:
+        yield folder.parents[len(place.parts) - 1] if place.parts else folder
+        return
+    with tempfile.TemporaryDirectory(prefix="wiseft-") as root:
+        link = Path(root, place)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(folder, target_is_directory=True)
+        yield Path(root)
+
+
+def _texts(
+    numbers: list[int | None], names: tuple[str, ...] | None, folder: Path
+) -> tuple[str, ...]:
+    if None in numbers:
+        raise DatasetError(
+            f"{folder}: torchvision finds images without a label there",
+            hint="its labels are not published; choose another split",
+        )
+    known = [number for number in numbers if number is not None]
+    if names is None:
+        return tuple(map(str, known))
+    wrong = sorted({number for number in known if not 0 <= number < len(names)})
+    if wrong:
+        raise DatasetError(
+            f"{folder}: labels an image with class {wrong[0]} of {len(names)}, counted from 0"
+        )
+    return tuple(names[number] for number in known)
+
+
+def _refusal(cls: Any, facts: TorchvisionSet, folder: Path, error: Exception) -> DatasetError:
+    from torchvision.datasets.utils import check_integrity  # lazy: as above
+
+    sums = [] if facts.sums is None else facts.sums(cls)
+    other = [f"  {file}" for file, md5 in sums if not check_integrity(str(folder / file), md5)]
+    if other:
+        lines = "\n".join(
+            [f"{folder}: files are not the published ones by MD5:", *list_some(other)]
+        )
+        return DatasetError(lines, hint="they are cut off, damaged or changed; unpack them again")
+    # What it says of downloading is a person's to do, not this program's.
+    reason = " ".join(str(error).split()).partition(" You can ")[0]
+    return DatasetError(
+        f"{folder}: torchvision cannot read it as {cls.__name__}: {type(error).__name__}: {reason}"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +12,18 @@ from sklearn.metrics import accuracy_score, recall_score
 
 from tests.cli.test_zeroshot_head import head, place
 from tests.data.official import (
+    Where,
     publish_cifar,
+    publish_flowers102,
+    write_cars,
     write_cifar10,
     write_cifar10_1,
     write_cifar10_2,
+    write_dtd,
+    write_eurosat,
+    write_flowers102,
+    write_food101,
+    write_sun397,
 )
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
@@ -128,3 +137,50 @@ def test_datasets_check_decodes_pictures_of_arrays(capsys):
     out, err = capsys.readouterr()
     assert out == "cifar10: data/cifar10/cifar-10-batches-py: 50 images of 10 classes; 50 decoded\n"
     assert "50 images, CIFAR-10, split train has 50,000: the copy is not complete" in err
+
+
+TEST: Where = [(7, 1), (2, 2), (9, 3), (7, 4), (0, 5)]
+TRAIN: Where = [(number, 11 + at) for at, number in enumerate([0, 2, 7, 9] * 4)]
+
+
+def write_transfer_sets(root: Path, patch: pytest.MonkeyPatch) -> None:
+    """A copy of each set of the suite but CIFAR's, each in a folder of its name."""
+    write_cars(root / "stanford-cars", TEST, TRAIN)
+    write_dtd(root / "dtd/dtd", test=TEST, train=TRAIN)
+    write_sun397(root / "sun397/SUN397", [*TEST, *TRAIN])
+    write_food101(root / "food101/food-101", test=TEST, train=TRAIN)
+    write_eurosat(root / "eurosat/2750", [*TEST, *TRAIN])
+    publish_flowers102(patch, write_flowers102(root / "flowers102", test=TEST, train=TRAIN))
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("stanford-cars", "?split=train"),
+        ("dtd", "?split=train"),
+        ("sun397", ""),
+        ("food101", "?split=train"),
+        ("eurosat", ""),
+        ("flowers102", "?split=train"),
+    ],
+)
+def test_a_transfer_set_goes_from_its_card_to_scikit_learns_number(
+    place: Path, monkeypatch: pytest.MonkeyPatch, name: str, split: str
+):
+    write_transfer_sets(place / "data", monkeypatch)
+    assert head("--templates", name, "--truncate", "-o", "z.safetensors", classes=name) == 0
+    ids = read_dataset_card(name).class_ids
+    assert tuple(entry.id for entry in read_card(Path("z.safetensors")).classes) == ids
+    more = ("--epochs", "40", "--workers", "0")
+    assert finetune(f"{name}=data/{name}{split}", "f.safetensors", *more) == 0
+    words = ["--data", f"{name}=data/{name}?primary=mean_per_class", "--workers", "0"]
+    words += ["--results", "r.jsonl", "--save-predictions", "predictions"]
+    assert main(["eval", "f.safetensors", *words]) == 0
+    images = [*TEST, *TRAIN] if not split else TEST
+    line = results()[name]
+    assert (line["join"], line["n_classes"], line["n_images"]) == ("id", len(ids), len(images))
+    # The images of the copy have their numbers in their paths, which is how they are found again.
+    expected = {f"{at}": ids[number] for number, at in images}
+    paths = [line["path"] for line in saved(name)]
+    found = [expected[re.findall(r"[0-9]+", path)[-1].lstrip("0")] for path in paths]
+    assert check_against_sklearn(name, found) == 1

@@ -7,6 +7,7 @@ which is which from a few; a label that went to another class shows as a wrong p
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torchvision
 from PIL import Image
+from scipy.io import savemat
 
 from wiseft_cli.data.dataset_card import read_dataset_card
 
@@ -107,3 +109,111 @@ def write_cifar10_2(folder: Path, numbers: Sequence[int], *, split: str = "test"
         keywords=np.array(["tabby"] * len(numbers)),
     )
     return folder
+
+
+Where = Sequence[tuple[int, int]]
+"""Images of a set: the class number and the number of each."""
+
+
+def _struct(columns: Mapping[str, Sequence[Any]]) -> np.ndarray:
+    """A MATLAB struct array 1 x N."""
+    count = len(next(iter(columns.values())))
+    array = np.empty((1, count), dtype=[(name, "O") for name in columns])
+    for name, values in columns.items():
+        for at, value in enumerate(values):
+            array[0, at][name] = value
+    return array
+
+
+def write_cars(folder: Path, test: Where, train: Where) -> Path:
+    """`devkit/`, `cars_train/`, `cars_test/` and the labels of the test beside them."""
+    (folder / "devkit").mkdir(parents=True)
+    names = np.empty((1, 196), object)
+    names[0] = list(read_dataset_card("stanford-cars").class_ids)
+    savemat(folder / "devkit/cars_meta.mat", {"class_names": names})
+    for split, file, images in (
+        ("test", "cars_test_annos_withlabels.mat", test),
+        ("train", "devkit/cars_train_annos.mat", train),
+    ):
+        files = [f"{at:05d}.jpg" for _, at in images]
+        for (number, at), name in zip(images, files, strict=True):
+            save_picture(folder / f"cars_{split}" / name, number, at)
+        corner: dict[str, Sequence[Any]] = {
+            f"bbox_{side}": [1] * len(images) for side in ("x1", "y1", "x2", "y2")
+        }
+        numbers = [np.uint8(number + 1) for number, _ in images]
+        annotations = _struct({**corner, "class": numbers, "fname": files})
+        savemat(folder / file, {"annotations": annotations})
+    # Of the official archive, and not read: it has no classes.
+    bare = _struct({**corner, "fname": files})
+    savemat(folder / "devkit/cars_test_annos.mat", {"annotations": bare})
+    return folder
+
+
+def write_dtd(folder: Path, **splits: Where) -> Path:
+    """`images/` and `labels/`; a line `class/file.jpg` an image, in the order given."""
+    (folder / "labels").mkdir(parents=True)
+    ids = read_dataset_card("dtd").class_ids
+    for split, images in splits.items():
+        files = [f"{ids[number]}/{ids[number]}_{at:04d}.jpg" for number, at in images]
+        for (number, at), file in zip(images, files, strict=True):
+            save_picture(folder / "images" / file, number, at)
+        (folder / f"labels/{split}1.txt").write_text("".join(f"{file}\n" for file in files))
+    return folder
+
+
+def write_sun397(folder: Path, images: Where) -> Path:
+    """`ClassName.txt` and a folder a letter, with two folders for classes such as `apse/indoor`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = read_dataset_card("sun397").class_ids
+    places = [f"/{class_id[0]}/{class_id}" for class_id in ids]
+    (folder / "ClassName.txt").write_text("".join(f"{place}\n" for place in places))
+    for number, at in images:
+        save_picture(folder / places[number][1:] / f"sun_{at:016d}.jpg", number, at)
+    return folder
+
+
+def write_food101(folder: Path, **splits: Where) -> Path:
+    """`images/` and `meta/test.json`: the classes, not in order, and their images."""
+    (folder / "meta").mkdir(parents=True)
+    ids = read_dataset_card("food101").class_ids
+    for split, images in splits.items():
+        listed: dict[str, list[str]] = {}
+        for number, at in images:
+            listed.setdefault(ids[number], []).append(f"{ids[number]}/{at}")
+            save_picture(folder / "images" / ids[number] / f"{at}.jpg", number, at)
+        (folder / f"meta/{split}.json").write_text(json.dumps(listed))
+    return folder
+
+
+def write_eurosat(folder: Path, images: Where) -> Path:
+    """A folder a class that has an image: `AnnualCrop/AnnualCrop_1.jpg`."""
+    ids = read_dataset_card("eurosat").class_ids
+    for number, at in images:
+        save_picture(folder / ids[number] / f"{ids[number]}_{at}.jpg", number, at)
+    return folder
+
+
+def write_flowers102(folder: Path, **splits: Where) -> Path:
+    """`jpg/`, `imagelabels.mat` and `setid.mat`; images are numbered from 1."""
+    images = sorted({image for part in splits.values() for image in part}, key=lambda i: i[1])
+    labels = np.ones(max(at for _, at in images), np.uint8)
+    for number, at in images:
+        labels[at - 1] = number + 1
+        save_picture(folder / f"jpg/image_{at:05d}.jpg", number, at)
+    savemat(folder / "imagelabels.mat", {"labels": labels[np.newaxis]})
+    ids = {"train": "trnid", "val": "valid", "test": "tstid"}
+    sets = {
+        key: np.array([[at for _, at in splits.get(split, ())]], np.uint16)
+        for split, key in ids.items()
+    }
+    savemat(folder / "setid.mat", sets)
+    return folder
+
+
+def publish_flowers102(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    files = {
+        key: (file, _md5(folder / file) if file.endswith(".mat") else md5)
+        for key, (file, md5) in torchvision.datasets.Flowers102._file_dict.items()
+    }
+    patch.setattr(torchvision.datasets.Flowers102, "_file_dict", files)

@@ -17,6 +17,10 @@ COUNTS = {
     "cifar10.1": (2_000, 10),
     "cifar10.2": (2_000, 10),
     "cifar100": (10_000, 100),
+    "dtd": (1_880, 47),
+    "eurosat": (27_000, 10),
+    "flowers102": (6_149, 102),
+    "food101": (25_250, 101),
     "imagenet": (50_000, 1000),
     "imagenet-a": (7_500, 200),
     "imagenet-r": (30_000, 200),
@@ -26,6 +30,8 @@ COUNTS = {
     "imagenet-vid-robust": (22_179, 30),
     "objectnet": (18_574, 113),
     "ytbb-robust": (35_718, 23),
+    "stanford-cars": (8_041, 196),
+    "sun397": (108_754, 397),
 }
 """Images of the first split, and labels, of each set."""
 OWN = """\

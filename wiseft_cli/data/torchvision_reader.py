@@ -84,7 +84,8 @@ def read_torchvision(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of numpy, about files as old as CIFAR's
                 dataset = cls(str(root), **reading.options)
-                names = None if facts.names is None else tuple(facts.names(dataset))
+                found = facts.names(dataset)
+                names = None if found is None else tuple(found)
                 numbers = [
                     None if number is None else int(number)
                     for number in np.asarray(facts.labels(dataset)).tolist()

@@ -7,7 +7,7 @@ it is their reader. How it is called stands in `torchvision_reader.py`.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from wiseft_cli.data.layouts.places import first_folder, require_files
 from wiseft_cli.data.torchvision_reader import read_torchvision
 from wiseft_cli.data.torchvision_sets import TORCHVISION_SETS
 from wiseft_cli.errors import DatasetError, list_some
+from wiseft_cli.prompts.text_file import read_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -66,7 +67,10 @@ def list_torchvision_set(card: DatasetCard, part: Part, root: Path, *, name: str
     if copy.paths is None:
         records = _pictures(copy.dataset, labels, split=part.split, container=reading.needs[0])
     else:
-        records = _files(folder, copy.paths, labels, name=name)
+        label_of = dict(zip(copy.paths, labels, strict=True))
+        if reading.listing is not None:
+            label_of = _listed(label_of, card, folder, reading.listing, name=name)
+        records = _files(folder, label_of, name=name)
     if not records:
         raise DatasetError(f"image set {name!r}: torchvision finds no image in {folder}")
     records.sort(key=lambda record: record.path)
@@ -103,11 +107,33 @@ def _labels(
     return [of_class[text] for text in classes]
 
 
-def _files(
-    folder: Path, paths: Sequence[str], labels: Sequence[str], *, name: str
-) -> list[ImageRecord]:
+def _listed(
+    label_of: Mapping[str, str], card: DatasetCard, folder: Path, listing: str, *, name: str
+) -> dict[str, str]:
+    """Return the images that a listing names: beside the set's folder, in it, or `Partitions/`."""
+    places = [at / below for at in (folder, folder.parent) for below in ("", "Partitions")]
+    file = next((place / listing for place in places if (place / listing).is_file()), None)
+    if file is None:
+        raise DatasetError(
+            f"image set {name!r}: {listing}, which names the images of this split, is not in"
+            f" {folder}, nor beside it, nor in Partitions/",
+            hint=f"its archive of partitions is at {card.source}; the set's first split,"
+            f" {card.parts[0].split!r}, does without",
+        )
+    named = [line.strip().removeprefix("/") for line in read_text(file, DatasetError).splitlines()]
+    unknown = [f"  {path}" for path in named if path and path not in label_of]
+    if unknown:
+        lines = "\n".join(list_some(unknown))
+        raise DatasetError(
+            f"image set {name!r}: {len(unknown):,} of {len(named):,} images that {file} names are"
+            f" not in {folder}:\n{lines}"
+        )
+    return {path: label_of[path] for path in named if path}
+
+
+def _files(folder: Path, label_of: Mapping[str, str], *, name: str) -> list[ImageRecord]:
     records, missing = [], []
-    for path, label in zip(paths, labels, strict=True):
+    for path, label in label_of.items():
         try:
             records.append(ImageRecord(path, label, os.stat(folder / path).st_size))
         except OSError:
@@ -115,7 +141,7 @@ def _files(
     if missing:
         lines = "\n".join(list_some(missing))
         raise DatasetError(
-            f"image set {name!r}: {len(missing):,} of {len(paths):,} images that its lists name"
+            f"image set {name!r}: {len(missing):,} of {len(label_of):,} images that its lists name"
             f" are not in {folder}:\n{lines}",
             hint="unpack the images beside the lists",
         )

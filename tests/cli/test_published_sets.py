@@ -19,6 +19,7 @@ from tests.data.official import (
     write_cifar10,
     write_cifar10_1,
     write_cifar10_2,
+    write_cifar100,
     write_dtd,
     write_eurosat,
     write_flowers102,
@@ -184,3 +185,38 @@ def test_a_transfer_set_goes_from_its_card_to_scikit_learns_number(
     paths = [line["path"] for line in saved(name)]
     found = [expected[re.findall(r"[0-9]+", path)[-1].lstrip("0")] for path in paths]
     assert check_against_sklearn(name, found) == 1
+
+
+def test_the_transfer_suite_scores_each_checkpoint_on_the_sets_of_its_classes(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    root = place / "data"
+    write_transfer_sets(root, monkeypatch)
+    for number, write in (("10", write_cifar10), ("100", write_cifar100)):
+        folder = write(root / f"cifar{number}", [0, 1], [0, 1] * 5)
+        publish_cifar(monkeypatch, f"CIFAR{number}", folder)
+    for name in ("dtd", "cifar10"):
+        given = ("--templates", "simple", "--truncate", "-o", "z.safetensors", "--force")
+        assert head(*given, classes=name) == 0
+        more = ("--epochs", "40", "--workers", "0")
+        assert finetune(f"{name}=data/{name}?split=train", f"{name}.safetensors", *more) == 0
+    capsys.readouterr()
+    words = ["--suite", "transfer", "--root", "data", "--workers", "0", "--results", "r.jsonl"]
+    assert main(["eval", "dtd.safetensors", "cifar10.safetensors", *words]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "checkpoint     dtd",
+        "dtd         100.00",
+        "",
+        "dtd: in-distribution, top1 in %, 5 images, 47 classes joined by id, 95 % intervals within"
+        " +-26.09",
+        "",
+        "checkpoint  cifar10",
+        "cifar10      100.00",
+        "",
+        "cifar10: in-distribution, top1 in %, 2 images, 10 classes joined by id, 95 % intervals"
+        " within +-42.09",
+    ]
+    assert list(results()) == ["dtd", "cifar10"]
+    assert "image set 'stanford-cars' is left out for dtd, cifar10: the head is of" in err
+    assert "image set 'cifar10' is left out for dtd: the head is of other classes" in err

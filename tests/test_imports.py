@@ -112,6 +112,22 @@ def test_help_lists_every_command() -> None:
         assert f"\n  {command}" in listed
 
 
+@pytest.mark.parametrize("words", ["", "show dtd", "show torchvision:GTSRB"])
+def test_cards_are_listed_and_shown_where_torch_cannot_be_imported(words: str) -> None:
+    done = run_without_heavy_packages("datasets", *words.split())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Describable Textures" in done.stdout or "GTSRB" in done.stdout
+
+
+def test_a_card_that_needs_torchvision_says_so_where_it_cannot_be_imported() -> None:
+    done = run_without_heavy_packages("datasets", "show", "torchvision:KMNIST")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == [
+        "error: torchvision, which reads KMNIST, is not installed",
+        "hint: pip install torchvision",
+    ]
+
+
 def test_help_imports_neither_numpy_nor_rich() -> None:
     program = (
         "import sys; from wiseft_cli.cli.app import main; main(['--help']);"

@@ -26,6 +26,7 @@ from tests.data.official import (
     write_food101,
     write_sun397,
 )
+from tests.data.official_torchvision import WRITERS, write_mnist
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
 from wiseft_cli.data.dataset_card import read_dataset_card
@@ -220,3 +221,56 @@ def test_the_transfer_suite_scores_each_checkpoint_on_the_sets_of_its_classes(
     assert list(results()) == ["dtd", "cifar10"]
     assert "image set 'stanford-cars' is left out for dtd, cifar10: the head is of" in err
     assert "image set 'cifar10' is left out for dtd: the head is of other classes" in err
+
+
+FASHION = "torchvision:FashionMNIST"
+
+
+def test_a_set_of_torchvisions_goes_from_its_names_to_scikit_learns_number(place, capsys):
+    numbers = [0, 3, 9, 3, 7]
+    write_mnist(place / "data", "FashionMNIST", test=numbers, train=[0, 3, 7, 9] * 5)
+    assert head("--templates", FASHION, "--truncate", "-o", "z.safetensors", classes=FASHION) == 0
+    card = read_card(Path("z.safetensors"))
+    names = [entry.name for entry in card.classes]
+    assert (names[0], names[9], len(names), len(card.templates)) == (
+        "T-shirt/top",
+        "Ankle boot",
+        10,
+        7,
+    )
+    made = [
+        finetune(f"{FASHION}=data?split=train", f"{workers}.safetensors", "--workers", workers)
+        for workers in ("0", "2")
+    ]
+    assert made == [0, 0]
+    assert Path("0.safetensors").read_bytes() == Path("2.safetensors").read_bytes()
+    Path("suite.yaml").write_text(f"- {{name: clothes, data: data, card: '{FASHION}'}}\n")
+    Path("0.safetensors").rename("f.safetensors")
+    words = ["--suite", "suite.yaml", "--data", f"other=data?card={FASHION},split=train"]
+    words += ["--results", "r.jsonl", "--save-predictions", "predictions", "--workers", "2"]
+    assert main(["eval", "f.safetensors", *words]) == 0
+    assert check_against_sklearn("clothes", [names[number] for number in numbers]) == 1
+    assert check_against_sklearn("other", [names[number] for number in [0, 3, 7, 9] * 5]) == 1
+    assert (results()["clothes"]["n_classes"], results()["clothes"]["join"]) == (10, "id")
+
+
+def test_datasets_shows_and_checks_sets_of_torchvisions(place, monkeypatch, capsys):
+    WRITERS["GTSRB"](place, monkeypatch)
+    assert main(["datasets", "check", "torchvision:GTSRB", "."]) == 0
+    assert capsys.readouterr().out == "torchvision:GTSRB: gtsrb: 2 images of 2 classes; 2 decoded\n"
+    assert main(["datasets", "show", "torchvision:GTSRB"]) == 0
+    out = capsys.readouterr().out
+    assert "n_images   unknown\n" in out
+    assert "class_ids  as torchvision finds them in the data\n" in out
+    assert main(["datasets", "show", "torchvision:GTSRB", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parts"][1]["split"] == "train"
+    assert head("-o", "z.safetensors", classes="torchvision:GTSRB") == 1
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "error: torchvision:GTSRB: torchvision does not know the names of its classes without the"
+        " data"
+    )
+    assert main(["datasets", "show", "torchvision:Fashion"]) == 2
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "error: torchvision has no set of classes 'Fashion' that is known here; near it are"
+        " FashionMNIST"
+    )

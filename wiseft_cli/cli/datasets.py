@@ -31,7 +31,8 @@ def datasets(
         str | None,
         typer.Argument(
             metavar="[NAME]",
-            help="A set of the list, or the path of a card of your own (.yaml).",
+            help="A set of the list, torchvision:CLASS for another set that torchvision reads, or"
+            " the path of a card of your own (.yaml).",
             show_default=False,
         ),
     ] = None,
@@ -106,15 +107,16 @@ def _show(name: str, *, as_json: bool) -> None:
         if part.split:
             _print_fact("split", part.split)
         _print_fact("folders", ", ".join(part.folders) or "the root")
-        _print_fact("n_images", f"{part.n_images:,}")
-        _print_fact("n_classes", "unknown" if part.n_classes is None else f"{part.n_classes:,}")
+        for key, count in (("n_images", part.n_images), ("n_classes", part.n_classes)):
+            _print_fact(key, "unknown" if count is None else f"{count:,}")
         if part.n_anchors is not None:
             _print_fact("n_anchors", f"{part.n_anchors:,}")
         _print_fact("primary", part.primary)
         if part.options:
             _print_fact("options", ", ".join(f"{key} {of}" for key, of in part.options.items()))
     _print_fact("classes", card.classes)
-    _print_fact("class_ids", ", ".join(list_some(card.class_ids, limit=5)))
+    known = ", ".join(list_some(card.class_ids, limit=5))
+    _print_fact("class_ids", known or "as torchvision finds them in the data")
     if card.label_map is not None:
         _print_fact("map", str(card.label_map.path))
     _print_fact("templates", card.templates)

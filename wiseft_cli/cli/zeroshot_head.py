@@ -32,7 +32,7 @@ def zeroshot_head(
             help="Classes in the order of the head: a text file with `name` or `id<TAB>name` a "
             "line, a YAML or JSON file (also with synonyms or prompts of each class), a folder "
             "with one subfolder a class, or imagenet or another published set "
-            "that `wiseft datasets` lists."
+            "that `wiseft datasets` lists, or torchvision:CLASS."
         ),
     ],
     output: Annotated[

@@ -21,12 +21,12 @@ def read_classes(source: str) -> ClassList:
         WiseftError: Nothing there, or no class list.
     """
     # lazy: yaml costs a while, and --help needs none of it
-    from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
+    from wiseft_cli.data.dataset_card import is_dataset_card_name, read_dataset_card
     from wiseft_cli.prompts.class_names import BUILTIN_CLASSES, read_class_names
 
     if source in BUILTIN_CLASSES:
         classes = _class_list(source)
-    elif source in dataset_card_names():
+    elif is_dataset_card_name(source):
         card = read_dataset_card(source)
         classes = _class_list(card.classes)
         wanted = set(card.class_ids)
@@ -41,8 +41,13 @@ def read_classes(source: str) -> ClassList:
 
 
 def _class_list(source: str) -> ClassList:
+    from wiseft_cli.data.dataset_card import TORCHVISION_PREFIX
     from wiseft_cli.prompts.class_names import BUILTIN_CLASSES, read_class_names
 
+    if source.startswith(TORCHVISION_PREFIX):
+        from wiseft_cli.data.from_torchvision.card import torchvision_classes
+
+        return torchvision_classes(source)
     if source not in BUILTIN_CLASSES:
         return read_class_names(Path(source))
     from wiseft_cli.model.builtin_sets import imagenet_classes  # lazy: open_clip costs seconds
@@ -52,10 +57,13 @@ def _class_list(source: str) -> ClassList:
 
 def template_files(sources: Sequence[str]) -> list[Path]:
     """Return the sources of templates that are files."""
-    from wiseft_cli.data.dataset_card import dataset_card_names  # lazy: as above
+    from wiseft_cli.data.dataset_card import is_dataset_card_name  # lazy: as above
 
-    names = (*BUILTIN_TEMPLATES, *dataset_card_names())
-    return [Path(source) for source in sources if source not in names]
+    return [
+        Path(source)
+        for source in sources
+        if source not in BUILTIN_TEMPLATES and not is_dataset_card_name(source)
+    ]
 
 
 def read_prompt_templates(
@@ -71,7 +79,7 @@ def read_prompt_templates(
         WiseftError: No templates, or none that are needed.
     """
     # lazy: as above
-    from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
+    from wiseft_cli.data.dataset_card import is_dataset_card_name, read_dataset_card
 
     def load_set(name: str) -> tuple[str, ...]:
         from wiseft_cli.model.builtin_sets import template_set  # lazy: open_clip costs seconds
@@ -79,8 +87,12 @@ def read_prompt_templates(
         return template_set(name)
 
     if class_list.needs_templates:
-        names = set(dataset_card_names()) - set(BUILTIN_TEMPLATES)
-        resolved = [read_dataset_card(at).templates if at in names else at for at in sources]
+        resolved = [
+            read_dataset_card(source).templates
+            if source not in BUILTIN_TEMPLATES and is_dataset_card_name(source)
+            else source
+            for source in sources
+        ]
         return read_templates(resolved, inline, load_set=load_set)
     if sources or inline:
         raise UsageError(

@@ -63,7 +63,7 @@ def open_carded_set(
         images.join_options,
         primary=part.primary,
         label_map=images.join_options.label_map or card.label_map,
-        competing=card.labels,
+        competing=card.labels or images.join_options.competing,
     )
     warnings = (*images.warnings, *_differences(card, part, images))
     return replace(images, join_options=own, warnings=warnings)

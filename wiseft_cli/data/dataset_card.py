@@ -17,6 +17,8 @@ from wiseft_cli.data.label_map import LabelMap
 from wiseft_cli.errors import UsageError
 
 CARD_SUFFIXES = (".yaml", ".yml")
+TORCHVISION_PREFIX = "torchvision:"
+"""Before the name of a set of torchvision's, for which a card is made."""
 
 Layout = Literal[
     "id-folders",
@@ -68,7 +70,8 @@ class DatasetCard:
         citation: Whom to cite.
         layout: How it lies on disk; the name of a module's rules in `layouts/`.
         classes: A built-in class list, or the path of one.
-        class_ids: The ids of its classes, in the order of the class list.
+        class_ids: The ids of its classes, in the order of the class list; none where only the
+            data tells.
         label_map: What its labels stand for among the classes of another list, where it has one.
         templates: A built-in set of templates, or the path of a file of them.
         parts: Its splits, the first the one that is meant where none is named; one without a name
@@ -115,17 +118,27 @@ def dataset_card_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in cards_folder().iterdir() if path.suffix == ".yaml"))
 
 
+def is_dataset_card_name(source: str) -> bool:
+    """Return whether a text names a card that ships with the package, or a set of torchvision's."""
+    return source in dataset_card_names() or source.startswith(TORCHVISION_PREFIX)
+
+
 def read_dataset_card(source: str) -> DatasetCard:
     """Read a card.
 
     Args:
-        source: The name of a card that ships with the package, or the path of a YAML file.
+        source: The name of a card that ships with the package, `torchvision:NAME`, or the path of
+            a YAML file.
     Raises:
         UsageError: No card has that name.
         DatasetError: Unreadable, not YAML, or not of a card's form.
     """
     from wiseft_cli.data.card_file import read_card_file  # not above: it builds this module's cards
 
+    if source.startswith(TORCHVISION_PREFIX):
+        from wiseft_cli.data.from_torchvision.card import torchvision_card  # likewise
+
+        return torchvision_card(source)
     if source in dataset_card_names():
         return read_card_file(cards_folder() / f"{source}.yaml")
     if not source.lower().endswith(CARD_SUFFIXES):

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wiseft_cli.data.carded_set import open_carded_set
-from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
+from wiseft_cli.data.dataset_card import is_dataset_card_name, read_dataset_card
 from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.data.image_set import ImageSet, JoinOptions
 from wiseft_cli.data.label_map import read_label_map
@@ -24,6 +24,8 @@ from wiseft_cli.errors import DatasetError, UsageError, list_some
 NO_CARD = "none"
 _BESIDE_A_CARD = ("card", "split", "primary", "all_classes", "crop_border")
 """Options that say what no card says."""
+_BESIDE_NO_CLASSES = ("labels_are_indices", "map")
+"""Those that a card takes, too, which cannot say what its labels are."""
 FORMS = "a folder, a manifest (.csv, .tsv, .jsonl) or shards (data-{000..127}.tar)"
 
 
@@ -181,33 +183,33 @@ def _card_of(spec: SetSpec) -> str | None:
     if spec.options.card is not None:
         return None if spec.options.card == NO_CARD else spec.options.card
     is_folder = not Path(spec.data).suffix or Path(spec.data).is_dir()
-    return spec.name if is_folder and spec.name in dataset_card_names() else None
+    name = spec.name or ""
+    return name if is_folder and is_dataset_card_name(name) else None
 
 
 def _open_carded(spec: SetSpec, source: str) -> ImageSet:
-    extra = [name for name in spec.options.given if name not in _BESIDE_A_CARD]
+    card = read_dataset_card(source)
+    allowed = _BESIDE_A_CARD if card.labels else (*_BESIDE_A_CARD, *_BESIDE_NO_CLASSES)
+    extra = [name for name in spec.options.given if name not in allowed]
     if extra:
         raise UsageError(
             f"{spec.data}: the card {source!r} says what {', '.join(extra)} would",
             hint="leave it out, or add card=none to take the data without its card",
         )
-    images = open_carded_set(
-        read_dataset_card(source), Path(spec.data), name=spec.name, split=spec.options.split
-    )
-    own = replace(images.join_options, all_classes=spec.options.all_classes)
-    if spec.options.primary is not None:
-        own = replace(own, primary=spec.options.primary)
-    return replace(images, join_options=own, crop_border=spec.options.crop_border)
+    images = open_carded_set(card, Path(spec.data), name=spec.name, split=spec.options.split)
+    return _with_join_options(images, spec.options)
 
 
 def _with_join_options(images: ImageSet, options: SetOptions) -> ImageSet:
     """Attach how labels find classes, and leave out the images that a map leaves out."""
     label_map = None if options.map is None else read_label_map(options.map)
+    own = images.join_options
     join_options = JoinOptions(
         labels_are_indices=options.labels_are_indices,
         all_classes=options.all_classes,
-        label_map=label_map,
-        primary=options.primary,
+        label_map=label_map or own.label_map,
+        primary=options.primary or own.primary,
+        competing=own.competing if label_map is None else (),
     )
     images = replace(images, join_options=join_options, crop_border=options.crop_border)
     if label_map is None or not label_map.leave_out:

@@ -1,22 +1,22 @@
 """Published sets that torchvision reads, in their card's labels.
 
 Where torchvision gives paths the images are files, decoded as all others; where it holds pictures
-it is their reader. How it is called stands in `torchvision_reader.py`.
+it is their reader. How it is called stands in `from_torchvision/`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wiseft_cli.data.dataset_card import DatasetCard, Part
-from wiseft_cli.data.image_set import ImageRecord, ImageSet
+from wiseft_cli.data.from_torchvision.reader import read_torchvision
+from wiseft_cli.data.from_torchvision.sets import find_torchvision_set
+from wiseft_cli.data.image_set import ImageRecord, ImageSet, JoinOptions
 from wiseft_cli.data.layouts.places import first_folder, require_files
-from wiseft_cli.data.torchvision_reader import read_torchvision
-from wiseft_cli.data.torchvision_sets import TORCHVISION_SETS
 from wiseft_cli.errors import DatasetError, list_some
 from wiseft_cli.prompts.text_file import read_text
 
@@ -26,9 +26,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DatasetReader:
-    """Gives the pictures that a dataset of torchvision's holds; `offset` is their row."""
+    """Gives the pictures that a dataset of torchvision's holds; `offset` is their row.
+
+    Attributes:
+        dataset: It.
+        reopen: Makes it anew where this reader is sent; None where it can be sent itself.
+    """
 
     dataset: Any
+    reopen: Callable[[], Any] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Send the dataset, or how to make it."""
+        if self.reopen is None:
+            return DatasetReader, (self.dataset,)
+        return _reopened, (self.reopen,)
 
     def read(self, record: ImageRecord) -> Image.Image:
         """Return the picture of a record.
@@ -43,6 +55,10 @@ class DatasetReader:
         return image
 
 
+def _reopened(reopen: Callable[[], Any]) -> DatasetReader:
+    return DatasetReader(reopen(), reopen)
+
+
 def list_torchvision_set(card: DatasetCard, part: Part, root: Path, *, name: str) -> ImageSet:
     """List a set that torchvision reads, labelled as the card labels it.
 
@@ -52,18 +68,18 @@ def list_torchvision_set(card: DatasetCard, part: Part, root: Path, *, name: str
         MissingDependencyError: torchvision is not installed.
     """
     class_name = part.options.get("class", "")
-    facts = TORCHVISION_SETS.get(class_name)
-    reading = None if facts is None else facts.splits.get(part.split)
-    if facts is None or reading is None:
+    facts = find_torchvision_set(class_name)
+    reading = facts.splits.get(part.split)
+    if reading is None:
         raise DatasetError(
-            f"the card {card.name!r} names torchvision's class {class_name!r}, split"
-            f" {part.split!r}; torchvision has no such set of classes"
+            f"the card {card.name!r} has a split {part.split!r}, torchvision's {class_name} has"
+            f" {', '.join(filter(None, facts.splits)) or 'none'}"
         )
     folder = first_folder(root, part.folders)
     require_files(card, part, folder, reading.needs, name=name)
     copy = read_torchvision(class_name, facts, reading, folder)
     labels = _labels(card, copy.classes, copy.names, folder, name=name)
-    reader = DatasetReader(copy.dataset) if copy.paths is None else None
+    reader = DatasetReader(copy.dataset, copy.reopen) if copy.paths is None else None
     if copy.paths is None:
         records = _pictures(copy.dataset, labels, split=part.split, container=reading.needs[0])
     else:
@@ -74,7 +90,9 @@ def list_torchvision_set(card: DatasetCard, part: Part, root: Path, *, name: str
     if not records:
         raise DatasetError(f"image set {name!r}: torchvision finds no image in {folder}")
     records.sort(key=lambda record: record.path)
-    return ImageSet(name, folder, tuple(records), reader=reader)
+    # Where the card has no classes, those that torchvision names compete.
+    own = JoinOptions(competing=tuple(copy.names or ()))
+    return ImageSet(name, folder, tuple(records), join_options=own, reader=reader)
 
 
 def _labels(

@@ -2,7 +2,7 @@
 
 torchvision looks in folders of its own; a copy that lies elsewhere is shown to it through a link.
 It is never asked to download. What it unpickles (CIFAR) it has compared with the published MD5
-sums before. Cards and labels of ours are `layouts/torchvision_set.py`'s.
+sums before. Labels and records are `layouts/torchvision_set.py`'s.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from wiseft_cli.data.torchvision_sets import Reading, TorchvisionSet
+from wiseft_cli.data.from_torchvision.facts import Reading, TorchvisionSet
 from wiseft_cli.errors import DatasetError, MissingDependencyError, list_some
 
 
@@ -33,12 +34,14 @@ class TorchvisionCopy:
         classes: What each image's class is called: a class name, or where there are none its
             number.
         names: All class names, by number; None where torchvision has none.
+        reopen: Makes the dataset anew in another process; None where it can be sent there.
     """
 
     dataset: Any
     paths: tuple[str, ...] | None
     classes: tuple[str, ...]
     names: tuple[str, ...] | None
+    reopen: Callable[[], Any] | None = None
 
 
 def torchvision_class(class_name: str) -> Any:
@@ -79,11 +82,16 @@ def read_torchvision(
     """
     cls = torchvision_class(class_name)
     folder = Path(os.path.abspath(folder))
+    if facts.reads_later and not _is_at_place(folder, facts):
+        raise DatasetError(
+            f"{folder}: torchvision reads {class_name} only out of a folder {facts.place}",
+            hint=f"name the folder above {facts.place}",
+        )
     with _root_of(folder, facts) as root:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of numpy, about files as old as CIFAR's
-                dataset = cls(str(root), **reading.options)
+                dataset = _open(class_name, str(root), reading.options)
                 found = facts.names(dataset)
                 names = None if found is None else tuple(found)
                 numbers = [
@@ -97,14 +105,26 @@ def read_torchvision(
         below = (
             None if paths is None else tuple(Path(p).relative_to(base).as_posix() for p in paths)
         )
-    return TorchvisionCopy(dataset, below, _texts(numbers, names, folder), names)
+    reopen = None
+    if facts.reads_later:  # such a dataset holds a module, which cannot be sent
+        reopen = partial(_open, class_name, str(root), reading.options)
+    return TorchvisionCopy(dataset, below, _texts(numbers, names, folder), names, reopen)
+
+
+def _open(class_name: str, root: str, options: Mapping[str, object]) -> Any:
+    return torchvision_class(class_name)(root, **options)
+
+
+def _is_at_place(folder: Path, facts: TorchvisionSet) -> bool:
+    place = Path(facts.place).parts
+    return folder.parts[len(folder.parts) - len(place) :] == place
 
 
 @contextmanager
 def _root_of(folder: Path, facts: TorchvisionSet) -> Iterator[Path]:
     """Give a root below which torchvision finds the folder: a real one, or one with a link."""
     place = Path(facts.place)
-    if folder.parts[len(folder.parts) - len(place.parts) :] == place.parts:
+    if _is_at_place(folder, facts):
         yield folder.parents[len(place.parts) - 1] if place.parts else folder
         return
     with tempfile.TemporaryDirectory(prefix="wiseft-") as root:

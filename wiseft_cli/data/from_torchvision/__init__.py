@@ -1,0 +1,1 @@
+"""Published sets that torchvision reads: facts of each, their cards, and the reading."""

@@ -19,6 +19,7 @@ from tests.data.official import (
     write_cifar100,
     write_pickle,
 )
+from tests.data.test_dataset_card import OWN
 from wiseft_cli.data.dataset_card import read_dataset_card
 from wiseft_cli.data.fingerprint import data_fingerprint
 from wiseft_cli.data.image_set import ImageSet
@@ -191,3 +192,24 @@ def test_a_damaged_array_is_refused(tmp_path: Path, damage: str):
     with pytest.raises(DatasetError) as caught:
         open_image_set(f"cifar10.2={tmp_path}")
     assert caught.value.message.startswith(f"{path}, images: cannot be read as an array: ")
+
+
+def test_a_card_of_ones_own_names_its_arrays(tmp_path: Path):
+    np.save(tmp_path / "x.npy", np.stack([picture(0, 0, size=8), picture(1, 0, size=8)]))
+    np.save(tmp_path / "y.npy", np.array([1, 0], np.uint8))
+    (tmp_path / "pets.txt").write_text("c\tcat\nd\tdog\n")
+    card = tmp_path / "pets.yaml"
+    arrays = OWN.replace("index-folders", "arrays")
+    card.write_text(arrays + "options: {images: x.npy, labels: y.npy}\n")
+    images = open_image_set(f"{tmp_path}?card={card}")
+    assert [record.label for record in images.records] == ["d", "c"]
+    card.write_text(arrays)
+    with pytest.raises(DatasetError) as caught:
+        open_image_set(f"{tmp_path}?card={card}")
+    assert caught.value.message == ("the card 'pets' does not say which files its arrays are in")
+    card.write_text(OWN.replace("index-folders", "torchvision") + "options: {class: KMNIST}\n")
+    with pytest.raises(DatasetError) as caught:
+        open_image_set(f"{tmp_path}?card={card}")
+    assert caught.value.message == (
+        "the card 'pets' has a split '', torchvision's KMNIST has test, train"
+    )

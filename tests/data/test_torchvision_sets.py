@@ -64,6 +64,28 @@ def test_a_copy_that_is_not_there_is_told_what_it_lacks_and_nothing_is_made(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("FER2013", "fer2013.csv"),
+        ("LFWPeople", "peopleDevTest.txt"),
+        ("Omniglot", "images_evaluation.zip"),
+        ("Places365", "categories_places365.txt"),
+        ("SEMEION", "semeion.data"),
+        ("STL10", "train_X.bin"),
+        ("SVHN", "test_32x32.mat"),
+    ],
+)
+def test_files_that_are_not_the_published_ones_are_named(tmp_path: Path, name: str, file: str):
+    with pytest.MonkeyPatch.context() as patch:  # and the published sums are back behind it
+        WRITERS[name](tmp_path, patch)
+    with pytest.raises(DatasetError) as caught:
+        open_image_set(f"torchvision:{name}={tmp_path}")
+    first, second, *_ = caught.value.message.splitlines()
+    assert first.endswith(": files are not the published ones by MD5:")
+    assert second == f"  {file}"
+
+
 def test_pictures_are_upright_and_in_their_colours(tmp_path, monkeypatch):
     WRITERS["STL10"](tmp_path / "s", monkeypatch)
     stl10 = open_image_set(f"torchvision:STL10={tmp_path / 's'}")

@@ -107,6 +107,8 @@ def _show(name: str, *, as_json: bool) -> None:
         if part.split:
             _print_fact("split", part.split)
         _print_fact("folders", ", ".join(part.folders) or "the root")
+        for key, value in part.options.items():
+            _print_fact(key, value)
         for key, count in (("n_images", part.n_images), ("n_classes", part.n_classes)):
             _print_fact(key, "unknown" if count is None else f"{count:,}")
         if part.n_anchors is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from wiseft_cli.data.carded_set import open_carded_set
 from wiseft_cli.data.dataset_card import is_dataset_card_name, read_dataset_card
 from wiseft_cli.data.image_folder import list_image_folder
-from wiseft_cli.data.image_set import ImageSet, JoinOptions
+from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.label_map import read_label_map
 from wiseft_cli.data.manifest import MANIFEST_SUFFIXES, list_manifest
 from wiseft_cli.data.set_options import SetOptions, SetSpec, parse_set_options
@@ -204,7 +204,8 @@ def _with_join_options(images: ImageSet, options: SetOptions) -> ImageSet:
     """Attach how labels find classes, and leave out the images that a map leaves out."""
     label_map = None if options.map is None else read_label_map(options.map)
     own = images.join_options
-    join_options = JoinOptions(
+    join_options = replace(
+        own,
         labels_are_indices=options.labels_are_indices,
         all_classes=options.all_classes,
         label_map=label_map or own.label_map,

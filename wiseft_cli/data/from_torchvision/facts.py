@@ -40,7 +40,7 @@ class TorchvisionSet:
         names: Likewise to the text of each class number; gives None where it has none.
         known_names: From torchvision's class to texts and names for prompts, where it knows them
             without the data.
-        sums: From torchvision's class to files and the MD5 sums it compares, as far as known.
+        sums: From torchvision's class to files and the MD5 sums that it compares, if any.
         reads_later: Whether a dataset opens files when a picture is asked for; the set's folder
             must then lie where torchvision looks.
     """

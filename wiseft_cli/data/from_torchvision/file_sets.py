@@ -200,6 +200,7 @@ FILE_SETS: Mapping[str, TorchvisionSet] = {
         labels=attrgetter("targets"),
         paths=attrgetter("data"),
         names=_by_number,
+        sums=lambda cls: [*cls.checksums.items(), cls.file_dict["funneled"][1:]],
     ),
     "Omniglot": TorchvisionSet(
         "omniglot-py",
@@ -210,6 +211,7 @@ FILE_SETS: Mapping[str, TorchvisionSet] = {
             for file, number in dataset._flat_character_images
         ],
         names=attrgetter("_characters"),
+        sums=lambda cls: [(f"{name}.zip", md5) for name, md5 in cls.zips_md5.items()],
     ),
     "OxfordIIITPet": TorchvisionSet(
         "oxford-iiit-pet",
@@ -223,6 +225,7 @@ FILE_SETS: Mapping[str, TorchvisionSet] = {
         labels=attrgetter("targets"),
         paths=first_of("imgs"),
         names=_by_number,
+        sums=lambda cls: [cls._CATEGORIES_META, *cls._FILE_LIST_META.values()],
     ),
     "RenderedSST2": TorchvisionSet(
         "rendered-sst2",

@@ -145,6 +145,7 @@ PICTURE_SETS: Mapping[str, TorchvisionSet] = {
         },
         labels=attrgetter("labels"),
         names=no_names,
+        sums=lambda cls: [part[1:] for part in cls.split_list.values()],
     ),
     "USPS": TorchvisionSet(
         "",

@@ -101,10 +101,9 @@ def read_torchvision(
                 paths = None if facts.paths is None else facts.paths(dataset)
         except Exception as error:  # a damaged file makes it raise any class
             raise _refusal(cls, facts, folder, error) from None
-        base = root / facts.place
-        below = (
-            None if paths is None else tuple(Path(p).relative_to(base).as_posix() for p in paths)
-        )
+        # Texts: a hundred thousand Path objects cost seconds.
+        prefix = f"{root / facts.place}{os.sep}"
+        below = None if paths is None else tuple(os.fspath(p).removeprefix(prefix) for p in paths)
     reopen = None
     if facts.reads_later:  # such a dataset holds a module, which cannot be sent
         reopen = partial(_open, class_name, str(root), reading.options)
@@ -157,7 +156,8 @@ def _refusal(cls: Any, facts: TorchvisionSet, folder: Path, error: Exception) ->
     from torchvision.datasets.utils import check_integrity  # lazy: as above
 
     sums = [] if facts.sums is None else facts.sums(cls)
-    other = [f"  {file}" for file, md5 in sums if not check_integrity(str(folder / file), md5)]
+    there = [(folder / file, md5) for file, md5 in sums if (folder / file).is_file()]
+    other = [f"  {file.name}" for file, md5 in there if not check_integrity(str(file), md5)]
     if other:
         lines = "\n".join(
             [f"{folder}: files are not the published ones by MD5:", *list_some(other)]

@@ -88,7 +88,12 @@ def list_arrays(card: DatasetCard, part: Part, root: Path, *, name: str) -> Imag
     folder = first_folder(root, part.folders)
     options, archive = part.options, part.options.get("npz")
     if archive is None:
-        files = (options.get("images", ""), options.get("labels", ""))
+        if not {"images", "labels"} <= set(options):
+            raise DatasetError(
+                f"the card {card.name!r} does not say which files its arrays are in",
+                hint="options: {images: FILE, labels: FILE}, or {npz: FILE} for both",
+            )
+        files = (options["images"], options["labels"])
         members: tuple[str | None, ...] = (None, None)
     else:
         files, members = (archive, archive), ("images", "labels")

@@ -153,7 +153,7 @@ def _files(folder: Path, label_of: Mapping[str, str], *, name: str) -> list[Imag
     records, missing = [], []
     for path, label in label_of.items():
         try:
-            records.append(ImageRecord(path, label, os.stat(folder / path).st_size))
+            records.append(ImageRecord(path, label, os.stat(os.path.join(folder, path)).st_size))
         except OSError:
             missing.append(f"  {path}")
     if missing:

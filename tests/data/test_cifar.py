@@ -90,7 +90,10 @@ def test_files_with_another_md5_are_named_and_never_unpickled(tmp_path, monkeypa
     assert caught.value.message == (
         f"{folder}: files are not the published ones by MD5:\n  test_batch"
     )
-    assert caught.value.hint == "they are cut off, damaged or changed; unpack them again"
+    assert caught.value.hint == (
+        "they are cut off, damaged or changed; get them from"
+        " https://www.cs.toronto.edu/~kriz/cifar.html"
+    )
     assert not (tmp_path / "ran").exists()
 
 

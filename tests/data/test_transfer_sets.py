@@ -204,9 +204,10 @@ def test_a_folder_without_the_set_is_told_what_it_lacks(tmp_path: Path, name: st
             *(f"  {file}" for file in files),
         ]
     )
-    below = "".join(f", or below it in {place}/" for place in card.part().folders)
+    below = {"dtd": "dtd/dtd/ or dtd/", "eurosat": "eurosat/2750/, 2750/ or EuroSAT_RGB/"}
     assert caught.value.hint == (
-        f"get it from {card.source}; it is looked for in the folder that is named{below}"
+        f"get it from {card.source}; it is looked for in the folder that is named, or below it in"
+        f" {below.get(name, f'{card.part().folders[0]}/')}"
     )
     assert not list(tmp_path.iterdir())
 
@@ -241,6 +242,25 @@ def test_annotations_of_a_single_car_are_torchvisions_to_refuse(tmp_path):
         f"{tmp_path}: torchvision cannot read it as StanfordCars: TypeError: iteration over a 0-d"
         " array"
     )
+    assert caught.value.hint == (
+        "is the copy whole, and laid out as https://ai.stanford.edu/~jkrause/cars/car_dataset.html"
+        " has it?"
+    )
+
+
+def test_a_reason_of_torchvisions_names_the_folder_and_not_the_link_to_it(tmp_path):
+    (tmp_path / "ClassName.txt").mkdir()
+    with pytest.raises(DatasetError) as caught:
+        open_image_set(f"sun397={tmp_path}")
+    assert caught.value.message == (
+        f"{tmp_path}: torchvision cannot read it as SUN397: IsADirectoryError: [Errno 21] Is a"
+        f" directory: '{tmp_path / 'ClassName.txt'}'"
+    )
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_none(tmp_path):
+    with pytest.raises(DatasetError, match="no is no folder, and no copy of Food-101: 2 of 2"):
+        open_image_set(f"food101={tmp_path / 'no'}")
 
 
 def test_flowers_with_another_md5_are_named(tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ def torchvision_class(class_name: str) -> Any:
 
 
 def read_torchvision(
-    class_name: str, facts: TorchvisionSet, reading: Reading, folder: Path
+    class_name: str, facts: TorchvisionSet, reading: Reading, folder: Path, *, source: str
 ) -> TorchvisionCopy:
     """Read a split of a set.
 
@@ -76,6 +76,7 @@ def read_torchvision(
         facts: How it reads that set.
         reading: The split.
         folder: What torchvision calls `facts.place` below a root.
+        source: Where to get the set, for messages.
     Raises:
         DatasetError: torchvision refuses the files.
         MissingDependencyError: torchvision is not installed.
@@ -100,7 +101,8 @@ def read_torchvision(
                 ]
                 paths = None if facts.paths is None else facts.paths(dataset)
         except Exception as error:  # a damaged file makes it raise any class
-            raise _refusal(cls, facts, folder, error) from None
+            told = f"{type(error).__name__}: {error}".replace(str(root / facts.place), str(folder))
+            raise _refusal(cls, facts, folder, told, source=source) from None
         # Texts: a hundred thousand Path objects cost seconds.
         prefix = f"{root / facts.place}{os.sep}"
         below = None if paths is None else tuple(os.fspath(p).removeprefix(prefix) for p in paths)
@@ -152,7 +154,9 @@ def _texts(
     return tuple(names[number] for number in known)
 
 
-def _refusal(cls: Any, facts: TorchvisionSet, folder: Path, error: Exception) -> DatasetError:
+def _refusal(
+    cls: Any, facts: TorchvisionSet, folder: Path, told: str, *, source: str
+) -> DatasetError:
     from torchvision.datasets.utils import check_integrity  # lazy: as above
 
     sums = [] if facts.sums is None else facts.sums(cls)
@@ -162,9 +166,12 @@ def _refusal(cls: Any, facts: TorchvisionSet, folder: Path, error: Exception) ->
         lines = "\n".join(
             [f"{folder}: files are not the published ones by MD5:", *list_some(other)]
         )
-        return DatasetError(lines, hint="they are cut off, damaged or changed; unpack them again")
+        return DatasetError(
+            lines, hint=f"they are cut off, damaged or changed; get them from {source}"
+        )
     # What it says of downloading is a person's to do, not this program's.
-    reason = " ".join(str(error).split()).partition(" You can ")[0]
+    reason = " ".join(told.split()).partition(" You can ")[0]
     return DatasetError(
-        f"{folder}: torchvision cannot read it as {cls.__name__}: {type(error).__name__}: {reason}"
+        f"{folder}: torchvision cannot read it as {cls.__name__}: {reason}",
+        hint=f"is the copy whole, and laid out as {source} has it?",
     )

@@ -28,14 +28,17 @@ def require_files(
     missing = [f"  {path}" for path in needed if not (folder / path).exists()]
     if not missing:
         return
-    below = "".join(f", or below it in {path}/" for path in part.folders)
+    below = list(map("{}/".format, part.folders))
+    places = " or ".join(filter(None, [", ".join(below[:-1]), *below[-1:]]))
+    found = "is no copy" if folder.is_dir() else "is no folder, and no copy"
     raise DatasetError(
         "\n".join(
             [
-                f"image set {name!r}: {folder} is no copy of {card.title}: {len(missing)} of"
+                f"image set {name!r}: {folder} {found} of {card.title}: {len(missing)} of"
                 f" {len(needed)} that it is read from are not there:",
                 *list_some(missing),
             ]
         ),
-        hint=f"get it from {card.source}; it is looked for in the folder that is named{below}",
+        hint=f"get it from {card.source}; it is looked for in the folder that is named"
+        + (f", or below it in {places}" if places else ""),
     )

@@ -77,7 +77,7 @@ def list_torchvision_set(card: DatasetCard, part: Part, root: Path, *, name: str
         )
     folder = first_folder(root, part.folders)
     require_files(card, part, folder, reading.needs, name=name)
-    copy = read_torchvision(class_name, facts, reading, folder)
+    copy = read_torchvision(class_name, facts, reading, folder, source=card.source)
     labels = _labels(card, copy.classes, copy.names, folder, name=name)
     reader = DatasetReader(copy.dataset, copy.reopen) if copy.paths is None else None
     if copy.paths is None:

@@ -34,9 +34,10 @@ def test_the_list_has_a_line_a_set_then_the_suites_and_json_the_whole_cards(
     capsys: Captured,
 ) -> None:
     assert main(["datasets"]) == 0
-    sets, suites = capsys.readouterr().out.split("\n\n")
+    sets, suites, others = capsys.readouterr().out.split("\n\n")
     assert [line.split()[0] for line in sets.splitlines()] == list(dataset_card_names())
     assert re.search(r"^imagenet-r +30,000 images +200 classes  ImageNet-R", sets, re.M)
+    assert others == "torchvision:CLASS names any other set of classes that torchvision reads\n"
     title, *rows = suites.splitlines()
     assert title == "suites, for wiseft eval --suite NAME --root DIR:"
     assert [line.split()[0] for line in rows] == list(suite_names())

@@ -92,6 +92,7 @@ def _list(*, as_json: bool) -> None:
     print_result("\nsuites, for wiseft eval --suite NAME --root DIR:")
     for name, specs in suites.items():
         print_result(f"{name:<{width}}  {', '.join(spec.title for spec in specs)}")
+    print_result("\ntorchvision:CLASS names any other set of classes that torchvision reads")
 
 
 def _show(name: str, *, as_json: bool) -> None:

@@ -156,25 +156,21 @@ def test_every_command_is_taken_and_starts_from_files_that_were_written_before()
         parse(["finetune", "a.safetensors", "--recipes", "wise-ft"])
 
 
-# Sets and suites that are made at the same time as this page.
-PENDING = {"cifar10", "cifar100", "stanford-cars", "dtd", "sun397", "food101", "cifar-shifts"}
-
-
 def test_every_name_in_a_command_is_known() -> None:
     cards = set(dataset_card_names())
     for _, words in COMMANDS:
         given = parse(words)
         if words[0] == "zeroshot-head":
-            assert given["classes"] in cards | PENDING
+            assert given["classes"] in cards
             assert given["templates"] == [given["classes"]]
             assert given["pretrained"] in open_clip.list_pretrained_tags_by_model(given["model"])
         if words[0] == "finetune":
             assert given["recipe_name"] in builtin_names()
         if given.get("suite") is not None:
-            assert given["suite"] in {*suite_names(), *PENDING}
+            assert given["suite"] in suite_names()
         for text in [*given.get("data", []), *filter(None, [given.get("train")])]:
             spec = parse_data_spec(text)
-            assert spec.name in cards | PENDING
+            assert spec.name in cards
             if spec.name in cards - {"imagenet"}:
                 assert read_dataset_card(spec.name).part(spec.options.split)
 

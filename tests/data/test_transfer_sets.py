@@ -14,8 +14,11 @@ from scipy.io import savemat
 from tests.data.official import (
     Where,
     picture,
+    publish_cifar,
     publish_flowers102,
     write_cars,
+    write_cifar10,
+    write_cifar100,
     write_dtd,
     write_eurosat,
     write_flowers102,
@@ -26,7 +29,7 @@ from wiseft_cli.data.dataset_card import read_dataset_card
 from wiseft_cli.data.fingerprint import data_fingerprint
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.images import load_image_of
-from wiseft_cli.data.spec import open_image_set
+from wiseft_cli.data.spec import open_image_set, open_suite
 from wiseft_cli.errors import DatasetError, MissingDependencyError
 from wiseft_cli.prompts.class_names import read_class_names
 from wiseft_cli.prompts.templates import read_templates
@@ -174,6 +177,22 @@ def test_the_partition_of_sun397_is_a_split_where_its_lists_are(tmp_path: Path, 
     with pytest.raises(DatasetError) as caught:
         open_image_set(f"sun397={tmp_path}?split=test")
     assert caught.value.message.endswith(f"are not in {folder}:\n  a/abbey/sun_b.jpg")
+
+
+def test_torchvisions_own_root_is_the_root_of_the_suite(tmp_path, monkeypatch):
+    """Each set where torchvision's download would have put it, all in one folder."""
+    write_cars(tmp_path / "stanford_cars", TEST, TRAIN)
+    write_dtd(tmp_path / "dtd/dtd", test=TEST)
+    write_sun397(tmp_path / "SUN397", TEST)
+    write_food101(tmp_path / "food-101", test=TEST)
+    write_eurosat(tmp_path / "eurosat/2750", TEST)
+    publish_flowers102(monkeypatch, write_flowers102(tmp_path / "flowers-102", test=TEST))
+    publish_cifar(monkeypatch, "CIFAR10", write_cifar10(tmp_path, [2, 7], [0] * 5))
+    publish_cifar(monkeypatch, "CIFAR100", write_cifar100(tmp_path, [2, 7], [0]))
+    images = open_suite("transfer", tmp_path)
+    assert [image_set.name for image_set in images] == [*SETS, "cifar10", "cifar100"]
+    for image_set in images:
+        assert {2, 7} <= set(class_numbers(image_set)) <= {2, 7, 9}
 
 
 def test_numbers_serve_for_flowers_where_torchvision_has_no_names(tmp_path, monkeypatch):

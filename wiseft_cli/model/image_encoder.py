@@ -51,7 +51,8 @@ def build_image_encoder(model_config: Mapping[str, Any]) -> nn.Module:
 
     Parameters are on the meta device, so that none is allocated or drawn at random; buffers are
     real, since those outside the state dict (rotary embeddings) hold values no file has. Towers
-    that look at their parameters while they are built (ViTamin, Swin) are built plainly.
+    that look at the values of their parameters while they are built (ViTamin), or lay buffers
+    where a parameter is (Swin), are built plainly.
     torch's global generator is left as it was.
 
     Args:
@@ -66,7 +67,9 @@ def build_image_encoder(model_config: Mapping[str, Any]) -> nn.Module:
     with quiet_libraries(), torch.random.fork_rng(devices=[]):
         try:
             with _parameters_on_meta():
-                return _eval(_build_vision_tower(*arguments))
+                tower = _build_vision_tower(*arguments)
+            if not any(buffer.is_meta for buffer in tower.buffers()):
+                return _eval(tower)
         except Exception:
             # Not every tower can be built without values; whether the config is at fault shows
             # when it is built with them.

@@ -19,8 +19,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A test never reaches a hub; a forgotten download must fail, not hang.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
-# A test keeps nothing at home.
+# A test keeps nothing at home, and finds nothing there.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="wiseft-tests-")
+os.environ["HF_HOME"] = os.path.join(os.environ["XDG_CACHE_HOME"], "huggingface")
+os.environ["HF_HUB_CACHE"] = os.path.join(os.environ["HF_HOME"], "hub")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 # Seeded, and without a clock: a busy machine must not fail a property.

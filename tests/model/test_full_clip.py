@@ -13,7 +13,7 @@ import torch
 
 from tests.model.conftest import FAMILIES, random_clip
 from wiseft_cli.errors import ModelError, UsageError, WiseftError
-from wiseft_cli.model import model_source
+from wiseft_cli.model import hub_errors, model_source
 from wiseft_cli.model.full_clip import build_untrained_clip, load_full_clip
 from wiseft_cli.model.model_source import ModelSource, find_model
 from wiseft_cli.model.weights_file import OPENAI_MARKS
@@ -82,7 +82,7 @@ def test_contradicting_options_are_usage_errors() -> None:
 def test_tag_without_network_says_so_and_how_to_use_a_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(model_source.hub_constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub_errors.hub_constants, "HF_HUB_OFFLINE", True)
     error = refusal("RN101", pretrained="openai")
     assert error.message == (
         "the weights openai of RN101: not on this machine, and HF_HUB_OFFLINE forbids downloads"
@@ -96,7 +96,7 @@ def test_tag_without_network_says_so_and_how_to_use_a_file(
 def test_hub_without_network_says_so_and_how_to_use_a_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(model_source.hub_constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub_errors.hub_constants, "HF_HUB_OFFLINE", True)
     error = refusal("hf-hub:org/repo")
     assert error.message == (
         "hf-hub:org/repo: not on this machine, and HF_HUB_OFFLINE forbids downloads"
@@ -126,7 +126,7 @@ def test_failed_download_tells_the_reason_in_one_line(
     def fail(_settings: object) -> str:
         raise OSError(reason)
 
-    monkeypatch.setattr(model_source.hub_constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub_errors.hub_constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(open_clip, "download_pretrained", fail)
     assert refusal("RN101", pretrained="openai").message == message
 

@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-from huggingface_hub import constants as hub_constants
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from wiseft_cli.errors import ModelError, UsageError
+from wiseft_cli.model.hub_errors import not_had
 from wiseft_cli.model.quiet import quiet_libraries
 from wiseft_cli.model.weights_file import SUFFIXES
 
 HUB_PREFIX = "hf-hub:"
 FOLDER_PREFIX = "local-dir:"
 CONFIG_NAME = "open_clip_config.json"
+AS_FOLDER = f"as a folder with {CONFIG_NAME}: --model local-dir:PATH"
 _PREFERRED_WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -137,7 +138,7 @@ def _with_tag(named: ModelSource, tag: str) -> ModelSource:
         with quiet_libraries():
             weights = Path(open_clip.download_pretrained(settings))
     except Exception as error:  # whatever strikes the download: network, permission, disk
-        raise _not_had(
+        raise not_had(
             f"the weights {tag} of {named.name}", error, "with --pretrained FILE"
         ) from None
     notes: tuple[str, ...] = ()
@@ -227,9 +228,7 @@ def _from_hub(model: str, *, random_weights: bool) -> ModelSource:
             config_path = Path(download_pretrained_from_hf(repository, filename=CONFIG_NAME))
             weights = None if random_weights else Path(download_pretrained_from_hf(repository))
     except Exception as error:  # whatever strikes the download: network, permission, disk
-        raise _not_had(
-            model, error, f"as a folder with {CONFIG_NAME}: --model local-dir:PATH"
-        ) from None
+        raise not_had(model, error, AS_FOLDER) from None
     config, preprocess = _read_config(config_path)
     return ModelSource(
         name=model,
@@ -255,19 +254,3 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ModelError(f"{path}: its model_cfg has no {', '.join(missing)}")
     preprocess = merge_preprocess_dict(PreprocessCfg(), document.get("preprocess_cfg") or {})
     return config, dict(preprocess)
-
-
-def _not_had(what: str, error: Exception, local_form: str) -> ModelError:
-    reason = " ".join(str(error).split())
-    local = f"fetch them where there is a network, and give them {local_form}"
-    if hub_constants.HF_HUB_OFFLINE:
-        return ModelError(
-            f"{what}: not on this machine, and HF_HUB_OFFLINE forbids downloads",
-            hint=f"unset HF_HUB_OFFLINE, or {local}",
-        )
-    if "gated" in reason.lower() or "401" in reason or "403" in reason:
-        return ModelError(
-            f"{what}: no permission to download: {reason}",
-            hint=f"accept its terms on the hub and run `hf auth login`, or {local}",
-        )
-    return ModelError(f"{what}: the download failed: {reason}", hint=local)

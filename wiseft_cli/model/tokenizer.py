@@ -7,7 +7,8 @@ It does not know how tokens are encoded; `text_encoder.py` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,12 +26,15 @@ from wiseft_cli.errors import (
     WiseftError,
     list_some,
 )
-from wiseft_cli.model.model_source import HUB_PREFIX, ModelSource
+from wiseft_cli.model.hub_errors import not_had
+from wiseft_cli.model.model_source import AS_FOLDER, HUB_PREFIX, ModelSource
 from wiseft_cli.model.quiet import quiet_libraries
 
 _CHECK_CHUNK = 4096
 _SPECIAL_TOKENS = 2
 """Start and end of text, which each prompt gets."""
+_HUB_PACKAGES = ("transformers", "sentencepiece")
+"""What the extra `hf` installs."""
 
 
 @dataclass(frozen=True)
@@ -117,16 +121,12 @@ def load_tokenizer(source: ModelSource) -> PromptTokenizer:
             merges = merges_of(source)
             options = {} if merges is None else {"bpe_path": str(merges)}
             tokenizer = open_clip.get_tokenizer(source.identifier, **options)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"the tokenizer of {source.name} needs a package that is not installed: {error}",
-            hint="pip install 'wiseft-cli[hf]'",
-        ) from None
     except WiseftError:
         raise
     except Exception as error:  # hub, file and format errors of two libraries
-        raise ModelError(f"the tokenizer of {source.name} cannot be had: {error}") from None
-    _check_vocabulary(source.name, tokenizer, text_config.get("vocab_size", 49408))
+        raise _no_tokenizer(source, error) from None
+    _check_vocabulary(source.name, tokenizer, _vocabulary_size(text_config))
+    _check_tells_texts_apart(source.name, tokenizer)
     return prompt_tokenizer(tokenizer, text_config.get("context_length", 77))
 
 
@@ -161,16 +161,65 @@ def merges_of(source: ModelSource) -> Path | None:
     return Path(bpe_path)
 
 
+def _no_tokenizer(source: ModelSource, error: Exception) -> WiseftError:
+    missing = [name for name in _HUB_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing and (isinstance(error, ImportError) or any(name in str(error) for name in missing)):
+        return MissingDependencyError(
+            f"the tokenizer of {source.name} needs a package that is not installed: "
+            f"{', '.join(missing)}",
+            hint="pip install 'wiseft-cli[hf]'",
+        )
+    what = f"the tokenizer of {source.name}"
+    if source.folder is None:
+        return not_had(what, error, AS_FOLDER)
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ModelError(
+        f"{what} cannot be loaded from {source.folder}: {reason}",
+        hint="the folder needs the tokenizer's own files: tokenizer.json and tokenizer_config.json",
+    )
+
+
+def _vocabulary_size(text_config: Mapping[str, Any]) -> int:
+    """How many tokens the text tower knows; for a tower of the hub its own config says it."""
+    tower_name = text_config.get("hf_model_name")
+    if not tower_name:
+        return int(text_config.get("vocab_size", 49408))
+    from transformers import AutoConfig  # lazy: of the extra hf, which the tokenizer needed too
+
+    try:
+        with quiet_libraries():
+            return int(AutoConfig.from_pretrained(tower_name).vocab_size)
+    except Exception as error:  # hub, file and format errors
+        raise not_had(
+            f"the config of the text tower {tower_name}",
+            error,
+            "as a folder that text_cfg.hf_model_name names",
+        ) from None
+
+
 def _check_vocabulary(name: str, tokenizer: Any, expected: int) -> None:
     """A byte-pair vocabulary is exactly the model's; a hub one may leave embeddings unused."""
     inner = getattr(tokenizer, "tokenizer", None)
     found = tokenizer.vocab_size if inner is None else len(inner)
     fits = found == expected if inner is None else found <= expected
-    if not fits:
+    if fits:
+        return
+    raise ModelError(
+        f"the tokenizer of {name} has {found} tokens, but its text tower has {expected}",
+        hint="for a local-dir model name the tokenizer's merges in text_cfg.tokenizer_kwargs."
+        "bpe_path, relative to the folder"
+        if inner is None
+        else "the tokenizer is another model's; take the files that came with the weights",
+    )
+
+
+def _check_tells_texts_apart(name: str, tokenizer: Any) -> None:
+    """transformers makes an empty tokenizer, without a word, of a repository without its files."""
+    first, second = tokenizer(["cat", "dog"])
+    if torch.equal(first, second):
         raise ModelError(
-            f"the tokenizer of {name} has {found} tokens, but its text tower has {expected}",
-            hint="for a local-dir model name the tokenizer's merges in text_cfg.tokenizer_kwargs."
-            "bpe_path, relative to the folder",
+            f"the tokenizer of {name} gives the same tokens for different texts",
+            hint="its vocabulary is missing where it was loaded from; fetch the files again",
         )
 
 

@@ -1,0 +1,51 @@
+"""What the commands do with a family's small model, as its row of docs/models.md."""
+
+from __future__ import annotations
+
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+
+import open_clip
+
+from tests.families.catalog import Family
+from tests.families.models_page import names_of, render_row
+from tests.families.pipeline import Run, head_arguments, run_family, write_small_model
+from wiseft_cli.cli.app import main
+from wiseft_cli.model.text_encoder import TextEncoder
+
+
+def find_row(family: Family, place: Path) -> str:
+    """Run a family and return its row."""
+    if family.refusal is None:
+        return row_of(family, run_family(family, place))
+    return refused_row(family, refusal_of(family, place))
+
+
+def row_of(family: Family, run: Run) -> str:
+    """The row of a family that went through all commands."""
+    trims = TextEncoder(run.model).trims
+    from_hub = not isinstance(run.tokenizer, open_clip.SimpleTokenizer)
+    return render_row(
+        family.title,
+        names_of(family.names),
+        "yes",
+        "left out" if trims else "kept",
+        "0" if getattr(run.model, "logit_bias", None) is None else "the model's",
+        "hf" if from_hub else "",
+    )
+
+
+def refused_row(family: Family, message: str) -> str:
+    """The row of a family that `zeroshot-head` refuses with a message."""
+    return render_row(family.title, names_of(family.names), f"no: {message}", "", "", "")
+
+
+def refusal_of(family: Family, place: Path) -> str:
+    """The error that `zeroshot-head` ends with, after the name of the model."""
+    folder = write_small_model(family, place / "small")
+    out = StringIO()
+    with redirect_stderr(out):
+        assert main(head_arguments(folder, place, place / "z.safetensors")) == 1
+    (error,) = (line for line in out.getvalue().splitlines() if line.startswith("error: "))
+    return error.removeprefix("error: ")

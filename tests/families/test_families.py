@@ -1,0 +1,168 @@
+"""Every family of open_clip goes through the commands and stays what open_clip makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from tests.families.catalog import CONTEXT_LENGTH, FAMILIES, Family, family_of
+from tests.families.findings import refusal_of, refused_row, row_of
+from tests.families.models_page import PAGE
+from tests.families.pipeline import NAMES, TEMPLATES, Run, bpe_option, run_family
+from wiseft_cli.model.classifier import load_classifier
+from wiseft_cli.model.text_encoder import TextEncoder
+
+WORKING = [family for family in FAMILIES if family.refusal is None]
+REFUSED = [family for family in FAMILIES if family.refusal is not None]
+PROMPTS = [template.replace("{}", name) for name in NAMES for template in TEMPLATES]
+
+
+@pytest.fixture(scope="module", params=WORKING, ids=lambda family: family.like)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A family and what the commands wrote for it."""
+    family: Family = request.param
+    return family, run_family(family, tmp_path_factory.mktemp("family"))
+
+
+@pytest.fixture
+def run(case: tuple[Family, Run]) -> Run:
+    return case[1]
+
+
+def pictures(run: Run) -> torch.Tensor:
+    paths = sorted(run.images.rglob("*.png"))
+    return torch.stack([run.transform(Image.open(path)) for path in paths])
+
+
+def tower_features(visual: Any, images: torch.Tensor) -> torch.Tensor:
+    features = visual(images)
+    # CoCa's image tower returns its tokens beside its features.
+    return features[0] if isinstance(features, tuple) else features
+
+
+def with_encoder_of(run: Run, path: Path) -> Any:
+    """A plain open_clip model that was given the `visual.*` of a checkpoint."""
+    model = open_clip.create_model(f"local-dir:{run.folder}").eval()
+    encoder = {name: t for name, t in load_file(path).items() if name.startswith("visual.")}
+    missing, unexpected = model.load_state_dict(encoder, strict=False)
+    assert not unexpected
+    assert not [name for name in missing if name.startswith("visual.")]
+    return model
+
+
+def open_clips_weights(run: Run) -> torch.Tensor:
+    """open_clip's own head, times the scale; (C, D)."""
+    weights = open_clip.build_zero_shot_classifier(run.model, run.tokenizer, NAMES, TEMPLATES)
+    scaled: torch.Tensor = weights.T * run.model.logit_scale.exp()
+    return scaled.detach()
+
+
+def test_head_is_open_clips_classifier_times_the_scale_and_the_models_bias(run: Run) -> None:
+    found, expected = load_file(run.zeroshot), open_clips_weights(run)
+    difference = (found["classification_head.weight"] - expected).abs().max()
+    assert difference <= 1e-5 * expected.abs().max()
+    bias = getattr(run.model, "logit_bias", None)
+    assert (found["classification_head.bias"] == (0 if bias is None else bias)).all()
+
+
+def test_image_tensors_are_exactly_those_open_clip_loads(run: Run) -> None:
+    found = load_file(run.zeroshot)
+    expected = {n: t for n, t in run.model.state_dict().items() if n.startswith("visual.")}
+    assert found.keys() - expected.keys() == {
+        "classification_head.weight",
+        "classification_head.bias",
+    }
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_encoder_from_the_card_gives_the_bits_of_the_full_model(run: Run) -> None:
+    classifier, _ = load_classifier(run.zeroshot)
+    with torch.no_grad():
+        expected = tower_features(run.model.visual, pictures(run))
+        assert torch.equal(classifier.visual(pictures(run)), expected)
+
+
+def test_finetuning_moved_the_encoder_and_the_merge_lies_between(run: Run) -> None:
+    start, end, merged = (load_file(path) for path in (run.zeroshot, run.finetuned, run.merged))
+    moved = [name for name in start if not torch.equal(start[name], end[name])]
+    assert any(name.startswith("visual.") for name in moved)
+    assert "classification_head.weight" in moved
+    for name in moved:
+        if start[name].is_floating_point():
+            between = (start[name].double() + end[name].double()) / 2
+            assert torch.equal(merged[name], between.float()), name
+
+
+def test_evaluation_scores_as_a_plain_open_clip_model_does(run: Run) -> None:
+    labels = torch.arange(len(NAMES)).repeat_interleave(len(pictures(run)) // len(NAMES))
+    for row, path in zip(run.rows, (run.zeroshot, run.finetuned, run.merged), strict=True):
+        head = load_file(path)
+        with torch.no_grad():
+            model = with_encoder_of(run, path)
+            features = functional.normalize(tower_features(model.visual, pictures(run)), dim=-1)
+            logits = features @ head["classification_head.weight"].T
+            predicted = (logits + head["classification_head.bias"]).argmax(dim=1)
+        assert row["metrics"]["top1"]["value"] == (predicted == labels).double().mean().item()
+
+
+def test_padding_is_left_out_only_where_features_stay_the_same(run: Run) -> None:
+    encode = TextEncoder(run.model)
+    tokens = run.tokenizer(PROMPTS)
+    lengths = encode.lengths(tokens)
+    with torch.no_grad():
+        expected = functional.normalize(run.model.encode_text(tokens), dim=-1)
+        found = encode(tokens[:, : int(lengths.max())])
+    if encode.trims:
+        assert int(lengths.max()) < CONTEXT_LENGTH
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+    else:
+        assert (lengths == tokens.shape[1]).all()
+        assert torch.equal(found, expected)
+
+
+def test_export_is_loaded_by_open_clip_with_the_features_of_both_towers(run: Run) -> None:
+    exported, _, _ = open_clip.create_model_and_transforms(f"local-dir:{run.exported}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{run.exported}", **bpe_option(run.exported))
+    merged = with_encoder_of(run, run.merged)
+    tokens = tokenizer(PROMPTS)
+    assert torch.equal(tokens, run.tokenizer(PROMPTS))
+    with torch.no_grad():
+        images = pictures(run)
+        found = exported.eval().encode_image(images)
+        assert torch.equal(found, merged.encode_image(images))
+        assert torch.equal(exported.encode_text(tokens), run.model.encode_text(tokens))
+    assert torch.equal(exported.logit_scale, run.model.logit_scale)
+    assert getattr(exported, "logit_bias", None) == getattr(run.model, "logit_bias", None)
+
+
+def test_row_of_the_page_is_what_was_found(case: tuple[Family, Run]) -> None:
+    assert row_of(*case) in PAGE.read_text().splitlines(), (
+        "run `python -m tests.families.models_page`"
+    )
+
+
+@pytest.mark.parametrize("family", REFUSED, ids=lambda family: family.like)
+def test_family_that_cannot_work_is_refused_with_the_reason(family: Family, tmp_path: Path) -> None:
+    message = refusal_of(family, tmp_path)
+    assert message == family.refusal
+    assert refused_row(family, message) in PAGE.read_text().splitlines()
+
+
+def test_every_name_of_open_clip_is_of_one_family() -> None:
+    for name in open_clip.list_models():
+        assert family_of(name)
+
+
+def test_page_has_no_row_that_no_test_makes() -> None:
+    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    assert len(rows) == len(FAMILIES) + 1
+    version = ".".join(open_clip.__version__.split(".")[:2])
+    assert f"every name of open_clip {version} stands" in PAGE.read_text()

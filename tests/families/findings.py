@@ -10,13 +10,14 @@ import open_clip
 
 from tests.families.catalog import Family
 from tests.families.models_page import names_of, render_row
-from tests.families.pipeline import Run, head_arguments, run_family, write_small_model
+from tests.families.pipeline import Run, head_arguments, run_family
 from wiseft_cli.cli.app import main
 from wiseft_cli.model.text_encoder import TextEncoder
 
 
 def find_row(family: Family, place: Path) -> str:
     """Run a family and return its row."""
+    place.mkdir()
     if family.refusal is None:
         return row_of(family, run_family(family, place))
     return refused_row(family, refusal_of(family, place))
@@ -42,10 +43,11 @@ def refused_row(family: Family, message: str) -> str:
 
 
 def refusal_of(family: Family, place: Path) -> str:
-    """The error that `zeroshot-head` ends with, after the name of the model."""
-    folder = write_small_model(family, place / "small")
+    """The error with which `zeroshot-head` refuses the very model of a family."""
+    arguments = head_arguments(place, place, place / "z.safetensors")
+    arguments[arguments.index("--model") + 1] = family.like
     out = StringIO()
     with redirect_stderr(out):
-        assert main(head_arguments(folder, place, place / "z.safetensors")) == 1
+        assert main([*arguments, "--random-weights"]) == 1
     (error,) = (line for line in out.getvalue().splitlines() if line.startswith("error: "))
     return error.removeprefix("error: ")

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import open_clip
 import pytest
 import torch
+from torch import nn
 
 from tests.model.conftest import FAMILIES, VIT, random_clip
 from wiseft_cli.errors import ModelError
+from wiseft_cli.model import image_encoder
 from wiseft_cli.model.image_encoder import (
     assign_weights,
     build_image_encoder,
     image_encoder_config,
 )
-
-BUILT_PLAINLY = {"vitamin"}
 
 
 def square_images(visual: Any, *, count: int = 2) -> torch.Tensor:
@@ -40,10 +41,42 @@ def test_rebuilt_encoder_is_bit_equal_to_the_tower_of_the_full_model(family: str
 @pytest.mark.parametrize("family", FAMILIES)
 def test_parameters_wait_on_the_meta_device_and_buffers_do_not(family: str) -> None:
     encoder = build_image_encoder(FAMILIES[family])
-    on_meta = {parameter.is_meta for parameter in encoder.parameters()}
-    assert on_meta == {family not in BUILT_PLAINLY}
+    assert all(parameter.is_meta for parameter in encoder.parameters())
     assert not any(buffer.is_meta for buffer in encoder.buffers())
     assert not encoder.training
+
+
+def test_every_image_encoder_of_open_clip_can_be_built_without_values() -> None:
+    for name in open_clip.list_models():
+        encoder = build_image_encoder(open_clip.get_model_config(name))
+        assert all(parameter.is_meta for parameter in encoder.parameters()), name
+        assert not any(buffer.is_meta for buffer in encoder.buffers()), name
+
+
+class LooksAtItsWeight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(3))
+        self.largest = float(self.weight.max())
+
+
+class CopiesItsWeight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(3))
+        self.register_buffer("start", self.weight.detach() * 2, persistent=False)
+
+
+@pytest.mark.parametrize("tower", [LooksAtItsWeight, CopiesItsWeight])
+def test_tower_that_needs_its_values_is_built_with_them(
+    tower: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_encoder, "_build_vision_tower", lambda *_arguments: tower())
+    before = torch.get_rng_state()
+    built = build_image_encoder(FAMILIES["vit"])
+    assert not any(parameter.is_meta for parameter in built.parameters())
+    assert not any(buffer.is_meta for buffer in built.buffers())
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("family", ["vit", "convnext", "vitamin"])

@@ -16,9 +16,16 @@ import torch
 from open_clip.model import _build_vision_tower
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from wiseft_cli.errors import ModelError
 from wiseft_cli.model.quiet import quiet_libraries
+
+_DEVICE_OF: Any = Tensor.device.__get__
+_FILLING = frozenset(
+    ("uniform_", "normal_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_", "copy_")
+)
+"""In-place steps of initialisation."""
 
 
 def image_encoder_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,9 +57,8 @@ def build_image_encoder(model_config: Mapping[str, Any]) -> nn.Module:
     """Build open_clip's visual tower, ready for `assign_weights` and of no use before it.
 
     Parameters are on the meta device, so that none is allocated or drawn at random; buffers are
-    real, since those outside the state dict (rotary embeddings) hold values no file has. Towers
-    that look at the values of their parameters while they are built (ViTamin), or lay buffers
-    where a parameter is (Swin), are built plainly.
+    real, since those outside the state dict (rotary embeddings) hold values no file has. A tower
+    that cannot be built so, or whose buffers would depend on its parameters, is built plainly.
     torch's global generator is left as it was.
 
     Args:
@@ -114,6 +120,36 @@ def _parameters_on_meta() -> Iterator[None]:
 
     hook = register_module_parameter_registration_hook(to_meta)
     try:
-        yield
+        with _ValuesLeftOut():
+            yield
     finally:
         hook.remove()
+
+
+class _ValuesLeftOut(TorchFunctionMode):
+    """What towers do with parameters while they are built, done without their values.
+
+    Filling a parameter is skipped: on the meta device each step of a random draw costs a while
+    and does nothing. Where a tower computes with parameters (ViTamin and MobileCLIP-B run their
+    stem for its shape), the other side of it goes without values too. A tower that lays a buffer
+    where a parameter is (Swin) is told the CPU.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = (*args, *(kwargs or {}).values())
+        if not any(isinstance(item, Tensor) and item.is_meta for item in given):
+            return func(*args, **(kwargs or {}))
+        if func == _DEVICE_OF:
+            return torch.device("cpu")
+        if getattr(func, "__name__", "") in _FILLING:
+            return given[0]
+
+        def without_values(item: Any) -> Any:
+            return item.to("meta") if isinstance(item, Tensor) else item
+
+        return func(
+            *map(without_values, args),
+            **{name: without_values(item) for name, item in (kwargs or {}).items()},
+        )

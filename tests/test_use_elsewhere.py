@@ -1,0 +1,84 @@
+"""Every example of docs/use-elsewhere.md runs as it stands, and gives what wiseft itself gives."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
+from wiseft_cli.checkpoint.writer import write_checkpoint
+from wiseft_cli.cli.app import main
+from wiseft_cli.demo.tiny_clip import embedded_model_folder
+from wiseft_cli.model.classifier import load_classifier
+from wiseft_cli.model.transforms import eval_transform
+
+PAGE = (Path(__file__).parents[1] / "docs" / "use-elsewhere.md").read_text()
+
+
+def write_merged(path: Path) -> None:
+    """A checkpoint of the embedded model whose encoder is away from it, as after fine-tuning."""
+    path.with_name("classes.txt").write_text("0\n1\n2\n")
+    head = ["zeroshot-head", "--model", "local-dir:tiny-clip", "--classes", "classes.txt"]
+    assert main([*head, "-o", "start.safetensors"]) == 0
+    generator = np.random.default_rng(0)
+    with open_checkpoint(Path("start.safetensors")) as reader:
+        arrays = {name: reader.read_array(name) for name in reader.tensors}
+    for name, array in arrays.items():
+        if name.startswith("visual.") and name.endswith("conv1.weight"):
+            arrays[name] = array * generator.uniform(0.9, 1.1, array.shape).astype(np.float32)
+    write_checkpoint(path, arrays, read_card(Path("start.safetensors")))
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The folder in which the page's blocks ran, and the names their Python left."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    names: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        shutil.copytree(embedded_model_folder(), "tiny-clip")
+        pixels = np.random.default_rng(1).integers(0, 256, (50, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save("photo.png")
+        write_merged(Path("merged.safetensors"))
+        for language, text in re.findall(r"^```(console|python)\n(.*?)^```$", PAGE, re.M | re.S):
+            if language == "console":
+                command, _ = text.splitlines()
+                assert main(shlex.split(command.removeprefix("$ wiseft "))) == 0
+            else:
+                exec(text, names)
+    return folder, names
+
+
+def test_the_page_has_one_command_and_its_python_runs(ran: Any) -> None:
+    assert re.findall(r"^\$ wiseft (\w+)", PAGE, re.M) == ["export"]
+    _, names = ran
+    assert names["probabilities"].shape == (1, 2)
+
+
+def test_exported_model_and_plain_model_have_the_encoder_of_the_checkpoint(ran: Any) -> None:
+    folder, names = ran
+    classifier, _ = load_classifier(folder / "merged.safetensors")
+    with torch.no_grad():
+        expected = classifier.encode_image(names["images"])
+    assert torch.equal(names["image_features"], expected)
+    assert torch.equal(names["features"], expected)
+    assert not any(name.startswith("visual.") for name in names["missing"])
+    assert "logit_scale" in names["missing"]
+
+
+def test_classifier_without_wiseft_gives_its_logits(ran: Any) -> None:
+    folder, names = ran
+    classifier, card = load_classifier(folder / "merged.safetensors")
+    transform = eval_transform(card.preprocess or {})
+    images = transform(Image.open(folder / "photo.png"))[None]
+    with torch.no_grad():
+        torch.testing.assert_close(names["logits"], classifier(images), rtol=1e-5, atol=1e-5)
+    assert names["names"] == ["0", "1", "2"]

@@ -111,3 +111,8 @@ def list_some(lines: Sequence[str], *, limit: int = 10) -> list[str]:
     if len(lines) <= limit:
         return list(lines)
     return [*lines[:limit], f"... and {len(lines) - limit} more"]
+
+
+def brief(text: str, *, limit: int = 100) -> str:
+    """Return a text that fits a line of a message, its end left out where it is longer."""
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -97,6 +97,19 @@ def test_templates_nobody_uses_are_a_usage_error(capsys: Captured) -> None:
     ]
 
 
+@pytest.mark.usefixtures("place")
+def test_source_that_is_not_there_shows_the_built_in_sets(capsys: Captured) -> None:
+    assert head("-o", "z.safetensors", classes="imagnet") == 1
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error == "error: --classes imagnet: no such file or folder, and no built-in set"
+    assert hint.startswith("hint: built-in sets: imagenet, ")
+    assert head("--templates", "a photo of a {}", "-o", "z.safetensors") == 1
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error == "error: --templates a photo of a {}: no such file, and no built-in set"
+    assert hint.startswith("hint: built-in sets: openai, simple, ")
+    assert hint.endswith("; a template itself goes after --template")
+
+
 def test_help_names_every_built_in_set() -> None:
     from wiseft_cli.prompts.class_names import BUILTIN_CLASSES
     from wiseft_cli.prompts.templates import BUILTIN_TEMPLATES

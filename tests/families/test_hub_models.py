@@ -15,7 +15,7 @@ import transformers
 
 from tests.families.catalog import family_of
 from tests.families.pipeline import command, head_arguments, write_pictures, write_small_model
-from tests.families.small_tokenizers import put_on_the_hub, write_small_tokenizer
+from tests.families.small_tokenizers import TOWERS, put_on_the_hub, write_small_tokenizer
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
 
@@ -121,6 +121,26 @@ def test_model_of_the_hub_is_the_model_of_the_same_folder(like: str, tmp_path: P
     assert local.digest == hub.digest
     assert hub.model is not None
     assert (hub.model.name, hub.model.source) == (f"hf-hub:{repository}",) * 2
+
+
+def test_text_tower_in_a_local_folder_works_and_cannot_be_exported(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    folder = write_small_model(ROBERTA, tmp_path / "roberta")
+    tower = tmp_path / "tower"
+    TOWERS["roberta"]().save_pretrained(str(tower))
+    change_text_config(folder, hf_model_name=str(tower))
+    output = tmp_path / "z.safetensors"
+    command(*head_arguments(folder, tmp_path, output))
+    capsys.readouterr()
+    arguments = ["export", output, "--model", f"local-dir:{folder}", "-o", tmp_path / "exported"]
+    assert main([str(argument) for argument in arguments]) == 1
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        f"error: roberta: the config of its text tower is read from the folder {tower}, which "
+        "open_clip looks for outside the model's folder",
+        "hint: name a text tower of the hub in text_cfg.hf_model_name",
+    ]
+    assert not (tmp_path / "exported").exists()
 
 
 WITHOUT_HF = """

@@ -238,3 +238,37 @@ def test_every_format_gives_back_what_was_written(tmp_path: Path, classes: dict[
     assert read_class_names(write(tmp_path, document, name="c.json")).entries == expected
     document = yaml.safe_dump(classes, sort_keys=False, allow_unicode=False)
     assert read_class_names(write(tmp_path, document, name="c.yaml")).entries == expected
+
+
+@pytest.mark.parametrize("name", ["c.txt", "c.yaml", "c.json"])
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.one_of(
+        st.binary(max_size=60),
+        st.text(
+            st.sampled_from("ab\t\n \"'{}[]:,-?&*!|>%@#~1\u00e9\ufeff\x00\u2028"), max_size=60
+        ).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    )
+)
+def test_any_bytes_are_a_class_list_or_a_refusal_that_names_the_file(
+    tmp_path: Path, name: str, data: bytes
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    refused: ClassNamesError | None = None
+    try:
+        found = read_class_names(path)
+    except ClassNamesError as error:
+        refused = error
+    if refused is not None:
+        assert refused.message.startswith(str(path))
+        return
+    ids = [entry.id for entry in found.entries]
+    assert ids
+    assert len(set(ids)) == len(ids)
+    assert all(entry.id.strip() and entry.name.strip() for entry in found.entries)
+    prompts = list(found.prompts(["a {}"]))
+    assert [index for index, _ in prompts] == sorted(index for index, _ in prompts)
+    assert {index for index, _ in prompts} == set(range(len(ids)))

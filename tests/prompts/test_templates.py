@@ -67,6 +67,14 @@ def test_templates_without_placeholder_are_all_named(tmp_path: Path) -> None:
     assert caught.value.hint == "write each as in 'a photo of a {}.'"
 
 
+def test_long_text_that_is_no_template_is_not_shown_whole(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text("x" * 5000)
+    assert refusal(path).message == (
+        f"1 template has no {{}}, where the class name goes\n  {path}, line 1: '{'x' * 97}...'"
+    )
+
+
 def test_empty_and_missing_files_are_errors(tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     with pytest.raises(TemplatesError) as caught:

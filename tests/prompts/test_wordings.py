@@ -96,12 +96,33 @@ def test_wordings_that_make_no_sense_are_all_named(tmp_path: Path) -> None:
         f"{path}: is not a class list\n"
         "  line 1: the list of names is empty\n"
         "  line 2: the name is empty\n"
-        "  line 3: a prompt is empty, or there is none\n"
-        "  line 4: a prompt is empty, or there is none\n"
+        "  line 3: the list of prompts is empty\n"
+        "  line 4: the prompt is empty\n"
         "  line 5: synonyms are of no use beside prompts of its own\n"
         "  line 6: the name 'owl' stands twice\n"
         "  line 7: the prompt 'x' stands twice"
     )
+
+
+def test_over_long_names_and_prompts_are_named_with_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        f"a: [cat, {'x' * 251}]\nb: {{prompts: [ok, {'y' * 2001}]}}\n{'z' * 251}: owl\n"
+    )
+    with pytest.raises(ClassNamesError) as caught:
+        read_class_names(path)
+    assert caught.value.message == (
+        f"{path}: is not a class list\n"
+        "  line 1: the name has 251 characters, at most 250 are allowed\n"
+        "  line 2: the prompt has 2001 characters, at most 2000 are allowed\n"
+        "  line 3: the id has 251 characters, at most 250 are allowed"
+    )
+
+
+def test_prompts_may_go_over_several_lines(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("a:\n  prompts:\n  - |\n    a cat\n    in the sun\n")
+    assert list(read_class_names(path).prompts([])) == [(0, "a cat\nin the sun")]
 
 
 texts = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=20).filter(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wiseft_cli.errors import UsageError
+from wiseft_cli.errors import ClassNamesError, TemplatesError, UsageError
 from wiseft_cli.prompts.templates import BUILTIN_TEMPLATES, read_templates
 
 if TYPE_CHECKING:
@@ -21,19 +21,29 @@ def read_classes(source: str) -> ClassList:
         WiseftError: Nothing there, or no class list.
     """
     # lazy: yaml costs a while, and --help needs none of it
-    from wiseft_cli.data.dataset_card import is_dataset_card_name, read_dataset_card
+    from wiseft_cli.data.dataset_card import (
+        dataset_card_names,
+        is_dataset_card_name,
+        read_dataset_card,
+    )
     from wiseft_cli.prompts.class_names import BUILTIN_CLASSES, read_class_names
 
+    if source not in BUILTIN_CLASSES and not is_dataset_card_name(source):
+        if not Path(source).exists():
+            known = tuple(dict.fromkeys((*BUILTIN_CLASSES, *dataset_card_names())))
+            raise ClassNamesError(
+                f"--classes {source}: no such file or folder, and no built-in set",
+                hint=f"built-in sets: {', '.join(known)}",
+            )
+        return read_class_names(Path(source))
     if source in BUILTIN_CLASSES:
         classes = _class_list(source)
-    elif is_dataset_card_name(source):
+    else:
         card = read_dataset_card(source)
-        classes = _class_list(card.classes)
         wanted = set(card.class_ids)
+        classes = _class_list(card.classes)
         entries = tuple(entry for entry in classes.entries if entry.id in wanted)
         classes = replace(classes, entries=entries)
-    else:
-        return read_class_names(Path(source))
     if not Path(source).exists():
         return classes
     note = f"{source} is the built-in set; the file or folder of that name would be ./{source}"
@@ -79,7 +89,11 @@ def read_prompt_templates(
         WiseftError: No templates, or none that are needed.
     """
     # lazy: as above
-    from wiseft_cli.data.dataset_card import is_dataset_card_name, read_dataset_card
+    from wiseft_cli.data.dataset_card import (
+        dataset_card_names,
+        is_dataset_card_name,
+        read_dataset_card,
+    )
 
     def load_set(name: str) -> tuple[str, ...]:
         from wiseft_cli.model.builtin_sets import template_set  # lazy: open_clip costs seconds
@@ -87,6 +101,15 @@ def read_prompt_templates(
         return template_set(name)
 
     if class_list.needs_templates:
+        known = tuple(dict.fromkeys((*BUILTIN_TEMPLATES, *dataset_card_names())))
+        for source in sources:
+            is_known = source in known or is_dataset_card_name(source)
+            if not is_known and not Path(source).exists():
+                raise TemplatesError(
+                    f"--templates {source}: no such file, and no built-in set",
+                    hint=f"built-in sets: {', '.join(known)}; a template itself goes after "
+                    "--template",
+                )
         resolved = [
             read_dataset_card(source).templates
             if source not in BUILTIN_TEMPLATES and is_dataset_card_name(source)

@@ -24,6 +24,7 @@ from wiseft_cli.errors import (
     ModelError,
     TemplatesError,
     WiseftError,
+    brief,
     list_some,
 )
 from wiseft_cli.model.hub_errors import not_had
@@ -226,8 +227,8 @@ def _check_tells_texts_apart(name: str, tokenizer: Any) -> None:
 def _refuse_long(tokenizer: PromptTokenizer, prompts: Sequence[str]) -> None:
     if prompts:
         count = "1 prompt has" if len(prompts) == 1 else f"{len(prompts)} prompts have"
-        lines = "".join(f"\n  {prompt}" for prompt in list_some(prompts))
+        lines = "".join(f"\n  {brief(prompt)}" for prompt in list_some(prompts))
         raise TemplatesError(
             f"{count} more than the {tokenizer.context_length} tokens that the model reads{lines}",
-            hint="shorten the templates or the class names, or cut the prompts with --truncate",
+            hint="brief the templates or the class names, or cut the prompts with --truncate",
         )

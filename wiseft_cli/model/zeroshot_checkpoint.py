@@ -27,7 +27,7 @@ from wiseft_cli.checkpoint.card import (
 )
 from wiseft_cli.checkpoint.digest import canonical_json, sha256_of
 from wiseft_cli.checkpoint.writer import write_checkpoint
-from wiseft_cli.errors import list_some
+from wiseft_cli.errors import brief, list_some
 from wiseft_cli.model.classifier import ImageClassifier, state_arrays
 from wiseft_cli.model.encoder_checkpoint import load_encoder, put_encoder
 from wiseft_cli.model.full_clip import FullClip, load_full_clip
@@ -164,7 +164,7 @@ def _cut_notes(prompts: Sequence[str], context_length: int) -> tuple[str, ...]:
     if not prompts:
         return ()
     count = "1 prompt is" if len(prompts) == 1 else f"{len(prompts)} prompts are"
-    shown = ", ".join(list_some([repr(text) for text in prompts], limit=3))
+    shown = ", ".join(list_some([repr(brief(text)) for text in prompts], limit=3))
     return (f"{count} cut to {context_length} tokens, the end-of-text token included: {shown}",)
 
 

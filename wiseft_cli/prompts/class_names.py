@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from wiseft_cli.checkpoint.card import ClassEntry
-from wiseft_cli.errors import ClassNamesError, list_some
+from wiseft_cli.errors import ClassNamesError, brief, list_some
 from wiseft_cli.prompts.class_documents import Found, read_class_document
 from wiseft_cli.prompts.documents import YAML_SUFFIXES
 from wiseft_cli.prompts.templates import fill_template
@@ -26,6 +26,9 @@ BUILTIN_CLASSES = ("imagenet",)
 
 MAX_CHARACTERS = 250
 """Longest id or name. A longer line is a file of another kind, not a class."""
+
+MAX_PROMPT_CHARACTERS = 2000
+"""Longest prompt of a class's own; no text tower reads as much."""
 
 _ID_FORM = "give each class an id of its own: id<TAB>name, one a line"
 
@@ -171,28 +174,32 @@ def _class_list(
 
 
 def _bad_texts(entry: Found) -> list[str]:
-    texts = [] if entry.id is None else [("id", entry.id)]
-    texts += [("name", name) for name in entry.names]
+    texts = [] if entry.id is None else [("id", entry.id, MAX_CHARACTERS)]
+    texts += [("name", name, MAX_CHARACTERS) for name in entry.names]
+    texts += [("prompt", prompt, MAX_PROMPT_CHARACTERS) for prompt in entry.prompts or ()]
     problems = []
-    for kind, text in texts:
+    for kind, text, limit in texts:
         if not text:
             problems.append(f"{entry.where}: the {kind} is empty")
-        elif len(text) > MAX_CHARACTERS:
+        elif len(text) > limit:
             problems.append(
-                f"{entry.where}: the {kind} has {len(text)} characters, at most "
-                f"{MAX_CHARACTERS} are allowed"
+                f"{entry.where}: the {kind} has {len(text)} characters, at most {limit} are allowed"
             )
-        elif any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
-            problems.append(f"{entry.where}: the {kind} {text!r} has control characters")
+        elif kind != "prompt" and any(
+            unicodedata.category(character) in ("Cc", "Cs") for character in text
+        ):
+            problems.append(f"{entry.where}: the {kind} {brief(text)!r} has control characters")
     if not entry.names:
         problems.append(f"{entry.where}: the list of names is empty")
-    if entry.prompts is not None and not all(entry.prompts or [""]):
-        problems.append(f"{entry.where}: a prompt is empty, or there is none")
+    if entry.prompts == ():
+        problems.append(f"{entry.where}: the list of prompts is empty")
     if entry.prompts is not None and len(entry.names) > 1:
         problems.append(f"{entry.where}: synonyms are of no use beside prompts of its own")
     for kind, values in (("name", entry.names), ("prompt", entry.prompts or ())):
         repeated = _repeats(("", text) for text in values if text)
-        problems += [f"{entry.where}: the {kind} {text!r} stands twice" for text, _ in repeated]
+        problems += [
+            f"{entry.where}: the {kind} {brief(text)!r} stands twice" for text, _ in repeated
+        ]
     return problems
 
 

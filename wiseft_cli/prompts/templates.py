@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from wiseft_cli.errors import TemplatesError, list_some
+from wiseft_cli.errors import TemplatesError, brief, list_some
 from wiseft_cli.prompts.text_file import read_text
 
 BUILTIN_TEMPLATES = ("openai", "simple")
@@ -102,7 +102,7 @@ def _read_list(path: Path) -> list[tuple[str, str]]:
 
 def _check_placeholders(found: Sequence[tuple[str, str]]) -> None:
     wrong = [
-        where if where.startswith("--") else f"{where}: {template!r}"
+        brief(where) if where.startswith("--") else f"{where}: {brief(template)!r}"
         for where, template in found
         if PLACEHOLDER not in template
     ]

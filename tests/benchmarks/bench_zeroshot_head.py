@@ -40,6 +40,13 @@ TOLERANCE = 1e-5
 CLASS_COUNTS = (1_000, 21_000)
 """Numbers of classes whose peaks are compared: ImageNet-1k's and about ImageNet-21k's."""
 
+TINY: dict[str, Any] = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1},
+}
+"""A CLIP whose text tower costs little more than its tokenizer."""
+
 
 def run_side(side: str, *, model_name: str, class_count: int, out: Path) -> None:
     """Build one head, save it, and print what it cost as JSON."""
@@ -177,23 +184,23 @@ def peak_mib() -> float:
 
 
 def encode_many(class_count: int) -> None:
-    """Encode 80 prompts for each of many classes with the embedded model; print the cost."""
+    """Encode 80 prompts for each of many classes with a tiny text tower; print the cost."""
     import open_clip
 
     from wiseft_cli.checkpoint.card import ClassEntry
-    from wiseft_cli.demo.tiny_clip import embedded_model_folder
-    from wiseft_cli.model.full_clip import load_full_clip
-    from wiseft_cli.model.model_source import find_model
+    from wiseft_cli.model.full_clip import build_untrained_clip
+    from wiseft_cli.model.tokenizer import prompt_tokenizer
     from wiseft_cli.model.zeroshot_head import encode_prompts
     from wiseft_cli.prompts.class_names import ClassList
 
+    model = build_untrained_clip(TINY).eval()
+    tokenizer = prompt_tokenizer(open_clip.get_tokenizer("ViT-B-32"), 77)
     templates = [f"{at} {{}}" for at in range(len(open_clip.OPENAI_IMAGENET_TEMPLATES))]
-    full = load_full_clip(find_model(f"local-dir:{embedded_model_folder()}", pretrained=None))
     entries = tuple(ClassEntry(f"c{at}", f"thing {at}") for at in range(class_count))
     before = peak_mib()
     begin = time.perf_counter()
     prompts = ClassList(entries, "text").prompts(templates)
-    encode_prompts(full.model, full.tokenizer, prompts, class_count=class_count)
+    encode_prompts(model, tokenizer, prompts, class_count=class_count)
     seconds = time.perf_counter() - begin
     print(json.dumps({"seconds": seconds, "before": before, "peak": peak_mib()}))
 
@@ -239,12 +246,15 @@ def write_one(model_name: str) -> None:
 
 def report_memory(models: Sequence[str]) -> None:
     """Print peaks over the number of classes, and of writing."""
-    print("| classes | prompts | seconds | MiB before | peak MiB |\n|---|---|---|---|---|")
+    print(
+        "| classes | prompts | seconds | MiB before | peak MiB |\n|---|---|---|---|---|", flush=True
+    )
     for count in CLASS_COUNTS:
         found = run_self("--encode-many", str(count))
         print(
             f"| {count:,} | {count * 80:,} | {found['seconds']:.0f} | {found['before']:.0f} | "
-            f"{found['peak']:.0f} |"
+            f"{found['peak']:.0f} |",
+            flush=True,
         )
     print("\n| model | image encoder MiB | MiB when writing begins | peak MiB while writing |")
     print("|---|---|---|---|")

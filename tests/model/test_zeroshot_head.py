@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from tests.model.conftest import CONTEXT_LENGTH, FAMILIES, random_clip
 from wiseft_cli.errors import ModelError, TemplatesError
 from wiseft_cli.model import zeroshot_head
+from wiseft_cli.model.text_encoder import TextEncoder
 from wiseft_cli.model.tokenizer import PromptTokenizer, prompt_tokenizer
 from wiseft_cli.model.zeroshot_head import build_zeroshot_head, encode_prompts
 from wiseft_cli.prompts.templates import fill_template
@@ -151,6 +154,39 @@ def test_prompts_are_read_in_windows_and_never_held_at_once(
         on_progress=lambda _count: read_when_encoded.append(read),
     )
     assert read_when_encoded == [10, 10, 20, 20, 30, 30, 40, 40]
+
+
+class Watched:
+    """Counts the rows of the tensors that are alive, each time a new one is made."""
+
+    def __init__(self) -> None:
+        self.alive: list[tuple[weakref.ref[torch.Tensor], int]] = []
+        self.most = 0
+
+    def add(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.alive.append((weakref.ref(tensor), len(tensor)))
+        self.most = max(self.most, sum(rows for ref, rows in self.alive if ref() is not None))
+        return tensor
+
+
+def test_tokens_and_features_never_lie_in_memory_at_once(
+    tokenizer: PromptTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 900 prompts, at most two windows of tokens and two batches of features are alive."""
+    batch_size, window = 5, 10
+    tokens, features = Watched(), Watched()
+    encode = TextEncoder.__call__
+    monkeypatch.setattr(zeroshot_head, "WINDOW_BATCHES", window // batch_size)
+    monkeypatch.setattr(
+        TextEncoder, "__call__", lambda self, batch: features.add(encode(self, batch))
+    )
+    watched = replace(
+        tokenizer, tokenize=lambda *args, **kw: tokens.add(tokenizer.tokenize(*args, **kw))
+    )
+    prompts = ((index // 9, f"x {index}") for index in range(900))
+    encode_prompts(random_clip("vit"), watched, prompts, class_count=100, batch_size=batch_size)
+    assert 0 < tokens.most <= 2 * window
+    assert 0 < features.most <= 2 * batch_size
 
 
 def test_classes_may_have_different_numbers_of_prompts(tokenizer: PromptTokenizer) -> None:

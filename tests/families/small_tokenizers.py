@@ -87,7 +87,10 @@ def write_small_tokenizer(folder: Path, kind: str) -> None:
         special_tokens=[(name, vocabulary[name]) for name in described.specials],
     )
     roles = {f"{role}_token": token for role, token in described.roles.items()}
-    PreTrainedTokenizerFast(tokenizer_object=inner, **roles).save_pretrained(str(folder))
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=inner, clean_up_tokenization_spaces=False, **roles
+    )
+    made.save_pretrained(str(folder))
 
 
 def put_small_tower_on_the_hub(name: str) -> None:

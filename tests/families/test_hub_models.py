@@ -87,9 +87,11 @@ def test_vocabulary_beyond_that_of_a_tower_of_the_hub_is_an_error(
 
 def test_tokenizer_without_a_vocabulary_is_an_error(tmp_path: Path, capsys: Captured) -> None:
     folder = write_small_model(ROBERTA, tmp_path / "roberta")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).unlink()
-    transformers.RobertaConfig().save_pretrained(str(folder))
+    path = folder / "tokenizer.json"
+    document = json.loads(path.read_text())
+    vocabulary = document["model"]["vocab"]
+    document["model"]["vocab"] = {name: at for name, at in vocabulary.items() if len(name) > 1}
+    path.write_text(json.dumps(document))
     assert head_fails(folder, tmp_path, capsys) == [
         "error: the tokenizer of roberta gives the same tokens for different texts",
         "hint: its vocabulary is missing where it was loaded from; fetch the files again",

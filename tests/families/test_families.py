@@ -128,6 +128,15 @@ def test_padding_is_left_out_only_where_features_stay_the_same(run: Run) -> None
         assert torch.equal(found, expected)
 
 
+def test_bfloat16_is_near_float32(run: Run) -> None:
+    tokens = run.tokenizer(PROMPTS)
+    with torch.no_grad():
+        exact = TextEncoder(run.model)(tokens)
+        rough = TextEncoder(run.model, precision="bf16")(tokens)
+    assert rough.dtype == torch.float32
+    assert 0 < (exact - rough).abs().max() < 0.03
+
+
 def test_export_is_loaded_by_open_clip_with_the_features_of_both_towers(run: Run) -> None:
     exported, _, _ = open_clip.create_model_and_transforms(f"local-dir:{run.exported}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{run.exported}", **bpe_option(run.exported))

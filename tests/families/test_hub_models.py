@@ -170,6 +170,8 @@ def test_every_command_works_where_the_extra_hf_is_not_installed(tmp_path: Path)
     images = write_pictures(tmp_path / "images", 32)
     z, f, m = (tmp_path / f"{name}.safetensors" for name in "zfm")
     cpu = ["--device", "cpu", "--workers", 0]
+    hub, from_hub = tmp_path / "hub.safetensors", tmp_path / "hub"
+    command(*head_arguments(write_small_model(ROBERTA, from_hub), tmp_path, hub))
     commands: list[list[object]] = [
         [*head_arguments(folder, tmp_path, z)],
         ["finetune", z, "--train", images, "-o", f, "--steps", 1, "--warmup", 0, *cpu],
@@ -177,11 +179,13 @@ def test_every_command_works_where_the_extra_hf_is_not_installed(tmp_path: Path)
         ["eval", z, f, "--alpha", "0.5", "--data", images, *cpu],
         ["predict", m, images, *cpu],
         ["export", m, "--model", f"local-dir:{folder}", "-o", tmp_path / "exported"],
+        # A classifier whose text tower came from the hub needs it no more.
+        ["eval", hub, "--data", images, *cpu],
     ]
     chained = [[str(word) for word in words] for words in commands]
     program = WITHOUT_HF.replace(
         "sys.exit(main(sys.argv[1:]))",
-        f"codes = [main(words) for words in {chained!r}]; assert codes == [0] * 6, codes",
+        f"codes = [main(words) for words in {chained!r}]; assert codes == [0] * 7, codes",
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],

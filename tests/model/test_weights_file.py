@@ -122,6 +122,22 @@ def test_damaged_and_foreign_files_are_refused(
     assert caught.value.message == f"{path}: {message}"
 
 
+def test_checkpoint_of_wiseft_is_no_clip_model_and_the_way_to_use_it_is_shown(
+    tmp_path: Path,
+) -> None:
+    content = {"visual.proj": torch.ones(2, 2), "classification_head.weight": torch.ones(1, 2)}
+    path = write(tmp_path / "zeroshot.safetensors", content)
+    with pytest.raises(ModelError) as caught:
+        examine_weights(path)
+    assert caught.value.message == (
+        f"{path}: is a classifier, image encoder and head, expected a whole CLIP model"
+    )
+    assert caught.value.hint == (
+        f"its encoder is taken by --image-encoder {path}, beside the --pretrained weights that it "
+        "was made from"
+    )
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         examine_weights(tmp_path / "w.pt")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from wiseft_cli.checkpoint.header import read_header
 from wiseft_cli.errors import ModelError, NotACheckpointError, list_some
+from wiseft_cli.model.classifier import HEAD_WEIGHT
 from wiseft_cli.model.quiet import quiet_libraries
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
@@ -52,7 +53,7 @@ def examine_weights(path: Path) -> WeightsFile:
 
     Raises:
         ModelError: Missing, of an unknown kind, a TorchScript archive, in need of unpickling,
-            or no state dict.
+            no state dict, or that of a classifier.
     """
     if not path.is_file():
         raise ModelError(f"{path}: is no file, expected model weights")
@@ -62,6 +63,12 @@ def examine_weights(path: Path) -> WeightsFile:
             hint=f"give a file that ends in {', '.join(SUFFIXES)}",
         )
     shapes = _safetensors_shapes(path) if path.suffix == ".safetensors" else _torch_shapes(path)
+    if HEAD_WEIGHT in shapes:
+        raise ModelError(
+            f"{path}: is a classifier, image encoder and head, expected a whole CLIP model",
+            hint=f"its encoder is taken by --image-encoder {path}, beside the --pretrained weights "
+            "that it was made from",
+        )
     return WeightsFile(path, shapes, _file_digest(path))
 
 

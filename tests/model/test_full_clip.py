@@ -164,6 +164,11 @@ def test_missing_pieces_of_a_folder_are_named(vit_folder: Path, tmp_path: Path) 
     assert refusal(f"local-dir:{vit_folder}").message == (
         f"{config}: its model_cfg has no vision_cfg, text_cfg"
     )
+    towers = '"embed_dim": 4, "vision_cfg": [1], "text_cfg": {}'
+    config.write_text(f'{{"model_cfg": {{{towers}}}}}')
+    assert refusal(f"local-dir:{vit_folder}").message == (
+        f"{config}: its vision_cfg is no mapping, but list"
+    )
     config.unlink()
     assert refusal(f"local-dir:{vit_folder}").message == (
         f"{config}: is missing from the model folder"

@@ -11,7 +11,7 @@ from open_clip import image_transform
 from PIL import Image
 
 from wiseft_cli.errors import ModelError
-from wiseft_cli.model.transforms import eval_transform, train_transform
+from wiseft_cli.model.transforms import check_preprocessing, eval_transform, train_transform
 
 PREPROCESS: dict[str, Any] = {
     "size": 32,
@@ -103,3 +103,21 @@ def test_unknown_fields_are_left_out_and_absent_ones_take_defaults() -> None:
 def test_unknown_value_is_refused() -> None:
     with pytest.raises(ModelError, match=r"preprocessing .* is not one that open_clip knows"):
         eval_transform({**PREPROCESS, "resize_mode": "fold"})
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"interpolation": "wobbly"},
+        {"resize_mode": "odd"},
+        {"mean": "x"},
+        {"mean": [0.5, 0.5]},
+        {"std": [0, 0, 0]},
+    ],
+)
+def test_preprocessing_that_no_image_passes_is_found_without_images(field: dict[str, Any]) -> None:
+    check_preprocessing({"size": 8})
+    with pytest.raises(
+        ModelError, match=r"^the preprocessing \{.*\} is not one that open_clip knows"
+    ):
+        check_preprocessing({"size": 8, **field})

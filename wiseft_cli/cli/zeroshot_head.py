@@ -164,8 +164,9 @@ def _describe_templates(
     class_list: ClassList, templates: Sequence[str], prompt_count: int, were_given: bool
 ) -> str:
     own = len(class_list.own_prompts)
+    prompts = "1 prompt" if prompt_count == 1 else f"{prompt_count} prompts"
     if not templates:
-        return f"templates: none, every class brings its own prompts; {prompt_count} prompts"
+        return f"templates: none, every class brings its own prompts; {prompts}"
     origin = "as given" if were_given else "the default"
     brought = f", {own} of {len(class_list.entries)} classes bring their own" if own else ""
-    return f"templates: {len(templates)}, {origin}; {prompt_count} prompts{brought}"
+    return f"templates: {len(templates)}, {origin}; {prompts}{brought}"

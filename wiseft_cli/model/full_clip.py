@@ -25,6 +25,7 @@ from wiseft_cli.model.image_encoder import image_encoder_config
 from wiseft_cli.model.model_source import ModelSource
 from wiseft_cli.model.quiet import quiet_libraries
 from wiseft_cli.model.tokenizer import PromptTokenizer, load_tokenizer
+from wiseft_cli.model.transforms import check_preprocessing
 from wiseft_cli.model.weights_file import WeightsFile, examine_weights, load_weights
 
 RANDOM_WEIGHTS_SEED = 0
@@ -101,13 +102,15 @@ def load_full_clip(
         notes += _resize_notes(model, weights)
         load_weights(model, weights)
     tower: Any = model.visual
+    preprocess = {**source.preprocess, "size": tower.image_size}
+    check_preprocessing(preprocess)  # here, where it comes from, not when images are read
     return FullClip(
         model=model.eval().to(device),
         tokenizer=tokenizer,
         name=source.name,
         source=source.published or (None if weights is None else weights.digest),
         config=config,
-        preprocess={**source.preprocess, "size": tower.image_size},
+        preprocess=preprocess,
         weights_digest=None if weights is None else weights.digest,
         notes=source.notes + notes,
     )

@@ -252,5 +252,9 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
     if missing:
         raise ModelError(f"{path}: its model_cfg has no {', '.join(missing)}")
-    preprocess = merge_preprocess_dict(PreprocessCfg(), document.get("preprocess_cfg") or {})
-    return config, dict(preprocess)
+    stated = document.get("preprocess_cfg") or {}
+    towers = {"vision_cfg": config["vision_cfg"], "text_cfg": config["text_cfg"]}
+    for field, value in {**towers, "preprocess_cfg": stated}.items():
+        if not isinstance(value, dict):
+            raise ModelError(f"{path}: its {field} is no mapping, but {type(value).__name__}")
+    return config, dict(merge_preprocess_dict(PreprocessCfg(), stated))

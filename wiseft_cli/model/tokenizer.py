@@ -230,5 +230,5 @@ def _refuse_long(tokenizer: PromptTokenizer, prompts: Sequence[str]) -> None:
         lines = "".join(f"\n  {brief(prompt)}" for prompt in list_some(prompts))
         raise TemplatesError(
             f"{count} more than the {tokenizer.context_length} tokens that the model reads{lines}",
-            hint="brief the templates or the class names, or cut the prompts with --truncate",
+            hint="shorten the templates or the class names, or cut the prompts with --truncate",
         )

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from open_clip import AugmentationCfg
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from PIL.Image import Image
+from PIL.Image import new as new_image
 from torch import Tensor
 
 from wiseft_cli.errors import ModelError
@@ -57,6 +58,21 @@ def train_transform(
     return _open_clip_transform(preprocess, is_train=True)
 
 
+def check_preprocessing(preprocess: Mapping[str, Any]) -> None:
+    """Make sure that images can go through `eval_transform`, by one of four pixels.
+
+    Raises:
+        ModelError: A field has a value that open_clip does not know, or cannot use.
+    """
+    transform = eval_transform(preprocess)
+    try:
+        is_usable = bool(transform(new_image("RGB", (2, 2))).isfinite().all())
+    except Exception as error:  # fields are free-form, and so is what strikes the transform
+        raise _unknown(preprocess, error) from None
+    if not is_usable:
+        raise _unknown(preprocess, ValueError("it makes numbers that are not finite"))
+
+
 def _open_clip_transform(preprocess: Mapping[str, Any], *, is_train: bool) -> Transform:
     try:
         config = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), dict(preprocess)))
@@ -64,8 +80,12 @@ def _open_clip_transform(preprocess: Mapping[str, Any], *, is_train: bool) -> Tr
             config, is_train=is_train, aug_cfg=AugmentationCfg(scale=CROP_SCALE)
         )
     except (AssertionError, TypeError, ValueError, IndexError) as error:
-        raise ModelError(
-            f"the preprocessing {dict(preprocess)} is not one that open_clip knows"
-            + (f": {error}" if str(error) else "")
-        ) from None
+        raise _unknown(preprocess, error) from None
     return transform
+
+
+def _unknown(preprocess: Mapping[str, Any], error: Exception) -> ModelError:
+    return ModelError(
+        f"the preprocessing {dict(preprocess)} is not one that open_clip knows"
+        + (f": {error}" if str(error) else "")
+    )

@@ -26,6 +26,7 @@ from wiseft_cli.model.model_source import ModelSource
 from wiseft_cli.model.quiet import quiet_libraries
 from wiseft_cli.model.tokenizer import PromptTokenizer, load_tokenizer
 from wiseft_cli.model.transforms import check_preprocessing
+from wiseft_cli.model.unfilled import FillingLeftOut
 from wiseft_cli.model.weights_file import WeightsFile, examine_weights, load_weights
 
 RANDOM_WEIGHTS_SEED = 0
@@ -95,10 +96,13 @@ def load_full_clip(
         notes = _override_notes(config["quick_gelu"], quick_gelu, notes)
         config["quick_gelu"] = quick_gelu
     tokenizer = load_tokenizer(source)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(RANDOM_WEIGHTS_SEED)
-        model = build_untrained_clip(config)
-    if weights is not None:
+    if weights is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(RANDOM_WEIGHTS_SEED)
+            model = build_untrained_clip(config)
+    else:
+        with torch.random.fork_rng(devices=[]), FillingLeftOut():
+            model = build_untrained_clip(config)
         notes += _resize_notes(model, weights)
         load_weights(model, weights)
     tower: Any = model.visual

@@ -8,24 +8,16 @@ It does not read files and does not know the classification head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from open_clip.model import _build_vision_tower
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.overrides import TorchFunctionMode
 
 from wiseft_cli.errors import ModelError
 from wiseft_cli.model.quiet import quiet_libraries
-
-_DEVICE_OF: Any = Tensor.device.__get__
-_FILLING = frozenset(
-    ("uniform_", "normal_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_", "copy_")
-)
-"""In-place steps of initialisation."""
+from wiseft_cli.model.unfilled import parameters_on_meta
 
 
 def image_encoder_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,7 +64,7 @@ def build_image_encoder(model_config: Mapping[str, Any]) -> nn.Module:
     arguments = (config["embed_dim"], config["vision_cfg"], config["quick_gelu"])
     with quiet_libraries(), torch.random.fork_rng(devices=[]):
         try:
-            with _parameters_on_meta():
+            with parameters_on_meta():
                 tower = _build_vision_tower(*arguments)
             if not any(buffer.is_meta for buffer in tower.buffers()):
                 return _eval(tower)
@@ -107,49 +99,3 @@ def assign_weights(image_encoder: nn.Module, state_dict: Mapping[str, Tensor]) -
 
 def _eval(module: nn.Module) -> nn.Module:
     return module.eval()
-
-
-@contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Move every parameter to the meta device as soon as a module registers it."""
-
-    def to_meta(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> Any:
-        if parameter is None or parameter.is_meta:
-            return None
-        return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-
-    hook = register_module_parameter_registration_hook(to_meta)
-    try:
-        with _ValuesLeftOut():
-            yield
-    finally:
-        hook.remove()
-
-
-class _ValuesLeftOut(TorchFunctionMode):
-    """What towers do with parameters while they are built, done without their values.
-
-    Filling a parameter is skipped: on the meta device each step of a random draw costs a while
-    and does nothing. Where a tower computes with parameters (ViTamin and MobileCLIP-B run their
-    stem for its shape), the other side of it goes without values too. A tower that lays a buffer
-    where a parameter is (Swin) is told the CPU.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        given = (*args, *(kwargs or {}).values())
-        if not any(isinstance(item, Tensor) and item.is_meta for item in given):
-            return func(*args, **(kwargs or {}))
-        if func == _DEVICE_OF:
-            return torch.device("cpu")
-        if getattr(func, "__name__", "") in _FILLING:
-            return given[0]
-
-        def without_values(item: Any) -> Any:
-            return item.to("meta") if isinstance(item, Tensor) else item
-
-        return func(
-            *map(without_values, args),
-            **{name: without_values(item) for name, item in (kwargs or {}).items()},
-        )

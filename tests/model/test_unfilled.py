@@ -19,7 +19,6 @@ def build_layers() -> nn.Module:
         nn.Linear(4, 4), nn.Conv2d(3, 4, 2), nn.Embedding(5, 4), nn.MultiheadAttention(4, 2)
     )
     layers.register_buffer("counts", torch.empty(3).fill_(7))
-    nn.init.trunc_normal_(layers[0].weight)
     return layers
 
 
@@ -30,6 +29,14 @@ def test_nothing_is_drawn_and_buffers_are_filled() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert layers.counts.tolist() == [7, 7, 7]
     assert not any(parameter.is_meta for parameter in layers.parameters())
+
+
+def test_draws_that_look_at_what_they_filled_come_to_an_end() -> None:
+    """Newer torch rejects values by looking at them; here it meets whatever lay in memory."""
+    weight = nn.Parameter(torch.tensor([float("nan"), float("inf"), 1e30, 0.0]))
+    with FillingLeftOut():
+        nn.init.trunc_normal_(weight)
+        nn.init.trunc_normal_(weight, mean=5.0, std=1.0, a=-1.0, b=3.0)
 
 
 def test_parameters_are_on_meta_and_buffers_are_not() -> None:

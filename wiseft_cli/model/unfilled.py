@@ -41,7 +41,11 @@ _FILLING = frozenset(
 
 
 class FillingLeftOut(TorchFunctionMode):
-    """Within it parameters keep whatever their memory held; buffers are made as always."""
+    """Within it parameters keep whatever their memory held; buffers are made as always.
+
+    What is not a step of the list, such as torch's redrawing of values that are out of bounds, is
+    done for nothing.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None

@@ -7,9 +7,9 @@ ImageNet names, an even spread over the classes, with OpenAI's 80 templates; ran
 float32, CPU. Each side runs in processes of its own, the sides in turns, so that load on the
 machine meets all; of each the run with the fewest CPU seconds counts, and the ratios are of these.
 Seconds are those of tokenizing and encoding alone, the peak is the largest resident set of the
-process. The ceiling is what leaving
-out padding alone can give: the context over the mean length, of the sample and of all 80,000
-prompts. With --memory: the peaks over the number of classes, and of writing a checkpoint.
+process. The ceiling is what leaving out padding alone can give: the context over the mean length,
+of the sample and of all 80,000 prompts. With --memory: the peaks over the number of classes, and of
+writing a checkpoint.
 """
 
 from __future__ import annotations

@@ -1,15 +1,22 @@
 """Images per second of fine-tuning: this package against a plain torch loop, and its ceiling.
 
-    python tests/benchmarks/bench_finetune.py CHECKPOINT [--images 512] [--batch-size 64]
-        [--workers 0] [--repeats 6] [--threads 1] [--image-size 28]
+    python -m tests.benchmarks.bench_finetune CHECKPOINT|MODEL [--images 512] [--image-size 28]
+        [--batch-size 64] [--epochs 2] [--workers 0] [--threads 1] [--repeats 6]
 
-Three sides share the model, the batch size, the transform, the number of workers and the images
-(random PNGs, made on the spot): the package's loop with its seeding and checks, a loop written
-out with the same DataLoader, and the same loop on one batch of ready tensors, which is what the
-hardware gives when images cost nothing. The sides take turns in one process, so that load on
-the machine meets all. Printed are the medians over the rounds of the seconds and of the ratio to
-the plain loop of the same round, and the same ratio of this process's CPU time, which a loaded
-machine disturbs less (workers are not in it). The start of worker processes counts.
+MODEL is a name of open_clip's; its weights are then random. Three sides share the model, the
+batch size, the transform, the number of workers and the images (generated on the spot; 100
+pixels or more a side: JPEG):
+
+- wiseft: the command's whole loop (`training/loop.py`), with its seeding and checks, its progress
+  and log lines and its states at the default interval;
+- plain loop: written out by hand with the same DataLoader, as one would in a script;
+- ready tensors: the plain loop on one batch that lies in memory, which is what the hardware gives
+  when images cost nothing.
+
+The sides take turns in one process, so that load on the machine meets all. Printed are the
+medians over the rounds of the seconds and of the ratio to the plain loop of the same round, and
+the same ratio of this process's CPU time, which a loaded machine disturbs less (workers are not in
+it). The start of worker processes counts.
 """
 
 from __future__ import annotations
@@ -19,90 +26,88 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
 
+from tests.benchmarks.finetune_inputs import write_images, write_random_checkpoint
+from wiseft_cli.checkpoint.reader import read_card
+from wiseft_cli.cli.finetune_log import RunLog
+from wiseft_cli.cli.finetune_report import Reporter
+from wiseft_cli.cli.finetune_run import follow
 from wiseft_cli.data.dataset import ImageDataset, collate_images
-from wiseft_cli.data.image_folder import list_image_folder
-from wiseft_cli.model.classifier import ImageClassifier, load_classifier
 from wiseft_cli.model.transforms import train_transform
-from wiseft_cli.training.batches import MicroBatches
-from wiseft_cli.training.images import load_batches
-from wiseft_cli.training.optimization import build_optimizer, run_steps
-from wiseft_cli.training.recipe import Recipe, ResolvedRecipe, resolve
+from wiseft_cli.training.finetune import open_run
+from wiseft_cli.training.listener import Listener
+from wiseft_cli.training.loop import train
+from wiseft_cli.training.placement import Placement
+from wiseft_cli.training.plan import FinetunePlan, make_plan
+from wiseft_cli.training.recipe import Recipe
+from wiseft_cli.training.save_interval import DEFAULT_INTERVAL, Saving
+from wiseft_cli.training.saver import StateSaver
+from wiseft_cli.training.state import Run
+from wiseft_cli.training.training_data import DataChoice
 
 CPU = torch.device("cpu")
 
 
-def write_random_images(root: Path, *, count: int, size: int, n_classes: int) -> Path:
-    """Write `count` square PNGs into folders named by class index."""
-    generator = np.random.default_rng(0)
-    for number in range(count):
-        folder = root / f"{number % n_classes:04}"
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = generator.integers(0, 256, (size, size, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    return root
-
-
-def run_ours(
-    classifier: ImageClassifier, images: ImageDataset, recipe: ResolvedRecipe, workers: int
-) -> None:
-    """One run of the package's own loop."""
-    batches = load_batches(
-        images, MicroBatches(recipe), seed=recipe.seed, workers=workers, device=CPU
-    )
-    optimizer = build_optimizer(list(classifier.parameters()), recipe)
+def run_ours(run: Run, plan: FinetunePlan, workers: int) -> None:
+    """The loop of `wiseft finetune`, from its first batch to its last state."""
+    saver = StateSaver(plan, Saving(DEFAULT_INTERVAL), run, on_warning=print)
+    log = RunLog(plan.output.with_name("log.jsonl"), appends=False, force=True)
+    reporter = Reporter(plan, lambda n=1, note="": None)
+    listener = Listener(on_step=follow(reporter.count_step, log.count_step))
     with torch.random.fork_rng(devices=[]):
-        for _ in run_steps(classifier, optimizer, batches, recipe, device=CPU):
-            pass
+        assert train(run, plan, Placement(CPU, workers), listener=listener, saver=saver)
+    log.end()
 
 
-def run_plain(
-    classifier: ImageClassifier, images: ImageDataset, recipe: ResolvedRecipe, workers: int
-) -> None:
+def run_plain(run: Run, plan: FinetunePlan, workers: int) -> None:
     """The same steps as anyone would write them."""
     loader = DataLoader(
-        images,
-        batch_size=recipe.batch_size,
+        _dataset(plan),
+        batch_size=plan.recipe.batch_size,
         shuffle=True,
         num_workers=workers,
         collate_fn=collate_images,
         persistent_workers=workers > 0,
     )
-    batches = ((b.images, b.targets) for _ in range(recipe.epochs) for b in loader)
-    train_plainly(classifier, batches)
+    epochs = range(plan.recipe.epochs)
+    train_plainly(run, ((batch.images, batch.targets) for _ in epochs for batch in loader))
 
 
-def run_ready(
-    classifier: ImageClassifier, images: ImageDataset, recipe: ResolvedRecipe, workers: int
-) -> None:
+def run_ready(run: Run, plan: FinetunePlan, workers: int) -> None:
     """The plain loop on the first batch's tensors, again and again."""
-    batch = collate_images([images[index] for index in range(recipe.batch_size)])
-    train_plainly(classifier, ((batch.images, batch.targets) for _ in range(recipe.steps)))
+    images = _dataset(plan)
+    batch = collate_images([images[index] for index in range(plan.recipe.batch_size)])
+    train_plainly(run, ((batch.images, batch.targets) for _ in range(plan.recipe.steps)))
 
 
-def train_plainly(classifier: ImageClassifier, batches) -> None:  # type: ignore[no-untyped-def]
-    parameters = list(classifier.parameters())
+def train_plainly(run: Run, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Adam's steps with a bound on the gradient, over batches of images and class indices."""
+    run.classifier.train()
+    parameters = list(run.classifier.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=3e-5, weight_decay=0.1)
     criterion = torch.nn.CrossEntropyLoss()
     for images, targets in batches:
         optimizer.zero_grad()
-        loss = criterion(classifier(images), targets)
+        loss = criterion(run.classifier(images), targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         loss.item()
 
 
-SIDES: dict[str, Callable[[ImageClassifier, ImageDataset, ResolvedRecipe, int], None]] = {
+def _dataset(plan: FinetunePlan) -> ImageDataset:
+    transform = train_transform(plan.card.preprocess or {}, augment="crop")
+    return ImageDataset(plan.train.images, plan.train.targets, transform)
+
+
+SIDES: dict[str, Callable[[Run, FinetunePlan, int], None]] = {
     "wiseft": run_ours,
     "plain loop": run_plain,
     "ready tensors": run_ready,
@@ -120,26 +125,25 @@ class Cost:
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, list[Cost]]:
     """Return what each side took in each round."""
     torch.set_num_threads(options.threads)
-    classifier, card = load_classifier(options.checkpoint)
-    classifier.train()
-    root = write_random_images(
-        folder, count=options.images, size=options.image_size, n_classes=len(card.classes)
+    checkpoint = Path(options.checkpoint)
+    if not checkpoint.exists():
+        checkpoint = write_random_checkpoint(folder / "zeroshot", model=options.checkpoint)
+    ids = [entry.id for entry in read_card(checkpoint).classes]
+    write_images(folder / "train", count=options.images, size=options.image_size, ids=ids)
+    plan = make_plan(
+        parent=checkpoint,
+        data=DataChoice(str(folder / "train")),
+        output=folder / "out",
+        recipe=Recipe(epochs=options.epochs, batch_size=options.batch_size),
     )
-    image_set = list_image_folder(root)
-    images = ImageDataset(
-        image_set,
-        [int(record.label) for record in image_set.records],
-        train_transform(card.preprocess or {}, augment="crop"),
-    )
-    recipe = resolve(Recipe(epochs=options.epochs, batch_size=options.batch_size), options.images)
     orders = list(itertools.permutations(SIDES))
     costs: dict[str, list[Cost]] = {side: [] for side in SIDES}
     for repeat in range(options.repeats + 1):
         # Every order in turn: a side also pays for what the one before it left behind.
-        sides = orders[repeat % len(orders)]
-        for side in sides:
+        for side in orders[repeat % len(orders)]:
+            run = open_run(plan, CPU)
             wall, cpu = time.perf_counter(), time.process_time()
-            SIDES[side](classifier, images, recipe, options.workers)
+            SIDES[side](run, plan, options.workers)
             if repeat:  # the first round warms up
                 cost = Cost(time.perf_counter() - wall, time.process_time() - cpu)
                 costs[side].append(cost)
@@ -149,7 +153,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, list[Cost]]:
 def main(words: list[str] | None = None) -> dict[str, list[Cost]]:
     """Print the table and return what each side took in each round."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT|MODEL")
     for name, default in (
         ("images", 512),
         ("batch-size", 64),

@@ -70,10 +70,12 @@ class Run:
 
     def make_moments(self, names: set[str]) -> dict[str, torch.Tensor]:
         """Give AdamW zeros for the moments of these names, to be filled, and return them."""
+        is_fused = self.optimizer.defaults["fused"]
         for name, parameter in self.trained.items():
             if f"step.{name}" in names:
                 self.optimizer.state[parameter] = {
-                    "step": torch.zeros(()),  # AdamW counts on the CPU
+                    # AdamW counts on the CPU, but for its fused update.
+                    "step": torch.zeros((), device=parameter.device if is_fused else "cpu"),
                     "exp_avg": torch.zeros_like(parameter, requires_grad=False),
                     "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
                 }

@@ -191,9 +191,17 @@ def test_a_damaged_or_unwritable_cache_is_a_warning(folder, capsys):
     assert "; the features are not kept for another run\n" in capsys.readouterr().err
 
 
-def test_a_full_device_is_told_with_a_smaller_micro_batch(folder, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate"),
+    ],
+    ids=["cuda", "cpu"],
+)
+def test_a_full_device_is_told_with_a_smaller_micro_batch(folder, capsys, monkeypatch, error):
     def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr("wiseft_cli.model.classifier.ImageClassifier.forward", full)
     assert main([*WORDS, *QUICK, "--micro-batch-size", "4"]) == 1
@@ -204,11 +212,36 @@ def test_a_full_device_is_told_with_a_smaller_micro_batch(folder, capsys, monkey
     )
 
 
-def test_fp16_on_a_cpu_is_a_warning(folder, capsys):
-    main([*WORDS, *QUICK, "--precision", "fp16"])
-    assert "warning: fp16 is made for GPUs; on a CPU bf16 or fp32 is faster\n" in (
-        capsys.readouterr().err
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_a_model_that_does_not_fit_the_device_is_told(folder, capsys, monkeypatch, more):
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("wiseft_cli.training.finetune.load_classifier", full)
+    assert main([*WORDS, *QUICK, *more]) == 1
+    assert capsys.readouterr().err.endswith(
+        "error: cpu is out of memory before the first step: the model does not fit\n"
+        "hint: end what else runs there, or take another --device\n"
     )
+
+
+def test_warnings_of_the_run_are_told_in_the_result_and_in_the_log(folder, capsys):
+    words = [*WORDS, *QUICK, "--precision", "fp16", "--json", "--log", "run.jsonl"]
+    (folder / "train/n01/000.png").write_bytes(b"")
+    assert main([*words, "--max-bad", "1"]) == 0
+    out, err = capsys.readouterr()
+    expected = [
+        "only 8 optimizer steps; --batch-size 1 --epochs 6 would make 108",
+        "fp16 is made for GPUs; on a CPU bf16 or fp32 is faster",
+        "cannot read image train/n01/000.png: not an image in a format that Pillow knows",
+    ]
+    assert json.loads(out)["warnings"] == expected
+    assert [line for line in err.splitlines() if line.startswith("warning: ")] == [
+        f"warning: {text}" for text in expected
+    ]
+    lines = [json.loads(line) for line in Path("run.jsonl").read_text().splitlines()]
+    assert lines[0]["warnings"] == expected[:1]
+    assert [line["text"] for line in lines if line["event"] == "warning"] == expected[1:]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "CMYK", "L", "P", "I;16", "LA", "1"])

@@ -50,12 +50,12 @@ def test_one_kind_serves_all_labels() -> None:
     )
 
 
-def test_unknown_labels_are_all_told_ten_shown_and_the_rest_counted() -> None:
+def test_unknown_labels_are_all_listed_and_beyond_a_thousand_counted() -> None:
     with pytest.raises(DatasetError) as caught:
-        join_labels([f"x{at:02d}" for at in range(25)], ANIMALS, set_name="val")
+        join_labels([f"x{at:04d}" for at in range(1002)], ANIMALS, set_name="val")
     lines = caught.value.message.splitlines()
-    assert lines[0].startswith("image set 'val': 25 of 25 labels are no class of the head")
-    assert lines[1:] == [*(f"  'x{at:02d}'" for at in range(10)), "... and 15 more"]
+    assert lines[0].startswith("image set 'val': 1002 of 1002 labels are no class of the head")
+    assert lines[1:] == [*(f"  'x{at:04d}'" for at in range(1000)), "... and 2 more"]
     assert "wiseft inspect CHECKPOINT" in str(caught.value.hint)
 
 

@@ -39,15 +39,16 @@ def test_options_override_the_file_and_steps_displace_epochs(tmp_path):
 
 
 def test_all_mistakes_of_a_file_are_told_with_their_lines(tmp_path):
-    path = write(tmp_path, "learning_rate: 3\nlr: abc\nlr: 3\nbatchsize: 4\n")
+    path = write(tmp_path, "learning_rate: 3\nlr: abc\nlr: 3\nbatchsize: 4\nepochs: 0\n")
     with pytest.raises(RecipeError) as caught:
         read_recipe_file(path)
     assert caught.value.message == (
-        "the recipe has 4 mistakes\n"
+        "the recipe has 5 mistakes\n"
         f"  {path}, line 1: 'learning_rate' is no recipe key; did you mean 'lr'?\n"
         f"  {path}, line 2: lr is 'abc', expected a number above 0, at most 1e+06\n"
         f"  {path}, line 3: lr stands twice (first in line 2)\n"
-        f"  {path}, line 4: 'batchsize' is no recipe key; did you mean 'batch_size'?"
+        f"  {path}, line 4: 'batchsize' is no recipe key; did you mean 'batch_size'?\n"
+        f"  {path}, line 5: epochs is 0, expected at least 1"
     )
 
 

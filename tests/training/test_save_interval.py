@@ -63,6 +63,29 @@ def test_the_end_of_an_epoch_is_left_out_where_saving_would_cost_more_than_a_hun
     assert due(schedule, 40, 400, ends_epoch=True)
 
 
+def test_a_slow_disk_stretches_the_default_interval_and_no_other():
+    for interval, wait in ((DEFAULT_INTERVAL, 2000), (SaveInterval(seconds=600), 600)):
+        schedule = SaveSchedule(interval, state_bytes=1, now=0)
+        assert due(schedule, 1, 600)
+        schedule.note_saved(began=600, ended=620)
+        assert next(now for now in range(621, 9999) if due(schedule, 2, now)) == 620 + wait
+
+
+@pytest.mark.parametrize("seconds_a_state", [0.1, 4, 15, 90])
+@pytest.mark.parametrize("seconds_an_epoch", [7, 500, 4000])
+def test_the_default_takes_less_than_a_fiftieth_of_the_time(seconds_a_state, seconds_an_epoch):
+    schedule = SaveSchedule(DEFAULT_INTERVAL, state_bytes=int(250e6 * seconds_a_state), now=0)
+    now, spent, epoch_ends = 0.0, 0.0, float(seconds_an_epoch)
+    while now < 200_000:
+        now += 5.0  # one step
+        ends_epoch = now - spent >= epoch_ends
+        epoch_ends += seconds_an_epoch * ends_epoch
+        if due(schedule, 1, now, ends_epoch=ends_epoch):
+            schedule.note_saved(began=now, ended=now + seconds_a_state)
+            now, spent = now + seconds_a_state, spent + seconds_a_state
+    assert 0 < spent < 0.02 * now
+
+
 def test_never_is_never():
     schedule = SaveSchedule(NEVER, state_bytes=0, now=0)
     assert not due(schedule, 10, 1e9, ends_epoch=True)

@@ -145,8 +145,8 @@ def test_a_process_that_dies_ends_the_run_and_leaves_a_state(folder):
     wait_for(process, "epoch 2/")
     os.kill(child_of_rank(process.pid, 1), signal.SIGKILL)
     out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (1, "")
-    assert "error: process 0 lost the other processes of the run: " in err
+    assert (process.returncode, out) == (1, ""), err
+    assert "error: process 0 lost the other processes of the run: " in err, err
     assert "the last good state is out.safetensors.state/step-" in err
     assert "terminate called" not in err
     process = start(*STANDALONE, *words, "-o", "out.safetensors", "--resume")
@@ -208,11 +208,12 @@ def test_one_process_beside_idle_gpus_says_how_to_use_them(monkeypatch, capsys):
 
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setattr("sys.argv", ["wiseft", "finetune", "a b.safetensors"])
-    _tell_idle_devices(torch.device("cuda"), Launch())
+    _tell_idle_devices("auto", torch.device("cuda"), Launch())
     assert capsys.readouterr().err == (
         "note: this machine has 4 GPUs and this run takes one; all of them:"
         " torchrun --nproc-per-node 4 -m wiseft_cli finetune 'a b.safetensors'\n"
     )
-    _tell_idle_devices(torch.device("cpu"), Launch())
-    _tell_idle_devices(torch.device("cuda"), Launch(1, 1, 4, 4))
+    _tell_idle_devices("auto", torch.device("cpu"), Launch())
+    _tell_idle_devices("cuda:1", torch.device("cuda:1"), Launch())
+    _tell_idle_devices("auto", torch.device("cuda"), Launch(1, 1, 4, 4))
     assert capsys.readouterr().err == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wiseft_cli.cli import finetune_options as options
@@ -123,13 +124,17 @@ def finetune(
         if dry_run:
             show_estimate(plan, options_of_run, launch, as_json=as_json)
             return
-        digest = start.digest
+        digest, warnings = start.digest, list(plan.warnings)
         if digest is None or launch.world_size > 1:  # the others wait to hear of it
-            digest = run_with_progress(plan, start, options_of_run, launch)
-        _print_result(plan, digest, as_json=as_json)
+            digest = run_with_progress(
+                plan, start, options_of_run, launch, on_warning=warnings.append
+            )
+        _print_result(plan, digest, warnings, as_json=as_json)
 
 
-def _print_result(plan: FinetunePlan, digest: str, *, as_json: bool) -> None:
+def _print_result(
+    plan: FinetunePlan, digest: str, warnings: Sequence[str], *, as_json: bool
+) -> None:
     if not as_json:
         print_result(str(plan.output))
         return
@@ -139,6 +144,6 @@ def _print_result(plan: FinetunePlan, digest: str, *, as_json: bool) -> None:
             "digest": digest,
             "role": "finetuned",
             "alpha": None,
-            "warnings": list(plan.warnings),
+            "warnings": list(warnings),
         }
     )

@@ -32,18 +32,20 @@ def show_estimate(
     from wiseft_cli.training.distributed import Processes, device_of_process
     from wiseft_cli.training.estimate import estimate
     from wiseft_cli.training.finetune import open_run
+    from wiseft_cli.training.full_memory import telling_full_memory
     from wiseft_cli.training.inputs import black_image
     from wiseft_cli.training.placement import Placement
 
     _check_sample(plan)
     device = resolve_device(device_of_process(options.device, launch))
     processes = Processes(launch.rank, launch.world_size, device)
-    found = estimate(
-        open_run(plan, device, processes),
-        plan,
-        Placement(device, 0, processes),
-        example=black_image(plan.card.preprocess or {}),
-    )
+    with telling_full_memory(device):
+        found = estimate(
+            open_run(plan, device, processes),
+            plan,
+            Placement(device, 0, processes),
+            example=black_image(plan.card.preprocess or {}),
+        )
     disk = os.statvfs(os.path.realpath(plan.output.parent))
     free = disk.f_bavail * disk.f_frsize
     talk(f"memory   about {_describe_memory(found)}, for each process on {device}")

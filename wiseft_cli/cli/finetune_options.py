@@ -207,7 +207,7 @@ SaveEvery = Annotated[
     typer.Option(
         metavar="STEPS|TIME|never",
         help="Save the state of the run each so many steps (3) or minutes (10m; also s and h).",
-        show_default="each 10 minutes, and each epoch where that takes at most 1 % of the time",
+        show_default="each epoch and each 10 minutes, rarer where that takes over 1 % of the time",
     ),
 ]
 KeepState = Annotated[

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from wiseft_cli.cli.console import Advance, talk, warn
@@ -102,17 +103,21 @@ class Reporter:
     Args:
         plan: The run.
         advance: Moves the bar, which counts images.
+        on_warning: Told each warning.
     """
 
-    def __init__(self, plan: FinetunePlan, advance: Advance) -> None:
+    def __init__(
+        self, plan: FinetunePlan, advance: Advance, *, on_warning: Callable[[str], None] = warn
+    ) -> None:
         self._plan = plan
         self._advance = advance
+        self._on_warning = on_warning
         self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT_STEPS)
 
     def tell_start(self, start: Start) -> None:
         """Say at which step the run begins, and move the bar there."""
         for warning in start.warnings:
-            warn(warning)
+            self._on_warning(warning)
         if start.state is None:
             return
         steps_done = start.state.record.steps_done
@@ -126,7 +131,7 @@ class Reporter:
         """Say what trains, where, and in which precision."""
         precision = _describe_precision(ready, self._plan.recipe.precision)
         if self._plan.recipe.precision == "fp16" and ready.device.type == "cpu":
-            warn("fp16 is made for GPUs; on a CPU bf16 or fp32 is faster")
+            self._on_warning("fp16 is made for GPUs; on a CPU bf16 or fp32 is faster")
         talk(
             f"trains   {_TRAINED[self._plan.recipe.freeze]}: {ready.n_parameters:,} parameters"
             f" in {ready.n_tensors} tensors, on {ready.device}, {precision}"

@@ -63,9 +63,18 @@ def default_feature_cache() -> Path:
     return Path(home) / "wiseft" / "features"
 
 
-def run_with_progress(plan: FinetunePlan, start: Start, options: RunOptions, launch: Launch) -> str:
+def run_with_progress(
+    plan: FinetunePlan,
+    start: Start,
+    options: RunOptions,
+    launch: Launch,
+    *,
+    on_warning: Callable[[str], None],
+) -> str:
     """Train with progress on stderr and return the content digest of what was written.
 
+    Args:
+        on_warning: Called with each warning beside those of the plan, which is printed too.
     Raises:
         typer.Exit: A signal stopped the run; its state is saved.
     """
@@ -80,7 +89,7 @@ def run_with_progress(plan: FinetunePlan, start: Start, options: RunOptions, lau
     encoded = recipe.n_images if recipe.freeze == "encoder" else 0
     stop = StopRequest(notes_all=launch.world_size > 1)
     device = resolve_device(device_of_process(options.device, launch))
-    _tell_idle_devices(device, launch)
+    _tell_idle_devices(options.device, device, launch)
     workers = options.workers
     if workers is None:
         workers = default_workers(launch.local_world_size)
@@ -93,7 +102,8 @@ def run_with_progress(plan: FinetunePlan, start: Start, options: RunOptions, lau
             options.log if launch.is_first else None, appends=options.resume, force=options.force
         )
         log.log_plan(plan)
-        reporter = Reporter(plan, advance)
+        tell_warning = follow(warn, on_warning, log.add_warning)
+        reporter = Reporter(plan, advance, on_warning=tell_warning)
         reporter.tell_start(start)
         result = finetune(
             plan,
@@ -109,7 +119,7 @@ def run_with_progress(plan: FinetunePlan, start: Start, options: RunOptions, lau
                 on_step=follow(reporter.count_step, log.count_step),
                 on_epoch=follow(reporter.tell_epoch, partial(log.tell_epoch, plan)),
                 on_note=talk,
-                on_warning=follow(warn, log.add_warning),
+                on_warning=tell_warning,
             ),
             processes=processes,
             feature_cache=options.feature_cache,
@@ -134,13 +144,16 @@ def follow(*followers: Callable[[Told], None]) -> Callable[[Told], None]:
     return tell
 
 
-def _tell_idle_devices(device: torch.device, launch: Launch) -> None:
-    """Say how all GPUs of a machine would be used where a run takes one of several."""
+def _tell_idle_devices(wanted: str, device: torch.device, launch: Launch) -> None:
+    """Say how all GPUs of a machine would be used where a run takes one of several.
+
+    Not where the person chose one by its number: that is an answer, and torchrun would refuse it.
+    """
     # lazy: torch costs seconds
     import torch
 
     n_devices = torch.cuda.device_count() if device.type == "cuda" else 0
-    if launch.world_size == 1 and n_devices > 1:
+    if launch.world_size == 1 and n_devices > 1 and ":" not in wanted:
         words = shlex.join(sys.argv[1:])
         talk(
             f"note: this machine has {n_devices} GPUs and this run takes one; all of them:"

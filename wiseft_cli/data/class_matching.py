@@ -16,6 +16,9 @@ from wiseft_cli.errors import DatasetError, list_some
 
 MatchKind = Literal["id", "name", "normalized-name"]
 
+MAX_UNKNOWN_SHOWN = 1000
+"""Texts without a class that a message lists; more are counted."""
+
 
 @dataclass(frozen=True)
 class Match:
@@ -97,11 +100,12 @@ def no_match(
             f"{subject}: {len(nearest.unknown)} of {len(nearest.found)} {noun} are no class"
             f" of the head ({len(classes)} classes, the first {classes[0].id!r}):"
         )
-        lines = [f"  {text!r}" for text in nearest.unknown]
+        # All of them: whoever renames folders needs the whole list.
+        lines = list_some([f"  {text!r}" for text in nearest.unknown], limit=MAX_UNKNOWN_SHOWN)
     else:
         message = f"{subject}: the {noun} do not name one class each:"
-        lines = _doubts(nearest.found, classes)
-    return DatasetError("\n".join([message, *list_some(lines)]), hint=hint)
+        lines = list_some(_doubts(nearest.found, classes))
+    return DatasetError("\n".join([message, *lines]), hint=hint)
 
 
 def _doubts(found: Mapping[str, Sequence[int]], classes: Sequence[ClassEntry]) -> list[str]:

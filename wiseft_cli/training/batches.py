@@ -80,6 +80,12 @@ def span_of(step: int, recipe: ResolvedRecipe) -> StepSpan:
     return StepSpan(epoch, start, stop, recipe.micro_batch_size)
 
 
+def largest_pass(recipe: ResolvedRecipe, world_size: int = 1) -> int:
+    """Return the images of the largest forward pass of any process."""
+    share = span_of(0, recipe).share(0, world_size)
+    return max(stop - start for start, stop in share.micro_batches)
+
+
 def epoch_order(recipe: ResolvedRecipe, epoch: int) -> torch.Tensor:
     """Return the image indices in the order of an epoch, int64, shape (n_images,)."""
     generator = torch.Generator()

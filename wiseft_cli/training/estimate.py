@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from wiseft_cli.training.batches import span_of
+from wiseft_cli.training.batches import largest_pass
 from wiseft_cli.training.modes import set_training_modes
 from wiseft_cli.training.placement import Placement
 from wiseft_cli.training.plan import FinetunePlan
@@ -64,9 +64,8 @@ def estimate(run: Run, plan: FinetunePlan, place: Placement, *, example: torch.T
         place: Where it would compute.
         example: An image (1, 3, H, W).
     """
-    recipe, processes = plan.recipe, place.processes
-    share = span_of(0, recipe).share(0, processes.world_size)
-    n_images = max(stop - start for start, stop in share.micro_batches)
+    recipe = plan.recipe
+    n_images = largest_pass(recipe, place.processes.world_size)
     trained = sum(parameter.nbytes for parameter in run.trained.values())
     is_probe = recipe.freeze == "encoder"
     with torch.random.fork_rng(devices=[]):

@@ -14,11 +14,13 @@ from pathlib import Path
 import torch
 
 from wiseft_cli.checkpoint.writer import write_checkpoint
-from wiseft_cli.errors import CheckpointError, LostProcessError, ModelError, RecipeError
+from wiseft_cli.errors import CheckpointError, LostProcessError, RecipeError
 from wiseft_cli.model.classifier import load_classifier, state_arrays
 from wiseft_cli.training.agreement import refuse_other_plans, start_alike
+from wiseft_cli.training.batches import largest_pass
 from wiseft_cli.training.distributed import ALONE, Processes, telling_lost_processes
 from wiseft_cli.training.finetuned_card import finetuned_card
+from wiseft_cli.training.full_memory import telling_full_memory
 from wiseft_cli.training.listener import Listener, Readiness
 from wiseft_cli.training.loop import train
 from wiseft_cli.training.modes import refuse_single_image_batch_norm, select_trained
@@ -116,7 +118,8 @@ def finetune(
     )
     if threads:
         torch.set_num_threads(threads)
-    run = open_run(plan, device, processes)
+    with telling_full_memory(device):
+        run = open_run(plan, device, processes)
     if processes.is_first:
         _check_room(plan, run, saving)
     n_parameters = sum(parameter.numel() for parameter in run.trained.values())
@@ -135,9 +138,15 @@ def finetune(
         torch.random.fork_rng(devices=devices),
         deterministic_algorithms(plan.recipe.deterministic, device),
     ):
-        _begin(run, plan, start, processes)
+        with telling_full_memory(device):
+            _begin(run, plan, start, processes)
         place = Placement(device, workers, processes, feature_cache)
-        with _naming_state(saver), telling_lost_processes(), _telling_full_memory(plan, place):
+        n_images = largest_pass(plan.recipe, processes.world_size)
+        with (
+            _naming_state(saver),
+            telling_lost_processes(),
+            telling_full_memory(device, n_images=n_images),
+        ):
             is_done = train(run, plan, place, listener=listener, saver=saver, stop=stop)
         if not is_done:
             newest = processes.value_of_first(str(saver.newest or "") if saver else None)
@@ -164,22 +173,6 @@ def _naming_state(saver: StateSaver | None) -> Iterator[None]:
         if saver and saver.newest:
             error.hint = f"{error.hint}; the last good state is {saver.newest}"
         raise
-
-
-@contextmanager
-def _telling_full_memory(plan: FinetunePlan, place: Placement) -> Iterator[None]:
-    """Tell a device that is out of memory with what would need less."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        recipe = plan.recipe
-        n_images = min(recipe.micro_batch_size, -(-recipe.batch_size // place.processes.world_size))
-        smaller = f"try --micro-batch-size {n_images // 2}, which makes the same update; "
-        raise ModelError(
-            f"{place.device} is out of memory with {n_images} images in a forward pass",
-            hint=(smaller if n_images > 1 else "")
-            + "--grad-checkpointing and --precision bf16 need less too",
-        ) from None
 
 
 def open_run(plan: FinetunePlan, device: torch.device, processes: Processes = ALONE) -> Run:

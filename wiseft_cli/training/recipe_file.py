@@ -161,7 +161,10 @@ def _read_members(name: str, root: documents.Mapping) -> RecipeFile:
             except ValueError as error:
                 faults.append(f"{where}: {error}")
                 values[text] = None
-    if faults:
+    if faults:  # all of them at once, those of values that can be read too
+        readable = {key: value for key, value in values.items() if value is not None}
+        for fault in find_faults(readable):
+            faults.append(f"{name}, {lines[fault.keys[0]]}: {fault.text}")
         raise _join_lines(faults, hint=f"the keys are {', '.join(RECIPE_KEYS)}")
     return RecipeFile(name, values, lines, source)
 

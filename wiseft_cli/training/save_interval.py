@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from wiseft_cli.errors import UsageError
 
-MAX_EPOCH_SHARE = 0.01
-"""Share of a run's time that saving at the end of epochs may take; it is left out beyond that."""
+MAX_SHARE = 0.01
+"""Share of a run's time that saving at the end of epochs may take, and that saving each so many
+minutes may take, where nobody asked for an interval; it is put off beyond that."""
 
 _UNITS_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _ASSUMED_BYTES_PER_SECOND = 250e6
@@ -25,7 +26,8 @@ class SaveInterval:
     Attributes:
         steps: Optimizer steps between two states.
         seconds: Time between two states.
-        at_epochs: Whether each epoch ends with one, as long as that is cheap.
+        at_epochs: Whether each epoch ends with one, as long as that is cheap; the time between
+            two states is then longer too where saving is slow.
     """
 
     steps: int | None = None
@@ -102,12 +104,12 @@ class SaveSchedule:
             ends_epoch: Whether the last one ended an epoch.
             now: The clock's time, in seconds.
         """
-        interval = self._interval
+        interval, since = self._interval, now - self._last
         if interval.steps is not None and steps_done % interval.steps == 0:
             return True
-        if interval.seconds is not None and now - self._last >= interval.seconds:
-            return True
-        allowed = MAX_EPOCH_SHARE * (now - self._started)
+        if interval.seconds is not None and since >= interval.seconds:
+            return not interval.at_epochs or self._cost <= MAX_SHARE * since
+        allowed = MAX_SHARE * (now - self._started)
         return interval.at_epochs and ends_epoch and self._spent + self._cost <= allowed
 
     def note_saved(self, *, began: float, ended: float) -> None:

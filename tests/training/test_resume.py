@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
-import json
 import math
 import os
 import shutil
@@ -287,61 +286,3 @@ def test_a_disk_that_is_full_while_saving_is_a_warning_and_the_run_ends_well(fol
         with open_checkpoint(folder / "out") as reader:
             assert reader.card.digest == whole.digest
     assert not (folder / "out.state").exists()
-
-
-KILLED = """
-import json, os, random, signal, sys, time
-import torch, open_clip
-from wiseft_cli.cli.app import main
-from wiseft_cli.model import classifier
-from wiseft_cli.training import finetune
-
-words = sys.argv[2:]
-def start(*more):
-    process = os.fork()
-    if process == 0:
-        os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
-        os.dup2(1, 2)
-        os._exit(main([*words, *more]))
-    return process
-
-begin = time.monotonic()
-assert os.waitpid(start("-o", "whole"), 0)[1] == 0
-length = time.monotonic() - begin
-draw = random.Random(int(sys.argv[1]))
-killed, states = 0, set()
-while killed < 20:
-    process = start("-o", "out", "--resume")
-    time.sleep(draw.uniform(0.1, 0.6) * length)
-    os.kill(process, signal.SIGKILL)
-    if os.waitpid(process, 0)[1] == signal.SIGKILL:
-        killed += 1
-    if os.path.exists("out"):  # it was quick enough: another run
-        assert open("out", "rb").read() == open("whole", "rb").read()
-        os.unlink("out")
-    if os.path.isdir("out.state"):
-        states.add(max((n for n in os.listdir("out.state") if n.startswith("step")), default=""))
-assert os.waitpid(start("-o", "out", "--resume"), 0)[1] == 0
-print(json.dumps({"killed": killed, "states": sorted(states),
-    "equal": open("out", "rb").read() == open("whole", "rb").read(),
-    "left": sorted(os.listdir("."))}))
-"""
-
-
-def test_twenty_kills_at_random_moments_change_no_byte(folder):
-    write_zeroshot(folder / "vit.safetensors", "vit")
-    words = ["finetune", "vit.safetensors", "--train", "train", "--epochs", "20", "--workers", "0"]
-    words += ["--batch-size", "5", "--save-every", "1", "--device", "cpu", "--threads", "1"]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, "7", *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr + (folder / "log").read_text()[-3000:]
-    found = json.loads(done.stdout)
-    assert (found["killed"], found["equal"]) == (20, True)
-    assert len(found["states"]) > 3  # kills fell at different places
-    assert found["left"] == ["log", "out", "train", "vit.safetensors", "whole"]

@@ -100,7 +100,7 @@ class AtomicFile:
         self.path = path
         self._force = force
         self._target = _target(path)
-        self._remove_abandoned()
+        remove_abandoned_versions(path)
         self._committed = False
         self._uncached: UncachedPages | None = None
         with self._telling_errors():
@@ -197,14 +197,8 @@ class AtomicFile:
         else:
             self._temporary.unlink()
 
-    @property
-    def _mark(self) -> str:
-        # Cut by bytes, as file systems count them; a letter cut in two is left out.
-        name = os.fsencode(self._target.name)[:120].decode("utf-8", "ignore")
-        return f".{name}{_TEMPORARY_MARK}"
-
     def _open_temporary(self) -> None:
-        self._temporary = self._target.with_name(self._mark + os.urandom(6).hex())
+        self._temporary = self._target.with_name(_mark_of(self._target) + os.urandom(6).hex())
         _UNFINISHED.add(self._temporary)
         # 0o666 less the umask, as for any new file; mkstemp would give 0o600.
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -212,12 +206,6 @@ class AtomicFile:
         # Held while this process lives, so that another can tell an abandoned file by it.
         with contextlib.suppress(OSError):
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    def _remove_abandoned(self) -> None:
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(self._target.parent):
-                if entry.name.startswith(self._mark):
-                    _remove_if_abandoned(entry.path)
 
     @property
     def _room_hint(self) -> str:
@@ -234,6 +222,21 @@ class AtomicFile:
                     hint=self._room_hint,
                 ) from None
             raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from None
+
+
+def _mark_of(target: Path) -> str:
+    # Cut by bytes, as file systems count them; a letter cut in two is left out.
+    name = os.fsencode(target.name)[:120].decode("utf-8", "ignore")
+    return f".{name}{_TEMPORARY_MARK}"
+
+
+def remove_abandoned_versions(path: Path) -> None:
+    """Remove the temporary files that killed processes left of one output."""
+    target = _target(path)
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(target.parent):
+            if entry.name.startswith(_mark_of(target)):
+                _remove_if_abandoned(entry.path)
 
 
 def remove_abandoned_files(folder: Path) -> None:

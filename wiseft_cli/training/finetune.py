@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from wiseft_cli.checkpoint.atomic import remove_abandoned_versions
 from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.errors import CheckpointError, LostProcessError, RecipeError
 from wiseft_cli.model.classifier import load_classifier, state_arrays
@@ -208,6 +209,8 @@ def _check_room(plan: FinetunePlan, run: Run, saving: Saving) -> None:
 def _begin(run: Run, plan: FinetunePlan, start: Start, processes: Processes) -> None:
     """Bring a fresh run to where it begins, in all processes; clear away what is in the way."""
     state: FoundState | None = start.state
+    if processes.is_first:
+        remove_abandoned_versions(plan.output)
     if state is not None:
         restore_state(state.path, run)
         remove_newer_states(state)

@@ -9,6 +9,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -17,7 +18,6 @@ from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.data.fingerprint import data_fingerprint
 from wiseft_cli.data.image_folder import list_image_folder
-from wiseft_cli.data.images import load_image
 from wiseft_cli.errors import CheckpointError, DatasetError, OutputError, RecipeError
 from wiseft_cli.training.batches import epoch_order
 from wiseft_cli.training.finetune import finetune
@@ -63,7 +63,7 @@ def plain_loop(zeroshot: Path, train: Path, family: str, *, in_our_order: bool):
         config["vision_cfg"]["image_size"], is_train=False, mean=(0.5,) * 3, std=(0.25,) * 3
     )
     paths = sorted(train.glob("*/*.png"))
-    images = torch.stack([transform(load_image(path)) for path in paths])
+    images = torch.stack([transform(Image.open(path)) for path in paths])
     labels = torch.tensor([[c.id for c in CLASSES].index(path.parent.name) for path in paths])
 
     def logits() -> torch.Tensor:

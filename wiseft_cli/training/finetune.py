@@ -15,7 +15,7 @@ import torch
 
 from wiseft_cli.checkpoint.atomic import remove_abandoned_versions
 from wiseft_cli.checkpoint.writer import write_checkpoint
-from wiseft_cli.errors import CheckpointError, LostProcessError, RecipeError
+from wiseft_cli.errors import CheckpointError, LostProcessError, OutputError, RecipeError
 from wiseft_cli.model.classifier import load_classifier, state_arrays
 from wiseft_cli.training.agreement import refuse_other_plans, start_alike
 from wiseft_cli.training.batches import largest_pass
@@ -154,13 +154,14 @@ def finetune(
             return Stopped(run.steps_done, Path(newest) if newest else None)
     digest = None
     if saver:
-        digest = write_checkpoint(
-            plan.output,
-            state_arrays(run.classifier),
-            finetuned_card(plan),
-            force=plan.force,
-            inputs=[plan.parent],
-        )
+        with _naming_state(saver):
+            digest = write_checkpoint(
+                plan.output,
+                state_arrays(run.classifier),
+                finetuned_card(plan),
+                force=plan.force,
+                inputs=[plan.parent],
+            )
         saver.finish()
     return Finetuned(plan.output, processes.value_of_first(digest))
 
@@ -170,7 +171,7 @@ def _naming_state(saver: StateSaver | None) -> Iterator[None]:
     """Say in the hint of a run that failed where its last good state is."""
     try:
         yield
-    except (RecipeError, LostProcessError) as error:
+    except (OutputError, RecipeError, LostProcessError) as error:
         if saver and saver.newest:
             error.hint = f"{error.hint}; the last good state is {saver.newest}"
         raise

@@ -1,0 +1,165 @@
+"""Runs that are divided in other ways take the same steps: in float64, to 1e-10.
+
+The command's own loop over images, with the crops of training and a ViT: in one pass, in passes of
+two, with checkpointed activations, on two processes with an uneven last batch, and on features
+from disk. In float32 Adam would make steps out of the rounding of a gradient that is zero.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from PIL import Image
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from tests.training.tiny import write_images, write_zeroshot
+from wiseft_cli.model.classifier import load_classifier
+from wiseft_cli.model.transforms import eval_transform
+from wiseft_cli.training.batches import epoch_order
+from wiseft_cli.training.distributed import ALONE, Processes, join_processes
+from wiseft_cli.training.finetune import open_run
+from wiseft_cli.training.launch import Launch
+from wiseft_cli.training.listener import Listener
+from wiseft_cli.training.loop import train
+from wiseft_cli.training.optimization import StepReport
+from wiseft_cli.training.placement import Placement
+from wiseft_cli.training.plan import make_plan
+from wiseft_cli.training.recipe import Recipe, resolve
+from wiseft_cli.training.training_data import DataChoice
+
+CPU = torch.device("cpu")
+KEYS = {"epochs": 3, "batch_size": 5, "lr": 1e-3, "label_smoothing": 0.1}
+
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_zeroshot(tmp_path / "vit.safetensors")
+    # Eleven images in batches of five: the last one has a single image.
+    write_images(tmp_path / "train", (4, 4, 3))
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def in_float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def steps_of(
+    folder: Path, processes: Processes = ALONE, *, feature_cache: Path | None = None, **keys: Any
+) -> tuple[Weights, list[StepReport], list[str]]:
+    """Take the steps of a run; return the weights after it, its steps, and what it noted."""
+    plan = make_plan(
+        parent=folder / "vit.safetensors",
+        data=DataChoice(str(folder / "train")),
+        output=folder / "out",
+        recipe=Recipe(**{**KEYS, **keys}),
+    )
+    run = open_run(plan, CPU, processes)
+    run.classifier.double()
+    steps: list[StepReport] = []
+    notes: list[str] = []
+    place = Placement(CPU, 0, processes, feature_cache)
+    listener = Listener(on_step=steps.append, on_note=notes.append)
+    with torch.random.fork_rng():
+        assert train(run, plan, place, listener=listener, saver=None)
+    assert all(tensor.dtype == torch.float64 for tensor in run.trained.values())
+    return {name: tensor.detach() for name, tensor in run.trained.items()}, steps, notes
+
+
+def assert_same(found: tuple[Weights, list[StepReport]], expected: tuple[Weights, Any]) -> None:
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-10)
+    assert [step.n_images for step in found[1]] == [5, 5, 1] * 3
+    for key in ("loss", "grad_norm"):
+        assert [getattr(step, key) for step in found[1]] == pytest.approx(
+            [getattr(step, key) for step in expected[1]], rel=0, abs=1e-10
+        )
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"micro_batch_size": 2}, {"micro_batch_size": 1}, {"grad_checkpointing": True}],
+    ids=["passes of 2", "passes of 1", "checkpointing"],
+)
+def test_a_divided_batch_makes_the_same_steps(folder, keys):
+    whole = steps_of(folder)[:2]
+    assert_same(steps_of(folder, **keys)[:2], whole)
+
+
+DIVIDED = ({"micro_batch_size": 2}, {"freeze": "encoder"})
+
+
+def work(rank: int, port: int, folder: Path) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_USE_AGENT_STORE="True",
+    )
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    with join_processes(Launch(rank, rank, 2, 2), CPU) as processes:
+        for number, keys in enumerate(DIVIDED):
+            torch.save(steps_of(folder, processes, **keys), folder / f"{number}-{rank}")
+    os._exit(0)  # before gloo's threads, which are there until the end
+
+
+def test_two_processes_with_an_uneven_last_batch_make_the_same_steps(folder):
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    mp.spawn(work, args=(store.port, folder), nprocs=2)
+    for number, keys in enumerate(DIVIDED):
+        expected = steps_of(folder, **{**keys, "micro_batch_size": 5})[:2]
+        for rank in (0, 1):
+            found = torch.load(folder / f"{number}-{rank}", weights_only=False)
+            assert_same(found[:2], expected)
+
+
+def test_features_from_disk_make_the_steps_of_an_encoder_that_is_run_each_time(folder):
+    keys = {"freeze": "encoder", "lr": 0.1}
+    computed, steps, _ = steps_of(folder, feature_cache=folder / "kept", **keys)
+    cached, again, notes = steps_of(folder, feature_cache=folder / "kept", **keys)
+    assert notes[0].startswith("features of 11 images from ")
+    assert_same((cached, again), (computed, steps))
+    # The same with the encoder in every step: nothing of it trains, and it sees no crop.
+    expected = linear_classifier_by_hand(folder)
+    torch.testing.assert_close(cached, expected, rtol=0, atol=1e-10)
+
+
+def linear_classifier_by_hand(folder: Path) -> Weights:
+    """Run encoder and head on each batch, and let torch's default AdamW train the head."""
+    model, card = load_classifier(folder / "vit.safetensors")
+    model.double()
+    head = model.classification_head
+    plan = make_plan(
+        parent=folder / "vit.safetensors",
+        data=DataChoice(str(folder / "train")),
+        output=folder / "out",
+        recipe=Recipe(),
+    )
+    transform = eval_transform(card.preprocess or {})
+    paths = sorted((folder / "train").glob("*/*.png"))
+    images = torch.stack([transform(Image.open(path)) for path in paths])
+    targets = torch.tensor(plan.train.targets)
+    recipe = resolve(Recipe(**KEYS, freeze="encoder"), 11)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=0.1, weight_decay=0.1)
+    schedule = CosineAnnealingLR(optimizer, T_max=9)
+    for epoch in range(3):
+        for rows in epoch_order(recipe, epoch).split(5):
+            optimizer.zero_grad()
+            scores = model(images[rows])
+            torch.nn.CrossEntropyLoss(label_smoothing=0.1)(scores, targets[rows]).backward()
+            torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+    return {f"classification_head.{name}": p.detach() for name, p in head.named_parameters()}

@@ -266,6 +266,15 @@ def test_a_stopped_run_saves_its_state_and_says_how_to_go_on(folder, number, cod
     ]
 
 
+def test_ctrl_c_before_the_options_are_read_has_its_code_and_no_traceback(monkeypatch, capsys):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wiseft_cli.cli.app.build_app", interrupted)
+    assert main(WORDS) == 130
+    assert capsys.readouterr() == ("", "interrupted\n")
+
+
 def test_a_state_is_gone_on_from_with_resume_and_nothing_else(folder, capsys):
     words = [*WORDS, *QUICK, "--keep-state", "--save-every", "4"]
     assert main(words) == 0

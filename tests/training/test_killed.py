@@ -18,7 +18,7 @@ import pytest
 from tests.training.tiny import write_images, write_zeroshot
 
 START = """
-import contextlib, json, os, random, signal, sys, time
+import contextlib, json, os, random, shutil, signal, sys, time
 import wiseft_cli.cli.finetune_estimate, wiseft_cli.cli.finetune_run, wiseft_cli.training.finetune
 from wiseft_cli.cli.app import main
 from wiseft_cli.training import finetune, plan, recipe_file, starting
@@ -66,8 +66,6 @@ print(json.dumps({"lives": lives, "equal": content("out") == content("whole"),
 """
 
 EACH_OPERATION = """
-import shutil
-
 CHANGES = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir"}
 def die_at(number):
     # Before the number-th change to a folder; of the pieces written each twentieth counts, and is
@@ -114,6 +112,24 @@ print(json.dumps({"operations": number - 1, "different": different, "left": sort
 """
 
 
+SIGNALS = """
+draw = random.Random(int(sys.argv[1]))
+codes, equal = [], True
+for number in [signal.SIGINT, signal.SIGTERM] * 12:
+    ready, tell = os.pipe()
+    process = start("-o", "out", "--resume", before=lambda: os.write(tell, b"."))
+    os.read(ready, 1)  # what comes before the program's first line is Python's to answer
+    time.sleep(draw.uniform(0.02, length))
+    os.kill(process, number)
+    codes.append([int(number), os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])])
+    if os.path.exists("out"):
+        equal = equal and content("out") == content("whole")
+        os.unlink("out")
+        shutil.rmtree("out.state", ignore_errors=True)  # a signal between the output and the end
+print(json.dumps({"codes": codes, "equal": equal}))
+"""
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_zeroshot(tmp_path / "vit.safetensors", "vit")
@@ -153,3 +169,15 @@ def test_a_kill_at_each_single_step_of_saving_and_of_ending_changes_no_byte(fold
     assert found["different"] == []
     left = ["begun", "log", "out", "train", "vit.safetensors", "whole", "whole.state"]
     assert found["left"] == left
+
+
+def test_signals_at_random_moments_end_a_run_with_their_codes_and_no_traceback(folder):
+    found = run(folder, SIGNALS, "--epochs", "10")
+    assert found["equal"]
+    ends = {(number, code) for number, code in found["codes"]}
+    assert ends <= {(2, 130), (15, 143), (2, 0), (15, 0)}  # 0: it had ended before
+    assert {(2, 130), (15, 143)} <= ends
+    log = (folder / "log").read_text()
+    assert "Traceback" not in log
+    assert "Exception ignored" not in log
+    assert "the same command with --resume goes on from it" in log

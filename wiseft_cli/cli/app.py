@@ -110,6 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if code == EXIT_INTERRUPTED:
             talk("interrupted")
         return code
+    except KeyboardInterrupt:  # before options were parsed; later it is typer that leaves
+        talk("interrupted")
+        return EXIT_INTERRUPTED
     except Terminated:
         talk("terminated")
         return EXIT_TERMINATED

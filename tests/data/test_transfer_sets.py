@@ -239,7 +239,8 @@ def test_images_that_a_list_names_and_the_copy_lacks_are_named(tmp_path):
     with pytest.raises(DatasetError) as caught:
         open_image_set(f"dtd={tmp_path}")
     assert caught.value.message == (
-        f"image set 'dtd': 1 of 4 images that its lists name are not in {tmp_path}:\n  {lost}"
+        f"image set 'dtd': 1 of 4 images that its lists name are not in {tmp_path}:\n  {lost}:"
+        " No such file or directory"
     )
     assert caught.value.hint == "unpack the images beside the lists"
 

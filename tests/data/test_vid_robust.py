@@ -105,16 +105,18 @@ def test_a_copy_without_its_files_or_frames_is_told_what_is_missing(base: Path) 
     (base / A1).unlink()
     (base / ALONE).unlink()
     (base / ALONE).mkdir()
-    remedy = "unpack imagenet_vid_ytbb_robust.tar.gz whole, and name the folder it is in"
     assert refused(base) == (
         "image set 'imagenet-vid-robust': 2 of 6 frames that its files name are not in"
         f" {base}:\n  {A1!r}: No such file or directory\n  {ALONE!r}: is no regular file",
-        remedy,
+        "unpack imagenet_vid_ytbb_robust.tar.gz whole, and name the folder it is in",
     )
     (base / "metadata/labels.json").unlink()
     assert refused(base) == (
-        f"image set 'imagenet-vid-robust': {base / 'metadata/labels.json'} are not there",
-        remedy,
+        f"image set 'imagenet-vid-robust': {base} is no copy of ImageNet-Vid-Robust, video frames"
+        " of 30 classes: 1 of 2 that it is read from are not there:\n  metadata/labels.json",
+        "get it from https://modestyachts.github.io/natural-perturbations-website/; it is looked"
+        " for in the folder that is named, or below it in"
+        " imagenet_vid_ytbb_robust/imagenet-vid-robust/ or imagenet-vid-robust/",
     )
 
 
@@ -172,7 +174,7 @@ def test_frames_whose_names_no_file_can_have_are_told_as_missing(base: Path) -> 
     odd = "val/\ud800.JPEG"
     (base / "metadata/pmsets.json").write_text(json.dumps({odd: []}))
     (base / "metadata/labels.json").write_text(json.dumps({odd: [1]}))
-    assert "is no path" in refused(base)[0]
+    assert "surrogates not allowed" in refused(base)[0]
     (base / "metadata/pmsets.json").write_text("{}")
     assert refused(base)[0] == (
         f"image set 'imagenet-vid-robust': the files of {base} name no anchor frame"

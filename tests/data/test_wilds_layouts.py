@@ -162,16 +162,18 @@ def test_every_row_of_iwildcam_that_cannot_be_used_is_named_with_its_line(tmp_pa
 
 def test_what_is_not_there_is_named_with_where_it_is_looked_for(tmp_path: Path) -> None:
     assert refusal(f"iwildcam={tmp_path}") == (
-        f"iWildCam2020-WILDS 2.0: {tmp_path} has no metadata.csv, train/",
-        "name the folder with metadata.csv, train/, or the one above that has iwildcam_v2.0;"
-        " https://wilds.stanford.edu/datasets/#iwildcam has the set",
+        f"image set 'iwildcam': {tmp_path} is no copy of iWildCam2020-WILDS 2.0: 2 of 2 that it is"
+        " read from are not there:\n  metadata.csv\n  train/",
+        "get it from https://wilds.stanford.edu/datasets/#iwildcam; it is looked for in the folder"
+        " that is named, or below it in iwildcam_v2.0/",
     )
     message, _ = refusal(f"fmow={tmp_path / 'gone'}")
-    assert message == f"FMoW-WILDS 1.1: {tmp_path / 'gone'} is no folder"
+    assert message.startswith(f"image set 'fmow': {tmp_path / 'gone'} is no folder, and no copy of")
     write_rows(tmp_path / "fmow_v1.1/rgb_metadata.csv", FMOW_COLUMNS, [])
     message, _ = refusal(f"fmow={tmp_path}")
     assert message == (
-        f"FMoW-WILDS 1.1: {tmp_path / 'fmow_v1.1'} has no country_code_mapping.csv, images/"
+        f"image set 'fmow': {tmp_path / 'fmow_v1.1'} is no copy of FMoW-WILDS 1.1: 2 of 3 that it"
+        " is read from are not there:\n  country_code_mapping.csv\n  images/"
     )
 
 

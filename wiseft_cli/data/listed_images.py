@@ -1,4 +1,4 @@
-"""Looks up the images that rows of a table name: each must be a regular file below the root.
+"""Looks up the files that a table or list names: each must be a regular one below the root.
 
 It reads no table; `manifest.py` and the `layouts/` do.
 """
@@ -7,33 +7,47 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from wiseft_cli.data.image_set import ImageRecord
 from wiseft_cli.data.manifest_rows import Row
 
 
-def find_images(root: Path, rows: Iterable[Row], faults: list[str]) -> list[ImageRecord]:
+def find_images(root: Path, rows: Sequence[Row], faults: list[str]) -> list[ImageRecord]:
     """Return a record for each row, in their order, and add a line to `faults` for each other one.
 
     Args:
         root: The folder that relative paths start from; it is there.
     """
-    records = []
+    sizes, missing = sizes_of(root, [row.path for row in rows])
+    faults += [
+        f"  line {row.line}: {row.path}: {missing[row.path]}" for row in rows if row.path in missing
+    ]
+    return [
+        ImageRecord(row.path, row.label, sizes[row.path], row.group)
+        for row in rows
+        if row.path in sizes
+    ]
+
+
+def sizes_of(root: Path, paths: Iterable[str]) -> tuple[dict[str, int], dict[str, str]]:
+    """Return the size in bytes of each path's file, and for each other path why it has none."""
+    sizes: dict[str, int] = {}
+    missing: dict[str, str] = {}
     folder = os.open(root, os.O_RDONLY)  # paths are then looked up from there, a third faster
     try:
-        for row in rows:
+        for path in paths:
             try:
-                status = os.stat(row.path, dir_fd=folder)
+                status = os.stat(path, dir_fd=folder)
             except (OSError, ValueError) as error:
-                reason = error.strerror if isinstance(error, OSError) else error
-                faults.append(f"  line {row.line}: {row.path}: {reason}")
+                reason = error.strerror if isinstance(error, OSError) else None
+                missing[path] = reason or str(error)
                 continue
             if stat.S_ISREG(status.st_mode):
-                records.append(ImageRecord(row.path, row.label, status.st_size, row.group))
+                sizes[path] = status.st_size
             else:
-                faults.append(f"  line {row.line}: {row.path}: is no regular file")
+                missing[path] = "is no regular file"
     finally:
         os.close(folder)
-    return records
+    return sizes, missing

@@ -20,7 +20,8 @@ from pathlib import Path
 from wiseft_cli.data.dataset_card import DatasetCard, Part
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.csv_table import read_columns
-from wiseft_cli.data.layouts.table_images import find_tables, image_set_of_rows
+from wiseft_cli.data.layouts.places import first_folder, require_files
+from wiseft_cli.data.layouts.table_images import image_set_of_rows
 from wiseft_cli.data.manifest_rows import Row
 from wiseft_cli.errors import DatasetError, list_some
 
@@ -53,7 +54,8 @@ def list_fmow(card: DatasetCard, part: Part, root: Path, *, name: str) -> ImageS
             not say what the split is.
     """
     period = _period(card, part)
-    folder = find_tables(card, root, part.folders, (_TABLE, _COUNTRIES, _IMAGES))
+    folder = first_folder(root, part.folders)
+    require_files(card, part, folder, (_TABLE, _COUNTRIES, _IMAGES), name=name)
     regions = _regions(folder / _COUNTRIES)
     faults: list[str] = []
     rows = list(_rows(folder / _TABLE, card.labels, period, regions, faults))

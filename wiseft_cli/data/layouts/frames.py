@@ -6,14 +6,13 @@ Source: Shankar et al. 2021, Do Image Classifiers Generalize Across Time?, arXiv
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wiseft_cli.data.dataset_card import DatasetCard
 from wiseft_cli.data.image_set import ImageRecord, ImageSet, JoinOptions
+from wiseft_cli.data.listed_images import sizes_of
 from wiseft_cli.errors import DatasetError, list_some
 
 ANY_OF = " or "
@@ -65,27 +64,16 @@ def frame_set(card: DatasetCard, base: Path, frames: Frames, *, name: str) -> Im
 
 
 def _sizes(base: Path, paths: Iterable[str], name: str) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    missing: list[str] = []
-    for path in sorted(paths):
-        try:
-            status = os.stat(base / path)
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "is no path"
-            missing.append(f"  {path!r}: {reason}")
-            continue
-        if stat.S_ISREG(status.st_mode):
-            sizes[path] = status.st_size
-        else:
-            missing.append(f"  {path!r}: is no regular file")
+    sizes, missing = sizes_of(base, sorted(paths))
     if missing:
         n_frames = len(missing) + len(sizes)
         title = (
             f"image set {name!r}: {len(missing)} of {n_frames} frames that its files name are not"
             f" in {base}:"
         )
+        lines = [f"  {path!r}: {reason}" for path, reason in missing.items()]
         raise DatasetError(
-            "\n".join([title, *list_some(missing)]),
+            "\n".join([title, *list_some(lines)]),
             hint="unpack imagenet_vid_ytbb_robust.tar.gz whole, and name the folder it is in",
         )
     return sizes

@@ -10,7 +10,8 @@ from pathlib import Path
 from wiseft_cli.data.dataset_card import DatasetCard, Part
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.csv_table import read_columns
-from wiseft_cli.data.layouts.table_images import find_tables, image_set_of_rows
+from wiseft_cli.data.layouts.places import first_folder, require_files
+from wiseft_cli.data.layouts.table_images import image_set_of_rows
 from wiseft_cli.data.manifest_rows import Row
 
 _TABLE = "metadata.csv"
@@ -24,7 +25,9 @@ def list_iwildcam(card: DatasetCard, part: Part, root: Path, *, name: str) -> Im
     Raises:
         DatasetError: The table or the images are not there, or rows cannot be used.
     """
-    table = find_tables(card, root, part.folders, (_TABLE, _IMAGES)) / _TABLE
+    folder = first_folder(root, part.folders)
+    require_files(card, part, folder, (_TABLE, _IMAGES), name=name)
+    table = folder / _TABLE
     splits = {known.split for known in card.parts}
     labels = {label: label for label in card.labels}  # one text a label, not one a row
     rows: list[Row] = []

@@ -20,7 +20,7 @@ def require_files(
     """Refuse a folder that lacks what the set is read from.
 
     Args:
-        needed: Files and folders below the folder.
+        needed: Files and folders below the folder, the latter perhaps with a `/` at the end.
         name: What the set is called, for the message.
     Raises:
         DatasetError: All that is missing, where a copy is looked for, and where to get one.

@@ -7,38 +7,9 @@ from pathlib import Path
 
 from wiseft_cli.data.dataset_card import DatasetCard, Part
 from wiseft_cli.data.image_set import ImageSet
-from wiseft_cli.data.layouts.places import first_folder
 from wiseft_cli.data.listed_images import find_images
 from wiseft_cli.data.manifest_rows import Row
 from wiseft_cli.errors import DatasetError, list_some
-
-
-def find_tables(
-    card: DatasetCard, root: Path, folders: Sequence[str], needed: Sequence[str]
-) -> Path:
-    """Return the folder with the set's tables and images.
-
-    Args:
-        root: What the person named.
-        folders: Where below it they may lie.
-        needed: Files, and folders with a `/` at the end, that have to be there.
-    Raises:
-        DatasetError: Some are not; all are named.
-    """
-    folder = first_folder(root, folders)
-    missing = [
-        name
-        for name in needed
-        if not ((folder / name).is_dir() if name.endswith("/") else (folder / name).is_file())
-    ]
-    if not missing:
-        return folder
-    found = f"{folder} has no {', '.join(missing)}" if folder.is_dir() else f"{folder} is no folder"
-    raise DatasetError(
-        f"{card.title}: {found}",
-        hint=f"name the folder with {', '.join(needed)}, or the one above that has"
-        f" {' or '.join(folders)}; {card.source} has the set",
-    )
 
 
 def image_set_of_rows(
@@ -67,7 +38,7 @@ def image_set_of_rows(
             faults.append(
                 f"  line {row.line}: {row.path} stands on line {first[row.path].line} too"
             )
-    records = find_images(table.parent, first.values(), faults)
+    records = find_images(table.parent, [*first.values()], faults)
     if faults:
         raise DatasetError(
             "\n".join([f"{table}: {len(faults)} rows cannot be used:", *list_some(faults)]),

@@ -6,7 +6,6 @@ it is their reader. How it is called stands in `from_torchvision/`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from wiseft_cli.data.from_torchvision.reader import read_torchvision
 from wiseft_cli.data.from_torchvision.sets import find_torchvision_set
 from wiseft_cli.data.image_set import ImageRecord, ImageSet, JoinOptions
 from wiseft_cli.data.layouts.places import first_folder, require_files
+from wiseft_cli.data.listed_images import sizes_of
 from wiseft_cli.errors import DatasetError, list_some
 from wiseft_cli.prompts.text_file import read_text
 
@@ -150,20 +150,15 @@ def _listed(
 
 
 def _files(folder: Path, label_of: Mapping[str, str], *, name: str) -> list[ImageRecord]:
-    records, missing = [], []
-    for path, label in label_of.items():
-        try:
-            records.append(ImageRecord(path, label, os.stat(os.path.join(folder, path)).st_size))
-        except OSError:
-            missing.append(f"  {path}")
+    sizes, missing = sizes_of(folder, label_of)
     if missing:
-        lines = "\n".join(list_some(missing))
+        lines = "\n".join(list_some([f"  {path}: {why}" for path, why in missing.items()]))
         raise DatasetError(
             f"image set {name!r}: {len(missing):,} of {len(label_of):,} images that its lists name"
             f" are not in {folder}:\n{lines}",
             hint="unpack the images beside the lists",
         )
-    return records
+    return [ImageRecord(path, label, sizes[path]) for path, label in label_of.items()]
 
 
 def _pictures(

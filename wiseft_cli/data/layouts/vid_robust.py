@@ -15,14 +15,10 @@ from pathlib import Path
 from wiseft_cli.data.dataset_card import DatasetCard, Part
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.frames import Frames, frame_set, is_plain_path
-from wiseft_cli.data.layouts.json_tables import (
-    positions_of,
-    read_object,
-    refuse,
-    texts_of,
-)
-from wiseft_cli.data.layouts.places import first_folder
-from wiseft_cli.errors import DatasetError
+from wiseft_cli.data.layouts.json_tables import positions_of, read_object, refuse, texts_of
+from wiseft_cli.data.layouts.places import first_folder, require_files
+
+_FILES = ("metadata/pmsets.json", "metadata/labels.json")
 
 
 def list_vid_robust(card: DatasetCard, part: Part, root: Path, *, name: str) -> ImageSet:
@@ -33,16 +29,11 @@ def list_vid_robust(card: DatasetCard, part: Part, root: Path, *, name: str) -> 
             named.
     """
     base = first_folder(root, part.folders)
-    files = [base / "metadata" / file for file in ("pmsets.json", "labels.json")]
-    missing = [str(file) for file in files if not file.is_file()]
-    if missing:
-        raise DatasetError(
-            f"image set {name!r}: {' and '.join(missing)} are not there",
-            hint="unpack imagenet_vid_ytbb_robust.tar.gz whole, and name the folder it is in",
-        )
-    neighbourhoods = _read_neighbourhoods(files[0])
+    require_files(card, part, base, _FILES, name=name)
+    pmsets, labels = (base / file for file in _FILES)
+    neighbourhoods = _read_neighbourhoods(pmsets)
     paths = {*neighbourhoods, *(path for around in neighbourhoods.values() for path in around)}
-    right = _read_labels(files[1], sorted(paths), card.class_ids)
+    right = _read_labels(labels, sorted(paths), card.class_ids)
     return frame_set(card, base, Frames(neighbourhoods, right), name=name)
 
 

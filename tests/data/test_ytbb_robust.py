@@ -199,8 +199,8 @@ def test_files_of_another_form_are_refused_with_file_and_key(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ytid,label\n", ": its first line does not have ytid, time_ms, label"),
-        ("ytid,time_ms,label\na,1\n", "  line 2: label is '', expected 0 to 23"),
+        ("ytid,label\n", "\n  it has no column 'time_ms'"),
+        ("ytid,time_ms,label\na,1\n", "  line 2: 2 cells, expected 3"),
         (
             "ytid,time_ms,label\na,1,24\nb,1,²\n",
             "  line 2: label is '24', expected 0 to 23\n  line 3",

@@ -20,10 +20,11 @@ from pathlib import Path
 from wiseft_cli.data.dataset_card import DatasetCard, Part
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.csv_table import read_columns
+from wiseft_cli.data.layouts.faults import refuse
 from wiseft_cli.data.layouts.places import first_folder, require_files
 from wiseft_cli.data.layouts.table_images import image_set_of_rows
 from wiseft_cli.data.manifest_rows import Row
-from wiseft_cli.errors import DatasetError, list_some
+from wiseft_cli.errors import DatasetError
 
 _TABLE = "rgb_metadata.csv"
 _COUNTRIES = "country_code_mapping.csv"
@@ -127,11 +128,7 @@ def _regions(path: Path) -> dict[str, str]:
         code: sys.intern(region) or _BLANK
         for _, (code, region) in read_columns(path, ("alpha-3", "region"), faults)
     }
-    if faults:
-        raise DatasetError(
-            "\n".join([f"{path}: {len(faults)} rows cannot be used:", *list_some(faults)]),
-            hint="is it the set's own file, unchanged?",
-        )
+    refuse(path, faults, what="rows", hint="is it the set's own file, unchanged?")
     return regions
 
 

@@ -5,15 +5,16 @@ It lists no image; `ilsvrc.py` does.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from wiseft_cli.errors import DatasetError, list_some
+from wiseft_cli.data.layouts.csv_table import read_columns
+from wiseft_cli.data.layouts.faults import refuse
+from wiseft_cli.errors import DatasetError
 from wiseft_cli.prompts.text_file import read_text
 
 _FIELDS = ("ILSVRC2012_ID", "WNID", "num_children")
+_COLUMNS = ("ImageId", "PredictionString")
 _NUMBERS_OF_A_BOX = 4
 
 
@@ -28,14 +29,13 @@ def read_devkit(path: Path) -> Mapping[str, str]:
     """
     wordnet_ids = _read_synsets(path.parent / "meta.mat")
     lines = read_text(path, DatasetError).splitlines()
-    _refuse(
-        path,
-        [
-            f"  line {number}: {line!r:.40}"
-            for number, line in enumerate(lines, start=1)
-            if line.strip() not in wordnet_ids
-        ],
-        expected=f"the number of a class, 1 to {len(wordnet_ids)}, a line",
+    wrong = [
+        f"  line {number}: {line!r:.40}"
+        for number, line in enumerate(lines, start=1)
+        if line.strip() not in wordnet_ids
+    ]
+    refuse(
+        path, wrong, what="lines", hint=f"a line is the number of a class, 1 to {len(wordnet_ids)}"
     )
     return {
         f"ILSVRC2012_val_{number:08d}": wordnet_ids[line.strip()]
@@ -75,36 +75,22 @@ def read_kaggle_table(path: Path) -> Mapping[str, str]:
     Raises:
         DatasetError: Unreadable, or not of that form; the lines are named.
     """
-    reader = csv.reader(io.StringIO(read_text(path, DatasetError), newline=""), strict=True)
     labels: dict[str, str] = {}
     wrong: list[str] = []
-    try:
-        header = next(reader, None)
-        if header != ["ImageId", "PredictionString"]:
-            raise DatasetError(f"{path}: its first line is not ImageId,PredictionString")
-        for row in reader:
-            label = _class_of_boxes(row)
-            if label is None or row[0] in labels:
-                wrong.append(f"  line {reader.line_num}: {','.join(row)!r:.80}")
-            else:
-                labels[row[0]] = label
-    except csv.Error as error:
-        raise DatasetError(f"{path}, line {reader.line_num}: is not CSV: {error}") from None
-    _refuse(path, wrong, expected="each image once, with boxes of one class (id and four numbers)")
+    for line, (image, boxes) in read_columns(path, _COLUMNS, wrong):
+        label = _class_of_boxes(boxes)
+        if label is None or image in labels:
+            wrong.append(f"  line {line}: {image + ',' + boxes!r:.80}")
+        else:
+            labels[image] = label
+    remedy = "each image stands there once, with boxes of one class (id and four numbers)"
+    refuse(path, wrong, what="rows", hint=remedy)
     return labels
 
 
-def _class_of_boxes(row: list[str]) -> str | None:
-    """Return the class of an image's boxes; None where the row is not of the form."""
-    if len(row) != 2:
-        return None
-    words = row[1].split()
+def _class_of_boxes(boxes: str) -> str | None:
+    """Return the class of an image's boxes; None where the text is not of the form."""
+    words = boxes.split()
     width = 1 + _NUMBERS_OF_A_BOX
     ids = set(words[::width])
     return ids.pop() if len(ids) == 1 and len(words) % width == 0 else None
-
-
-def _refuse(path: Path, wrong: list[str], *, expected: str) -> None:
-    if wrong:
-        title = f"{path}: {len(wrong)} lines cannot be used, expected {expected}:"
-        raise DatasetError("\n".join([title, *list_some(wrong)]))

@@ -1,7 +1,6 @@
 """Reads the JSON files of published sets: one object, every key once, each value of its kind.
 
-Faults are gathered with the keys they stand at, and told together. It does not know what a
-file means.
+Faults are gathered with the keys they stand at. It does not know what a file means.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wiseft_cli.errors import DatasetError, list_some
+from wiseft_cli.errors import DatasetError
 from wiseft_cli.prompts.text_file import read_text
 
 
@@ -87,14 +86,3 @@ def positions_of(value: Any, names: Sequence[str], *, where: str, faults: list[s
         else:
             faults.append(f"  {where}: has {describe(item)}, expected 0 to {len(names) - 1}")
     return found
-
-
-def refuse(path: Path, faults: Sequence[str]) -> None:
-    """Raise if there are faults.
-
-    Raises:
-        DatasetError: Names the file, and each fault.
-    """
-    if faults:
-        title = f"{path}: {len(faults)} entries cannot be used:"
-        raise DatasetError("\n".join([title, *list_some(faults)]))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from wiseft_cli.data.dataset_card import DatasetCard, Part
 from wiseft_cli.data.image_set import ImageSet
+from wiseft_cli.data.layouts.faults import refuse
 from wiseft_cli.data.listed_images import find_images
 from wiseft_cli.data.manifest_rows import Row
-from wiseft_cli.errors import DatasetError, list_some
+from wiseft_cli.errors import DatasetError
 
 
 def image_set_of_rows(
@@ -39,11 +40,8 @@ def image_set_of_rows(
                 f"  line {row.line}: {row.path} stands on line {first[row.path].line} too"
             )
     records = find_images(table.parent, [*first.values()], faults)
-    if faults:
-        raise DatasetError(
-            "\n".join([f"{table}: {len(faults)} rows cannot be used:", *list_some(faults)]),
-            hint=f"is the copy whole and unchanged? {card.source} has the set",
-        )
+    remedy = f"is the copy whole and unchanged? {card.source} has the set"
+    refuse(table, faults, what="rows", hint=remedy)
     if not records:
         raise DatasetError(f"image set {name!r}: {table} has no row of split {part.split!r}")
     return ImageSet(name, table.parent, tuple(sorted(records, key=lambda record: record.path)))

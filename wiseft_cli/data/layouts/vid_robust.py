@@ -14,8 +14,9 @@ from pathlib import Path
 
 from wiseft_cli.data.dataset_card import DatasetCard, Part
 from wiseft_cli.data.image_set import ImageSet
+from wiseft_cli.data.layouts.faults import refuse
 from wiseft_cli.data.layouts.frames import Frames, frame_set, is_plain_path
-from wiseft_cli.data.layouts.json_tables import positions_of, read_object, refuse, texts_of
+from wiseft_cli.data.layouts.json_tables import positions_of, read_object, texts_of
 from wiseft_cli.data.layouts.places import first_folder, require_files
 
 _FILES = ("metadata/pmsets.json", "metadata/labels.json")

@@ -5,22 +5,14 @@ What the marks mean is `ytbb_robust.py`'s.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
-from wiseft_cli.data.layouts.json_tables import (
-    describe,
-    positions_of,
-    read_object,
-    refuse,
-    texts_of,
-)
-from wiseft_cli.errors import DatasetError
-from wiseft_cli.prompts.text_file import read_text
+from wiseft_cli.data.layouts.csv_table import read_columns
+from wiseft_cli.data.layouts.faults import refuse
+from wiseft_cli.data.layouts.json_tables import describe, positions_of, read_object, texts_of
 
 _COLUMNS = ("ytid", "time_ms", "label")
 
@@ -73,22 +65,13 @@ def read_first_classes(path: Path, classes: Sequence[str]) -> Mapping[str, str]:
     Raises:
         DatasetError: Unreadable, or not of that form; the lines are named.
     """
-    reader = csv.DictReader(io.StringIO(read_text(path, DatasetError), newline=""), strict=True)
-    faults = []
+    faults: list[str] = []
     found = {}
-    try:
-        if not set(_COLUMNS) <= set(reader.fieldnames or ()):
-            raise DatasetError(f"{path}: its first line does not have {', '.join(_COLUMNS)}")
-        for row in reader:
-            video, time_ms, label = (row[column] or "" for column in _COLUMNS)
-            if label.isascii() and label.isdigit() and int(label) < len(classes):
-                found[f"{video}_{time_ms}"] = classes[int(label)]
-            else:
-                faults.append(
-                    f"  line {reader.line_num}: label is {label!r:.20}, expected 0 to"
-                    f" {len(classes) - 1}"
-                )
-    except csv.Error as error:
-        raise DatasetError(f"{path}, line {reader.reader.line_num}: is not CSV: {error}") from None
+    for line, (video, time_ms, label) in read_columns(path, _COLUMNS, faults):
+        if label.isascii() and label.isdigit() and int(label) < len(classes):
+            found[f"{video}_{time_ms}"] = classes[int(label)]
+        else:
+            expected = f"expected 0 to {len(classes) - 1}"
+            faults.append(f"  line {line}: label is {label!r:.20}, {expected}")
     refuse(path, faults)
     return found

@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 from wiseft_cli.data.dataset_card import DatasetCard, Part
 from wiseft_cli.data.image_set import ImageSet
+from wiseft_cli.data.layouts.faults import refuse
 from wiseft_cli.data.layouts.frames import Frames, frame_set
-from wiseft_cli.data.layouts.json_tables import refuse
 from wiseft_cli.data.layouts.places import first_folder
 from wiseft_cli.data.layouts.ytbb_files import read_first_classes, read_marks
 from wiseft_cli.errors import DatasetError

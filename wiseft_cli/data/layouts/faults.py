@@ -1,0 +1,25 @@
+"""Refuses a file of a published set for all its faults at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from wiseft_cli.errors import DatasetError, list_some
+
+
+def refuse(
+    path: Path, faults: Sequence[str], *, what: str = "entries", hint: str | None = None
+) -> None:
+    """Raise if there are faults.
+
+    Args:
+        faults: A line each.
+        what: What they are of, in the plural.
+        hint: The remedy.
+    Raises:
+        DatasetError: Names the file, and each fault.
+    """
+    if faults:
+        title = f"{path}: {len(faults)} {what} cannot be used:"
+        raise DatasetError("\n".join([title, *list_some(faults)]), hint=hint)

@@ -55,6 +55,25 @@ def test_show_prints_a_card(capsys: Captured) -> None:
     assert "n_images   10,000\n" in out
 
 
+def test_show_prints_each_fact_of_each_split_once(capsys: Captured) -> None:
+    assert main(["datasets", "show", "fmow"]) == 0
+    of_first, of_second, *_ = capsys.readouterr().out.split("\nsplit      ")[1:]
+    assert of_first.splitlines() == [
+        "id_test",
+        "folders    fmow_v1.1",
+        "n_images   11,327",
+        "n_classes  unknown",
+        "primary    top1",
+        "options    original: test, before: 2013",
+    ]
+    assert of_second.startswith("test\n")
+
+
+def test_a_split_is_for_check_alone(capsys: Captured) -> None:
+    assert main(["datasets", "show", "fmow", "--split", "val"]) == 2
+    assert capsys.readouterr().err == "error: --split is for wiseft datasets check\n"
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -59,6 +59,8 @@ def datasets(
     where something differs, before an evaluation does.
     """
     _check_words(action, (name, None if root is None else str(root)))
+    if split is not None and action != "check":
+        raise UsageError("--split is for wiseft datasets check")
     if name is None:
         _list(as_json=as_json)
     elif root is None:
@@ -108,15 +110,13 @@ def _show(name: str, *, as_json: bool) -> None:
         if part.split:
             _print_fact("split", part.split)
         _print_fact("folders", ", ".join(part.folders) or "the root")
-        for key, value in part.options.items():
-            _print_fact(key, value)
         for key, count in (("n_images", part.n_images), ("n_classes", part.n_classes)):
             _print_fact(key, "unknown" if count is None else f"{count:,}")
         if part.n_anchors is not None:
             _print_fact("n_anchors", f"{part.n_anchors:,}")
         _print_fact("primary", part.primary)
         if part.options:
-            _print_fact("options", ", ".join(f"{key} {of}" for key, of in part.options.items()))
+            _print_fact("options", ", ".join(f"{key}: {of}" for key, of in part.options.items()))
     _print_fact("classes", card.classes)
     known = ", ".join(list_some(card.class_ids, limit=5))
     _print_fact("class_ids", known or "as torchvision finds them in the data")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,6 +47,11 @@ class Match:
     def index(self) -> dict[str, int]:
         """Each text and its class, where it fits exactly one."""
         return {text: indices[0] for text, indices in self.found.items()}
+
+    def narrowed_to(self, needed: Collection[str]) -> Match:
+        """Return the same of these texts, and of those others that fit exactly one class."""
+        found = {text: at for text, at in self.found.items() if text in needed or len(at) == 1}
+        return Match(self.kind, found)
 
     @property
     def unknown(self) -> list[str]:

@@ -168,12 +168,11 @@ def join_labels(
     if labels_are_indices:
         found = _by_index(labels, len(classes), set_name=set_name)
         return _plain_join("index", found, classes, all_classes=all_classes)
-    # All that compete and are in the head; or, of a head with some of them, those with images.
-    for wanted in ({*labels, *competing}, labels) if competing else (labels,):
-        matches = match_classes(sorted(wanted), classes)
-        for match in matches:
-            if match.is_single and match.is_injective:
-                return _plain_join(match.kind, match.index, classes, all_classes=all_classes)
+    matches = match_classes(labels, classes)
+    wider = match_classes([*dict.fromkeys([*labels, *competing])], classes) if competing else ()
+    for match in (*(match.narrowed_to({*labels}) for match in wider), *matches):
+        if match.is_single and match.is_injective:
+            return _plain_join(match.kind, match.index, classes, all_classes=all_classes)
     raise no_match(
         matches,
         classes,

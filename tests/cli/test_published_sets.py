@@ -149,7 +149,7 @@ def write_transfer_sets(root: Path, patch: pytest.MonkeyPatch) -> None:
     """A copy of each set of the suite but CIFAR's, each in a folder of its name."""
     write_cars(root / "stanford-cars", TEST, TRAIN)
     write_dtd(root / "dtd/dtd", test=TEST, train=TRAIN)
-    write_sun397(root / "sun397/SUN397", [*TEST, *TRAIN])
+    write_sun397(root / "sun397/SUN397", test=TEST, train=TRAIN)
     write_food101(root / "food101/food-101", test=TEST, train=TRAIN)
     write_eurosat(root / "eurosat/2750", [*TEST, *TRAIN])
     publish_flowers102(patch, write_flowers102(root / "flowers102", test=TEST, train=TRAIN))
@@ -160,7 +160,7 @@ def write_transfer_sets(root: Path, patch: pytest.MonkeyPatch) -> None:
     [
         ("stanford-cars", "?split=train"),
         ("dtd", "?split=train"),
-        ("sun397", ""),
+        ("sun397", "?split=train"),
         ("food101", "?split=train"),
         ("eurosat", ""),
         ("flowers102", "?split=train"),

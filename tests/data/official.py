@@ -162,14 +162,19 @@ def write_dtd(folder: Path, **splits: Where) -> Path:
     return folder
 
 
-def write_sun397(folder: Path, images: Where) -> Path:
-    """`ClassName.txt` and a folder a letter, with two folders for classes such as `apse/indoor`."""
+def write_sun397(folder: Path, **splits: Where) -> Path:
+    """`ClassName.txt` and a folder a letter, with two folders for classes such as `apse/indoor`;
+    and `Testing_01.txt`, `Training_01.txt` of the partitions' archive beside them."""
     folder.mkdir(parents=True, exist_ok=True)
     ids = read_dataset_card("sun397").class_ids
     places = [f"/{class_id[0]}/{class_id}" for class_id in ids]
     (folder / "ClassName.txt").write_text("".join(f"{place}\n" for place in places))
-    for number, at in images:
-        save_picture(folder / places[number][1:] / f"sun_{at:016d}.jpg", number, at)
+    for split, images in splits.items():
+        files = [f"{places[number]}/sun_{at:016d}.jpg" for number, at in images]
+        for (number, at), file in zip(images, files, strict=True):
+            save_picture(folder / file[1:], number, at)
+        listing = {"test": "Testing_01.txt", "train": "Training_01.txt"}[split]
+        (folder / listing).write_text("".join(f"{file}\n" for file in files))
     return folder
 
 

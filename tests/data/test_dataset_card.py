@@ -31,7 +31,7 @@ COUNTS = {
     "objectnet": (18_574, 113),
     "ytbb-robust": (35_718, 23),
     "stanford-cars": (8_041, 196),
-    "sun397": (108_754, 397),
+    "sun397": (19_850, 397),
 }
 """Images of the first split, and labels, of each set."""
 OWN = """\

@@ -54,10 +54,11 @@ def write(name: str, folder: Path, patch: pytest.MonkeyPatch) -> Path:
     """A copy of a set with the images of TEST, and where it has a split those of TRAIN."""
     if name == "stanford-cars":
         return write_cars(folder, TEST, TRAIN)
-    if name in ("sun397", "eurosat"):
-        return (write_sun397 if name == "sun397" else write_eurosat)(folder, TEST)
+    if name == "eurosat":
+        return write_eurosat(folder, TEST)
     writers: dict[str, Callable[..., Path]] = {
         "dtd": write_dtd,
+        "sun397": write_sun397,
         "food101": write_food101,
         "flowers102": write_flowers102,
     }
@@ -141,7 +142,7 @@ def test_the_fingerprint_does_not_know_where_the_copy_lies(tmp_path, monkeypatch
     assert len(found) == 1
 
 
-@pytest.mark.parametrize("name", ["stanford-cars", "dtd", "food101", "flowers102"])
+@pytest.mark.parametrize("name", ["stanford-cars", "dtd", "sun397", "food101", "flowers102"])
 def test_train_is_a_split_with_classes_by_text_not_by_number(tmp_path, monkeypatch, name):
     write(name, tmp_path, monkeypatch)
     images = open_image_set(f"{name}={tmp_path}?split=train")
@@ -150,7 +151,7 @@ def test_train_is_a_split_with_classes_by_text_not_by_number(tmp_path, monkeypat
 
 
 def test_sun397_is_listed_the_same_whatever_order_the_disk_gives(tmp_path, monkeypatch):
-    write_sun397(tmp_path, TEST)
+    write_sun397(tmp_path, test=TEST)
     expected = open_image_set(f"sun397={tmp_path}").records
     whole = Path.rglob
     monkeypatch.setattr(Path, "rglob", lambda path, pattern: list(whole(path, pattern))[::-1])
@@ -159,15 +160,16 @@ def test_sun397_is_listed_the_same_whatever_order_the_disk_gives(tmp_path, monke
 
 @pytest.mark.parametrize("place", ["", "Partitions", "..", "../Partitions"])
 def test_the_partition_of_sun397_is_a_split_where_its_lists_are(tmp_path: Path, place: str):
-    folder = write_sun397(tmp_path / "SUN397", TEST)
-    paths = [record.path for record in open_image_set(f"sun397={tmp_path}").records]
+    folder = write_sun397(tmp_path / "SUN397", test=TEST)
+    (folder / "Testing_01.txt").unlink()
+    paths = [record.path for record in open_image_set(f"sun397={tmp_path}?split=all").records]
     with pytest.raises(DatasetError) as caught:
-        open_image_set(f"sun397={tmp_path}?split=test")
+        open_image_set(f"sun397={tmp_path}")
     assert caught.value.message == (
         "image set 'sun397': Testing_01.txt, which names the images of this split, is not in"
         f" {folder}, nor beside it, nor in Partitions/"
     )
-    assert (caught.value.hint or "").endswith("the set's first split, 'all', does without")
+    assert (caught.value.hint or "").endswith("; a split that does without is all")
     listing = folder / place / "Testing_01.txt"
     listing.parent.mkdir(exist_ok=True)
     listing.write_text(f"/{paths[2]}\n/{paths[0]}\n")
@@ -183,7 +185,7 @@ def test_torchvisions_own_root_is_the_root_of_the_suite(tmp_path, monkeypatch):
     """Each set where torchvision's download would have put it, all in one folder."""
     write_cars(tmp_path / "stanford_cars", TEST, TRAIN)
     write_dtd(tmp_path / "dtd/dtd", test=TEST)
-    write_sun397(tmp_path / "SUN397", TEST)
+    write_sun397(tmp_path / "SUN397", test=TEST)
     write_food101(tmp_path / "food-101", test=TEST)
     write_eurosat(tmp_path / "eurosat/2750", TEST)
     publish_flowers102(monkeypatch, write_flowers102(tmp_path / "flowers-102", test=TEST))

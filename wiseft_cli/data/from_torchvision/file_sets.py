@@ -240,9 +240,9 @@ FILE_SETS: Mapping[str, TorchvisionSet] = {
     "SUN397": TorchvisionSet(
         "SUN397",
         {
-            "all": Reading({}, ("ClassName.txt",)),
             "test": Reading({}, ("ClassName.txt",), listing="Testing_01.txt"),
             "train": Reading({}, ("ClassName.txt",), listing="Training_01.txt"),
+            "all": Reading({}, ("ClassName.txt",)),
         },
         labels=_LABELS,
         paths=_FILES,

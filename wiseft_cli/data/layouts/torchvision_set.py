@@ -85,7 +85,8 @@ def list_torchvision_set(card: DatasetCard, part: Part, root: Path, *, name: str
     else:
         label_of = dict(zip(copy.paths, labels, strict=True))
         if reading.listing is not None:
-            label_of = _listed(label_of, card, folder, reading.listing, name=name)
+            whole = [split for split, of in facts.splits.items() if of.listing is None]
+            label_of = _listed(label_of, card, folder, reading.listing, whole=whole, name=name)
         records = _files(folder, label_of, name=name)
     if not records:
         raise DatasetError(f"image set {name!r}: torchvision finds no image in {folder}")
@@ -126,17 +127,27 @@ def _labels(
 
 
 def _listed(
-    label_of: Mapping[str, str], card: DatasetCard, folder: Path, listing: str, *, name: str
+    label_of: Mapping[str, str],
+    card: DatasetCard,
+    folder: Path,
+    listing: str,
+    *,
+    whole: Sequence[str],
+    name: str,
 ) -> dict[str, str]:
-    """Return the images that a listing names: beside the set's folder, in it, or `Partitions/`."""
+    """Return the images that a listing names: beside the set's folder, in it, or `Partitions/`.
+
+    Args:
+        whole: The set's splits that need none, for the message.
+    """
     places = [at / below for at in (folder, folder.parent) for below in ("", "Partitions")]
     file = next((place / listing for place in places if (place / listing).is_file()), None)
     if file is None:
         raise DatasetError(
             f"image set {name!r}: {listing}, which names the images of this split, is not in"
             f" {folder}, nor beside it, nor in Partitions/",
-            hint=f"its archive of partitions is at {card.source}; the set's first split,"
-            f" {card.parts[0].split!r}, does without",
+            hint=f"its archive of partitions is at {card.source}; a split that does without is"
+            f" {', '.join(whole) or 'none'}",
         )
     named = [line.strip().removeprefix("/") for line in read_text(file, DatasetError).splitlines()]
     unknown = [f"  {path}" for path in named if path and path not in label_of]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from timm.data.imagenet_info import ImageNetInfo
 
-from wiseft_cli.data.dataset_card import Part, dataset_card_names, read_dataset_card
+from wiseft_cli.data.card_form import Part
+from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
 from wiseft_cli.errors import DatasetError, UsageError
 
 COUNTS = {

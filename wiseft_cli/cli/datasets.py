@@ -12,7 +12,7 @@ from wiseft_cli.cli.console import print_json, print_result, progress, warn
 from wiseft_cli.errors import DatasetError, UsageError, list_some
 
 if TYPE_CHECKING:
-    from wiseft_cli.data.dataset_card import DatasetCard
+    from wiseft_cli.data.card_form import DatasetCard
     from wiseft_cli.data.image_set import ImageSet
 
 _NEEDS = {"list": 0, "show": 1, "check": 2}

@@ -51,7 +51,7 @@ def read_classes(source: str) -> ClassList:
 
 
 def _class_list(source: str) -> ClassList:
-    from wiseft_cli.data.dataset_card import TORCHVISION_PREFIX
+    from wiseft_cli.data.card_form import TORCHVISION_PREFIX
     from wiseft_cli.prompts.class_names import BUILTIN_CLASSES, read_class_names
 
     if source.startswith(TORCHVISION_PREFIX):

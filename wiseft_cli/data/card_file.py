@@ -1,15 +1,16 @@
 """Reads a data set card from its YAML file, and checks that it fits together.
 
-What a card says is described in `dataset_card.py`, and for people in `docs/data.md`.
+What a card says is described in `card_form.py`, and for people in `docs/data.md`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
-from wiseft_cli.data.dataset_card import LAYOUTS, DatasetCard, Layout, Part, cards_folder
+from wiseft_cli.data.card_form import LAYOUTS, DatasetCard, Layout, Part
 from wiseft_cli.data.label_map import read_label_map
 from wiseft_cli.errors import DatasetError
 from wiseft_cli.prompts import documents
@@ -40,6 +41,11 @@ _OF_PARTS = ("folders", "primary", "n_images", "n_classes", "n_anchors", "option
 _NEEDED = ("name", "title", "source", "licence", "citation", "layout", "classes", "n_classes")
 _LISTS = ("folders", "class_ids", "notes")
 _COUNTS = ("n_images", "n_classes", "n_anchors")
+
+
+def cards_folder() -> Path:
+    """Return where the cards lie that ship with the package."""
+    return Path(str(resources.files("wiseft_cli.data"))) / "cards"
 
 
 def read_card_file(path: Path) -> DatasetCard:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from wiseft_cli.data.dataset_card import DatasetCard, Layout, Part
+from wiseft_cli.data.card_form import DatasetCard, Layout, Part
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.arrays import list_arrays
 from wiseft_cli.data.layouts.class_folders import list_class_folders

@@ -1,7 +1,7 @@
 """Cards for `torchvision:NAME`: made from what torchvision itself knows of a set.
 
-A set that has a card of its own (`torchvision:DTD`) is that card's. Counts, licence and citation of
-the others are not known here.
+Sets that have a card of their own are that card's (`dataset_card.py`). Counts, licence and citation
+of the others are not known here.
 """
 
 from __future__ import annotations
@@ -9,13 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from wiseft_cli.checkpoint.card import ClassEntry
-from wiseft_cli.data.dataset_card import (
-    TORCHVISION_PREFIX,
-    DatasetCard,
-    Part,
-    read_dataset_card,
-)
-from wiseft_cli.data.from_torchvision.reader import torchvision_class
+from wiseft_cli.data.card_form import TORCHVISION_PREFIX, DatasetCard, Part
 from wiseft_cli.data.from_torchvision.sets import find_torchvision_set
 from wiseft_cli.errors import ClassNamesError
 from wiseft_cli.prompts.class_names import ClassList
@@ -30,7 +24,7 @@ OWN_CARDS: Mapping[str, str] = {
     "SUN397": "sun397",
     "StanfordCars": "stanford-cars",
 }
-"""Sets of torchvision's that have a card."""
+"""Sets of torchvision's that have a card that ships."""
 
 
 def torchvision_card(source: str) -> DatasetCard:
@@ -45,8 +39,6 @@ def torchvision_card(source: str) -> DatasetCard:
         MissingDependencyError: torchvision is needed for the names and not installed.
     """
     class_name = source.removeprefix(TORCHVISION_PREFIX)
-    if class_name in OWN_CARDS:
-        return read_dataset_card(OWN_CARDS[class_name])
     facts = find_torchvision_set(class_name)
     names = _known_names(class_name)
     parts = [
@@ -97,4 +89,6 @@ def _known_names(class_name: str) -> Mapping[str, str]:
     facts = find_torchvision_set(class_name)
     if facts.known_names is None:
         return {}
+    from wiseft_cli.data.from_torchvision.reader import torchvision_class  # lazy: it needs numpy
+
     return facts.known_names(torchvision_class(class_name))

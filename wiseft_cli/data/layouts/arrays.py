@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wiseft_cli.data.dataset_card import DatasetCard, Part
+from wiseft_cli.data.card_form import DatasetCard, Part
 from wiseft_cli.data.image_set import ImageRecord, ImageSet
 from wiseft_cli.data.layouts.places import first_folder, require_files
 from wiseft_cli.errors import DatasetError

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from wiseft_cli.data.dataset_card import DatasetCard, Part
+from wiseft_cli.data.card_form import DatasetCard, Part
 from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.places import first_folder

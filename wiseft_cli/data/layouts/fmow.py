@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from wiseft_cli.data.dataset_card import DatasetCard, Part
+from wiseft_cli.data.card_form import DatasetCard, Part
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.csv_table import read_columns
 from wiseft_cli.data.layouts.faults import refuse

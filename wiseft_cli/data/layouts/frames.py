@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wiseft_cli.data.dataset_card import DatasetCard
+from wiseft_cli.data.card_form import DatasetCard
 from wiseft_cli.data.image_set import ImageRecord, ImageSet, JoinOptions
 from wiseft_cli.data.listed_images import sizes_of
 from wiseft_cli.errors import DatasetError, list_some

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from wiseft_cli.data.dataset_card import DatasetCard, Part
+from wiseft_cli.data.card_form import DatasetCard, Part
 from wiseft_cli.data.image_set import ImageRecord, ImageSet
 from wiseft_cli.data.layouts.class_folders import list_class_folders
 from wiseft_cli.data.layouts.ilsvrc_truth import read_devkit, read_kaggle_table

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wiseft_cli.data.dataset_card import DatasetCard, Part
+from wiseft_cli.data.card_form import DatasetCard, Part
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.csv_table import read_columns
 from wiseft_cli.data.layouts.places import first_folder, require_files

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from wiseft_cli.data.dataset_card import DatasetCard, Part
+from wiseft_cli.data.card_form import DatasetCard, Part
 from wiseft_cli.errors import DatasetError, list_some
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from wiseft_cli.data.dataset_card import DatasetCard, Part
+from wiseft_cli.data.card_form import DatasetCard, Part
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.faults import refuse
 from wiseft_cli.data.listed_images import find_images

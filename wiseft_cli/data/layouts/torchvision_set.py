@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wiseft_cli.data.dataset_card import DatasetCard, Part
+from wiseft_cli.data.card_form import DatasetCard, Part
 from wiseft_cli.data.from_torchvision.reader import read_torchvision
 from wiseft_cli.data.from_torchvision.sets import find_torchvision_set
 from wiseft_cli.data.image_set import ImageRecord, ImageSet, JoinOptions

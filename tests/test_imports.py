@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,35 @@ def test_imports_go_downwards_only(path: Path) -> None:
         parts = name.split(".")
         if parts[0] == "wiseft_cli" and len(parts) > 1 and parts[1] not in ("__version__", room):
             assert parts[1] in MAY_IMPORT[room], f"{room} must not import {name}"
+
+
+def test_no_modules_import_each_other_wherever_the_imports_stand() -> None:
+    known = {name_of(path): path for path in modules()}
+    graph = {name: imported_modules(path) & known.keys() for name, path in known.items()}
+    assert len(graph["wiseft_cli.data.carded_set"]) > 5
+    TopologicalSorter(graph).prepare()  # raises where there is a circle, and names it
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def imported_modules(path: Path) -> set[str]:
+    """What a module may be run with: names for the type checker alone import nothing."""
+    tree = ast.parse(path.read_text())
+    unseen = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    froms = [at for at in ast.walk(tree) if isinstance(at, ast.ImportFrom) and at not in unseen]
+    return {
+        name
+        for at in froms
+        for name in (f"{at.module}", *(f"{at.module}.{of.name}" for of in at.names))
+    }
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -138,12 +138,12 @@ def test_a_new_reference_is_noted_in_the_file_without_a_run(
         (
             (PAIR[0], "--data", "val", "--data", "val"),
             2,
-            "error: more than one --data is named 'val'\n",
+            "error: more than one image set is named 'val'\n",
         ),
         (
             (PAIR[0], "--data", "val", "--reference", "x"),
             2,
-            "error: --reference 'x' is no --data; there are val\n",
+            "error: --reference 'x' is no image set; there are val\n",
         ),
         ((PAIR[0], "--data", "nowhere"), 1, "error: image folder nowhere does not exist\n"),
         (

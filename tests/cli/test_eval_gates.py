@@ -152,7 +152,7 @@ GATE = ("--fail-under", "val:top1>=0.5")
         (
             (*PAIR, "--alpha", "0.5", "--select-on", "x"),
             2,
-            "error: --select-on 'x' is no --data; there are val\n",
+            "error: --select-on 'x' is no image set; there are val\n",
         ),
         ((PAIR[0], *GATE, "--gate-alpha", "0.5"), 2, "error: --gate-alpha needs --alpha\n"),
         (

@@ -212,14 +212,14 @@ def test_the_first_set_is_the_reference_unless_another_is_named(tmp_path: Path) 
     assert [job.reference for job in plan(tmp_path, "a", "b", "c")] == [True, False, False]
     jobs = plan(tmp_path, "a", "b", "c", reference="b")
     assert [job.reference for job in jobs] == [False, True, False]
-    with pytest.raises(UsageError, match=r"^--reference 'x' is no --data; there are a, b$"):
+    with pytest.raises(UsageError, match=r"^--reference 'x' is no image set; there are a, b$"):
         plan(tmp_path, "a", "b", reference="x")
 
 
 def test_two_sets_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         plan(tmp_path, "a", "a")
-    assert caught.value.message == "more than one --data is named 'a'"
+    assert caught.value.message == "more than one image set is named 'a'"
 
 
 def test_each_checkpoint_joins_by_its_own_classes(tmp_path: Path) -> None:

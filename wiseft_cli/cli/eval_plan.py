@@ -215,7 +215,7 @@ def _check_select_on(request: Request, image_sets: Sequence[ImageSet]) -> None:
     names = [image_set.name for image_set in image_sets]
     if request.select_on is not None and request.select_on not in names:
         raise UsageError(
-            f"--select-on {request.select_on!r} is no --data; there are {', '.join(names)}"
+            f"--select-on {request.select_on!r} is no image set; there are {', '.join(names)}"
         )
 
 

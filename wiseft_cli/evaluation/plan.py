@@ -109,11 +109,11 @@ def plan_jobs(
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UsageError(
-            f"more than one --data is named {', '.join(map(repr, repeated))}",
+            f"more than one image set is named {', '.join(map(repr, repeated))}",
             hint="name them apart: --data NAME=DIR",
         )
     if reference is not None and reference not in names:
-        raise UsageError(f"--reference {reference!r} is no --data; there are {', '.join(names)}")
+        raise UsageError(f"--reference {reference!r} is no image set; there are {', '.join(names)}")
     jobs: list[Job] = []
     heads: set[tuple[object, ...]] = set()  # that a set before fits
     for image_set in image_sets:

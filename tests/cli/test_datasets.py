@@ -13,6 +13,7 @@ from PIL import Image
 from tests.cli.test_zeroshot_head import head, place
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
+from wiseft_cli.cli.zeroshot_prompts import read_classes, read_prompt_templates
 from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
 from wiseft_cli.data.suite import suite_names
 
@@ -148,3 +149,47 @@ def test_the_templates_of_a_card_are_those_it_names() -> None:
     given = ("--templates", "imagenet-a", "--truncate", "-o", "z.safetensors")
     assert head(*given, classes=classes) == 0
     assert len(read_card(Path("z.safetensors")).templates) == 80
+
+
+COUNTS = {"cifar10": 18, "cifar10.1": 18, "cifar10.2": 18, "cifar100": 18, "dtd": 8, "eurosat": 3}
+COUNTS |= {
+    "flowers102": 1,
+    "fmow": 14,
+    "food101": 1,
+    "iwildcam": 2,
+    "stanford-cars": 8,
+    "sun397": 2,
+}
+"""Templates of the sets that have their own; the others have ImageNet's 80."""
+
+
+@pytest.mark.parametrize("name", dataset_card_names())
+def test_every_card_gives_its_classes_and_templates_without_images(name: str) -> None:
+    classes, card = read_classes(name), read_dataset_card(name)
+    assert tuple(entry.id for entry in classes.entries) == card.class_ids
+    templates = read_prompt_templates(classes, [name], [])
+    assert len(templates) == COUNTS.get(name, 80)
+    prompts = {prompt for _, prompt in classes.prompts(templates)}
+    assert not any("{}" in prompt or "_" in prompt for prompt in prompts)
+
+
+@pytest.mark.usefixtures("place")
+def test_a_card_of_ones_own_gives_its_classes_and_templates_by_its_path(capsys: Captured) -> None:
+    Path("names.txt").write_text("a\tcat\nb\tdog\nc\tcow\n")
+    Path("prompts.txt").write_text("my {}.\n")
+    Path("own.yaml").write_text(
+        "{name: own, title: Own, source: 'https://example.org', licence: CC0, citation: none,\n"
+        " layout: id-folders, classes: names.txt, class_ids: [c, a], templates: prompts.txt,\n"
+        " n_images: 2, n_classes: 2}\n"
+    )
+    given = ("--templates", "own.yaml", "--truncate", "-o", "z.safetensors")
+    assert head(*given, classes="own.yaml") == 0
+    assert "built-in" not in capsys.readouterr().err
+    card = read_card(Path("z.safetensors"))
+    assert [(entry.id, entry.name) for entry in card.classes] == [("a", "cat"), ("c", "cow")]
+    assert card.templates == ("my {}.",)
+    Path("own.yaml").write_text("{licence: CC0, layout: id-folders, classes: names.txt}\n")
+    assert head("-o", "y.safetensors", classes="own.yaml") == 1
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "error: own.yaml: a data set card needs name, title, source, citation, n_classes"
+    )

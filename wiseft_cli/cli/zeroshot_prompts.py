@@ -23,12 +23,14 @@ def read_classes(source: str) -> ClassList:
     # lazy: yaml costs a while, and --help needs none of it
     from wiseft_cli.data.dataset_card import (
         dataset_card_names,
+        is_dataset_card,
         is_dataset_card_name,
         read_dataset_card,
     )
     from wiseft_cli.prompts.class_names import BUILTIN_CLASSES, read_class_names
 
-    if source not in BUILTIN_CLASSES and not is_dataset_card_name(source):
+    is_builtin = source in BUILTIN_CLASSES
+    if not is_builtin and not is_dataset_card(source):
         if not Path(source).exists():
             known = tuple(dict.fromkeys((*BUILTIN_CLASSES, *dataset_card_names())))
             raise ClassNamesError(
@@ -36,7 +38,7 @@ def read_classes(source: str) -> ClassList:
                 hint=f"built-in sets: {', '.join(known)}",
             )
         return read_class_names(Path(source))
-    if source in BUILTIN_CLASSES:
+    if is_builtin:
         classes = _class_list(source)
     else:
         card = read_dataset_card(source)
@@ -44,7 +46,7 @@ def read_classes(source: str) -> ClassList:
         classes = _class_list(card.classes)
         entries = tuple(entry for entry in classes.entries if entry.id in wanted)
         classes = replace(classes, entries=entries)
-    if not Path(source).exists():
+    if not Path(source).exists() or not (is_builtin or is_dataset_card_name(source)):
         return classes
     note = f"{source} is the built-in set; the file or folder of that name would be ./{source}"
     return replace(classes, notes=(note,))
@@ -83,7 +85,7 @@ def read_prompt_templates(
 
     Args:
         class_list: The classes.
-        sources: Files, built-in sets, or data set cards by name.
+        sources: Files, built-in sets, or data set cards by name or path.
         inline: Templates as they were written on the command line.
     Raises:
         WiseftError: No templates, or none that are needed.
@@ -91,7 +93,7 @@ def read_prompt_templates(
     # lazy: as above
     from wiseft_cli.data.dataset_card import (
         dataset_card_names,
-        is_dataset_card_name,
+        is_dataset_card,
         read_dataset_card,
     )
 
@@ -103,7 +105,7 @@ def read_prompt_templates(
     if class_list.needs_templates:
         known = tuple(dict.fromkeys((*BUILTIN_TEMPLATES, *dataset_card_names())))
         for source in sources:
-            is_known = source in known or is_dataset_card_name(source)
+            is_known = source in known or is_dataset_card(source)
             if not is_known and not Path(source).exists():
                 raise TemplatesError(
                     f"--templates {source}: no such file, and no built-in set",
@@ -112,7 +114,7 @@ def read_prompt_templates(
                 )
         resolved = [
             read_dataset_card(source).templates
-            if source not in BUILTIN_TEMPLATES and is_dataset_card_name(source)
+            if source not in BUILTIN_TEMPLATES and is_dataset_card(source)
             else source
             for source in sources
         ]

@@ -16,6 +16,7 @@ from wiseft_cli.errors import DatasetError
 from wiseft_cli.prompts import documents
 from wiseft_cli.prompts.class_names import BUILTIN_CLASSES, read_class_names
 from wiseft_cli.prompts.templates import BUILTIN_TEMPLATES
+from wiseft_cli.prompts.text_file import read_text
 
 _KEYS = (
     "name",
@@ -41,11 +42,28 @@ _OF_PARTS = ("folders", "primary", "n_images", "n_classes", "n_anchors", "option
 _NEEDED = ("name", "title", "source", "licence", "citation", "layout", "classes", "n_classes")
 _LISTS = ("folders", "class_ids", "notes")
 _COUNTS = ("n_images", "n_classes", "n_anchors")
+_MARKS = ("layout", "classes", "licence")
+"""Keys that tell a card from a class list, which is a mapping too."""
 
 
 def cards_folder() -> Path:
     """Return where the cards lie that ship with the package."""
     return Path(str(resources.files("wiseft_cli.data"))) / "cards"
+
+
+def is_card_file(path: Path) -> bool:
+    """Return whether a path is a YAML file that means to be a card, in whatever state."""
+    if path.suffix.lower() not in documents.YAML_SUFFIXES or not path.is_file():
+        return False
+    try:
+        text = read_text(path, DatasetError)
+        if not all(key in text for key in _MARKS):
+            return False  # at once: long class lists take seconds to parse
+        root = documents.read_yaml(path, DatasetError)
+    except DatasetError:
+        return False  # who reads it as something else will say what is wrong
+    keys = root.members if isinstance(root, documents.Mapping) else ()
+    return {*_MARKS} <= {key.text for key, _ in keys if isinstance(key, documents.Text)}
 
 
 def read_card_file(path: Path) -> DatasetCard:

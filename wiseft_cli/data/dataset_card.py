@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wiseft_cli.data.card_file import cards_folder, read_card_file
+from wiseft_cli.data.card_file import cards_folder, is_card_file, read_card_file
 from wiseft_cli.data.card_form import TORCHVISION_PREFIX, DatasetCard
 from wiseft_cli.data.from_torchvision.card import OWN_CARDS, torchvision_card
 from wiseft_cli.errors import UsageError
-
-CARD_SUFFIXES = (".yaml", ".yml")
+from wiseft_cli.prompts.documents import YAML_SUFFIXES
 
 
 def dataset_card_names() -> tuple[str, ...]:
@@ -23,6 +22,11 @@ def dataset_card_names() -> tuple[str, ...]:
 def is_dataset_card_name(source: str) -> bool:
     """Return whether a text names a card that ships with the package, or a set of torchvision's."""
     return source in dataset_card_names() or source.startswith(TORCHVISION_PREFIX)
+
+
+def is_dataset_card(source: str) -> bool:
+    """Return whether a text names a card, or is the path of the file of one."""
+    return is_dataset_card_name(source) or is_card_file(Path(source))
 
 
 def read_dataset_card(source: str) -> DatasetCard:
@@ -42,7 +46,7 @@ def read_dataset_card(source: str) -> DatasetCard:
         source = own
     if source in dataset_card_names():
         return read_card_file(cards_folder() / f"{source}.yaml")
-    if not source.lower().endswith(CARD_SUFFIXES):
+    if not source.lower().endswith(YAML_SUFFIXES):
         raise UsageError(
             f"no data set card is called {source!r}; there are {', '.join(dataset_card_names())}",
             hint="a card of your own is named by its path, with .yaml at the end",

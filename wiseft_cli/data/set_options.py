@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wiseft_cli.data.dataset_card import CARD_SUFFIXES
 from wiseft_cli.data.manifest_rows import Columns
 from wiseft_cli.errors import UsageError, WiseftError
+from wiseft_cli.prompts.documents import YAML_SUFFIXES
 
 OPTION_NAMES = (
     "split",
@@ -134,7 +134,7 @@ def parse_set_options(
 
 def _card(text: str | None, folder: Path | None) -> str | None:
     """Return a card's name, or its path from the folder of the file that names it."""
-    if text is None or folder is None or not text.lower().endswith(CARD_SUFFIXES):
+    if text is None or folder is None or not text.lower().endswith(YAML_SUFFIXES):
         return text
     return str(folder / text)
 

@@ -102,7 +102,8 @@ def test_source_that_is_not_there_shows_the_built_in_sets(capsys: Captured) -> N
     assert head("-o", "z.safetensors", classes="imagnet") == 1
     error, hint = capsys.readouterr().err.splitlines()
     assert error == "error: --classes imagnet: no such file or folder, and no built-in set"
-    assert hint.startswith("hint: built-in sets: imagenet, ")
+    assert hint.startswith("hint: did you mean imagenet or ")
+    assert "? built-in sets: imagenet, " in hint
     assert head("--templates", "a photo of a {}", "-o", "z.safetensors") == 1
     error, hint = capsys.readouterr().err.splitlines()
     assert error == "error: --templates a photo of a {}: no such file, and no built-in set"

@@ -15,7 +15,7 @@ from wiseft_cli.data.dataset_card import read_dataset_card
 from wiseft_cli.data.fingerprint import data_fingerprint
 from wiseft_cli.data.images import load_image_of
 from wiseft_cli.data.label_space import join_image_set
-from wiseft_cli.data.spec import open_image_set, open_image_sets
+from wiseft_cli.data.spec import open_image_set, open_image_sets, open_training_set
 from wiseft_cli.errors import DatasetError, UsageError
 
 IDS = read_dataset_card("imagenet").class_ids
@@ -168,3 +168,49 @@ def test_a_border_is_cut_from_every_image_and_is_part_of_the_fingerprint(tmp_pat
     )
     with pytest.raises(UsageError, match="crop_border is '-1'; expected a number of pixels"):
         open_image_set(f"{tmp_path}?crop_border=-1")
+
+
+def test_a_training_set_is_not_a_test_split_unasked(tmp_path: Path) -> None:
+    write_pets(tmp_path)
+    card = tmp_path / "pets.yaml"
+    card.write_text(card.read_text().replace("test: {", "train: {"))
+    put(tmp_path / "v", "kitten/1.png", "puppy/1.png")
+    spec = f"{tmp_path}?card={card}"
+    with pytest.raises(UsageError) as caught:
+        open_training_set(spec)
+    assert caught.value.message == (
+        f"--train {spec!r} names no split of {card}, which has val, train"
+    )
+    assert caught.value.hint == f"name the one to train on: {spec + ',split=train'!r}"
+    assert open_training_set(f"{spec},split=val").labels == ("kitten", "puppy")
+    put(tmp_path / "sketch", "n01443537/1.jpg")
+    with pytest.raises(UsageError) as caught:
+        open_training_set(f"imagenet={tmp_path}")
+    assert caught.value.hint == f"name the one to train on: 'imagenet={tmp_path}?split=train'"
+    images = open_training_set(f"imagenet-sketch={tmp_path}")
+    assert images.warnings[-1] == (
+        "image set 'imagenet-sketch' has no split to train on: whatever trains here cannot be"
+        " evaluated on it"
+    )
+
+
+def test_a_name_that_is_nearly_a_published_sets_is_told(tmp_path: Path) -> None:
+    put(tmp_path / "r", "n01443537/1.jpg")
+    images = open_image_set(f"ImageNet_R={tmp_path / 'r'}")
+    assert images.notes == (
+        "image set 'ImageNet_R' is taken as a plain folder; ?card=imagenet-r behind it takes it as"
+        " the published set imagenet-r",
+    )
+    assert open_image_set(f"ImageNet_R={tmp_path / 'r'}?card=none").notes == ()
+    with pytest.raises(UsageError) as caught:
+        open_image_set("imagenet-shifts")
+    assert caught.value.hint == "wiseft eval --suite imagenet-shifts --root DIR"
+
+
+def test_a_head_of_other_classes_is_told_how_to_get_one_of_a_published_sets(tmp_path: Path) -> None:
+    put(tmp_path / "r", f"{IDS[1]}/1.jpg")
+    with pytest.raises(DatasetError) as caught:
+        join_image_set(open_image_set(f"imagenet-r={tmp_path / 'r'}"), [ClassEntry("c", "cat")])
+    assert (caught.value.hint or "").startswith(
+        "the head is of other classes; `wiseft zeroshot-head --classes NAME` makes one"
+    )

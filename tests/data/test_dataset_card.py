@@ -112,6 +112,12 @@ def test_an_unknown_name_lists_the_names() -> None:
     assert caught.value.message == (
         f"no data set card is called 'imagenet-b'; there are {', '.join(dataset_card_names())}"
     )
+    with pytest.raises(UsageError) as caught:
+        read_dataset_card("ImageNet_R")
+    assert (caught.value.hint or "").startswith("did you mean imagenet-r or ")
+    with pytest.raises(UsageError) as caught:
+        read_dataset_card("something")
+    assert caught.value.hint == "a card of your own is named by its path, with .yaml at the end"
 
 
 SPLITS = """

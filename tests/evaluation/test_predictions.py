@@ -64,7 +64,10 @@ def test_existing_predictions_are_refused_before_any_work(tmp_path: Path) -> Non
         plan_prediction_files(out, jobs, force=False)
     assert plan_prediction_files(out, jobs, force=True).keys() == set(jobs)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError):
+    with pytest.raises(OutputError) as caught:
         plan_prediction_files(tmp_path / "file", jobs, force=False)
+    assert caught.value.message == (
+        f"--save-predictions {tmp_path / 'file'} is a file, expected a folder"
+    )
     with pytest.raises(OutputError, match="its folder"):
         plan_prediction_files(tmp_path / "no" / "where", jobs, force=False)

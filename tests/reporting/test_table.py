@@ -99,7 +99,7 @@ def test_results_at_chance_on_few_images_or_one_class_are_suspicious() -> None:
     assert suspicious([line("val", 500)]) == ()
     lines = [line("val", 100, alpha="0"), line("val", 500, alpha="1")]
     assert suspicious(lines) == (
-        "image set 'val': 1 rows of 2 no better than chance (10.00 %); check that its folders"
+        "image set 'val': 1 of 2 rows no better than chance (10.00 %); check that its labels"
         " mean the head's classes, and the class order of the head",
     )
     assert suspicious([line("val", 90, 99)]) == (
@@ -110,9 +110,16 @@ def test_results_at_chance_on_few_images_or_one_class_are_suspicious() -> None:
     )
 
 
-@pytest.mark.parametrize("n_correct", [0, 100, 118])
-def test_chance_is_judged_by_the_interval(n_correct: int) -> None:
-    assert "every row of 1 no better than chance" in suspicious([line("val", n_correct)])[0]
+@pytest.mark.parametrize(
+    ("n_correct", "doubt"),
+    [
+        (0, "no better than chance (10.00 %)"),
+        (100, "no better than chance (10.00 %)"),
+        (118, "cannot be told from chance (10.00 %) by so few images"),
+    ],
+)
+def test_chance_is_judged_by_the_interval(n_correct: int, doubt: str) -> None:
+    assert f"every row {doubt}; check" in suspicious([line("val", n_correct)])[0]
 
 
 def test_an_ensemble_has_its_own_label_and_a_validation_set_is_no_shift() -> None:

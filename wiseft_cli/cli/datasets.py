@@ -99,7 +99,11 @@ def _list(*, as_json: bool) -> None:
 
 def _show(name: str, *, as_json: bool) -> None:
     from wiseft_cli.data.dataset_card import read_dataset_card
+    from wiseft_cli.data.suite import suite_names
 
+    if name in suite_names():
+        _show_suite(name, as_json=as_json)
+        return
     card = read_dataset_card(name)
     if as_json:
         print_json(_document(card))
@@ -125,6 +129,27 @@ def _show(name: str, *, as_json: bool) -> None:
     _print_fact("templates", card.templates)
     for note in card.notes:
         _print_fact("note", note)
+
+
+def _show_suite(name: str, *, as_json: bool) -> None:
+    """Print a line for each set of a suite: its name in reports, its card, split and folder."""
+    from wiseft_cli.data.suite import find_suite, read_suite
+
+    rows = [
+        {
+            "name": spec.title,
+            "card": spec.options.card,
+            "split": spec.options.split,
+            "folder": spec.data,
+        }
+        for spec in read_suite(find_suite(name), root=Path())
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        split = f", split {row['split']}" if row["split"] else ""
+        print_result(f"{row['name']}: the set {row['card']}{split}, in ROOT/{row['folder']}")
 
 
 def _print_fact(key: str, value: str) -> None:

@@ -59,11 +59,11 @@ def show_recipe(recipe: Recipe, *, train: str | None) -> None:
         RecipeError: The warm-up is not shorter than the run.
     """
     # lazy: yaml costs time that --help need not spend
-    from wiseft_cli.data.spec import open_image_set
+    from wiseft_cli.data.spec import open_training_set
     from wiseft_cli.training.recipe import resolve
     from wiseft_cli.training.recipe_file import render_recipe
 
     resolved = None
     if train is not None:
-        resolved = resolve(recipe, len(open_image_set(train, option="--train").records))
+        resolved = resolve(recipe, len(open_training_set(train).records))
     print_result(render_recipe(recipe, resolved).rstrip())

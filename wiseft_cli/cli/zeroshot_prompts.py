@@ -35,7 +35,7 @@ def read_classes(source: str) -> ClassList:
             known = tuple(dict.fromkeys((*BUILTIN_CLASSES, *dataset_card_names())))
             raise ClassNamesError(
                 f"--classes {source}: no such file or folder, and no built-in set",
-                hint=f"built-in sets: {', '.join(known)}",
+                hint=f"{_did_you_mean(source)}built-in sets: {', '.join(known)}",
             )
         return read_class_names(Path(source))
     if is_builtin:
@@ -50,6 +50,13 @@ def read_classes(source: str) -> ClassList:
         return classes
     note = f"{source} is the built-in set; the file or folder of that name would be ./{source}"
     return replace(classes, notes=(note,))
+
+
+def _did_you_mean(source: str) -> str:
+    from wiseft_cli.data.dataset_card import near_card_names  # lazy: as above
+
+    near = near_card_names(source)
+    return f"did you mean {' or '.join(near)}? " if near else ""
 
 
 def _class_list(source: str) -> ClassList:
@@ -109,8 +116,8 @@ def read_prompt_templates(
             if not is_known and not Path(source).exists():
                 raise TemplatesError(
                     f"--templates {source}: no such file, and no built-in set",
-                    hint=f"built-in sets: {', '.join(known)}; a template itself goes after "
-                    "--template",
+                    hint=f"{_did_you_mean(source)}built-in sets: {', '.join(known)}; a template"
+                    " itself goes after --template",
                 )
         resolved = [
             read_dataset_card(source).templates

@@ -5,6 +5,7 @@ What a card says is `card_form.py`'s; it opens no set, `carded_set.py` does.
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from wiseft_cli.data.card_file import cards_folder, is_card_file, read_card_file
@@ -17,6 +18,12 @@ from wiseft_cli.prompts.documents import YAML_SUFFIXES
 def dataset_card_names() -> tuple[str, ...]:
     """Return the names of the cards that ship with the package, sorted."""
     return tuple(sorted(path.stem for path in cards_folder().iterdir() if path.suffix == ".yaml"))
+
+
+def near_card_names(text: str) -> tuple[str, ...]:
+    """Return the cards that ship whose names are nearest to a text, the nearest first; or none."""
+    spelt = text.lower().replace("_", "-")
+    return tuple(difflib.get_close_matches(spelt, dataset_card_names(), n=3, cutoff=0.7))
 
 
 def is_dataset_card_name(source: str) -> bool:
@@ -47,8 +54,10 @@ def read_dataset_card(source: str) -> DatasetCard:
     if source in dataset_card_names():
         return read_card_file(cards_folder() / f"{source}.yaml")
     if not source.lower().endswith(YAML_SUFFIXES):
+        near = near_card_names(source)
         raise UsageError(
             f"no data set card is called {source!r}; there are {', '.join(dataset_card_names())}",
-            hint="a card of your own is named by its path, with .yaml at the end",
+            hint=(f"did you mean {' or '.join(near)}? " if near else "")
+            + "a card of your own is named by its path, with .yaml at the end",
         )
     return read_card_file(Path(source))

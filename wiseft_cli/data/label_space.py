@@ -178,7 +178,7 @@ def join_labels(
         classes,
         subject=f"image set {set_name!r}",
         noun="labels",
-        hint=_remedy(nearest_match(matches).found, classes),
+        hint=_remedy(nearest_match(matches).found, classes, is_published=bool(competing)),
     )
 
 
@@ -264,7 +264,14 @@ def _by_index(labels: Sequence[str], n_classes: int, *, set_name: str) -> dict[s
     return index
 
 
-def _remedy(nearest: Mapping[str, Sequence[int]], classes: Sequence[ClassEntry]) -> str:
+def _remedy(
+    nearest: Mapping[str, Sequence[int]], classes: Sequence[ClassEntry], *, is_published: bool
+) -> str:
+    if is_published:
+        return (
+            "the head is of other classes; `wiseft zeroshot-head --classes NAME` makes one of a"
+            " published set's (`wiseft inspect CHECKPOINT` lists the classes)"
+        )
     indices = [_as_index(label) for label in nearest]
     if not any(nearest.values()) and all(at is not None and at < len(classes) for at in indices):
         return (

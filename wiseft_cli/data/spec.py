@@ -11,7 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from wiseft_cli.data.carded_set import open_carded_set
-from wiseft_cli.data.dataset_card import is_dataset_card_name, read_dataset_card
+from wiseft_cli.data.dataset_card import (
+    dataset_card_names,
+    is_dataset_card_name,
+    read_dataset_card,
+)
 from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.label_map import read_label_map
@@ -76,6 +80,35 @@ def open_image_set(spec: str, *, option: str = "--data") -> ImageSet:
     if is_suite(parsed):
         raise UsageError(f"{option} {spec!r} is a suite of several sets; expected one set: {FORMS}")
     return open_parsed(parsed)
+
+
+def open_training_set(spec: str) -> ImageSet:
+    """List the image set that `--train` names.
+
+    A published set's first split is the one to test on: to train, a split is named.
+
+    Raises:
+        UsageError: The spec is malformed, names a suite, or leaves out which split trains.
+        DatasetError: The set cannot be listed.
+    """
+    option = "--train"
+    parsed = parse_data_spec(spec, option=option)
+    source = _card_of(parsed)
+    if source is None or parsed.options.split is not None:
+        return open_image_set(spec, option=option)
+    splits = [part.split for part in read_dataset_card(source).parts]
+    if "train" in splits:
+        behind = f"{spec}{',' if parsed.options.given else '?'}split=train"
+        raise UsageError(
+            f"{option} {spec!r} names no split of {source}, which has {', '.join(splits)}",
+            hint=f"name the one to train on: {behind!r}",
+        )
+    images = open_image_set(spec, option=option)
+    doubt = (
+        f"image set {images.name!r} has no split to train on: whatever trains here cannot be"
+        " evaluated on it"
+    )
+    return replace(images, warnings=(*images.warnings, doubt))
 
 
 def open_image_sets(spec: str, *, option: str = "--data") -> tuple[ImageSet, ...]:
@@ -174,17 +207,42 @@ def open_parsed(spec: SetSpec) -> ImageSet:
     elif path.is_file():
         raise DatasetError(f"{path} is a file of no known kind; expected {FORMS}")
     else:
+        _refuse_names_of_suites(spec)
         images = list_image_folder(path, name=spec.name)
+        images = replace(images, notes=(*_nearly_a_card(spec), *images.notes))
     return _with_join_options(images, options)
+
+
+def _refuse_names_of_suites(spec: SetSpec) -> None:
+    if spec.data in suite_names() and not Path(spec.data).exists():
+        raise UsageError(
+            f"{spec.data} is a suite of several sets, and no folder of that name is here",
+            hint=f"wiseft eval --suite {spec.data} --root DIR",
+        )
 
 
 def _card_of(spec: SetSpec) -> str | None:
     """Return the card that a spec names: as an option, or by the name of a folder's set."""
     if spec.options.card is not None:
         return None if spec.options.card == NO_CARD else spec.options.card
-    is_folder = not Path(spec.data).suffix or Path(spec.data).is_dir()
     name = spec.name or ""
-    return name if is_folder and is_dataset_card_name(name) else None
+    return name if _is_folder(spec) and is_dataset_card_name(name) else None
+
+
+def _is_folder(spec: SetSpec) -> bool:
+    return not Path(spec.data).suffix or Path(spec.data).is_dir()
+
+
+def _nearly_a_card(spec: SetSpec) -> tuple[str, ...]:
+    """Say that a folder is called nearly as a published set is, whose card is not taken then."""
+    name = spec.name or ""
+    meant = name.lower().replace("_", "-")
+    if spec.options.card is not None or not _is_folder(spec) or meant not in dataset_card_names():
+        return ()
+    return (
+        f"image set {name!r} is taken as a plain folder; ?card={meant} behind it takes it as the"
+        f" published set {meant}",
+    )
 
 
 def _open_carded(spec: SetSpec, source: str) -> ImageSet:

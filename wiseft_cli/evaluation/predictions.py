@@ -21,6 +21,7 @@ import torch
 from wiseft_cli.checkpoint.atomic import AtomicFile, check_output
 from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.data.image_set import ImageSet
+from wiseft_cli.errors import OutputError
 from wiseft_cli.evaluation.plan import Job
 from wiseft_cli.evaluation.processes import place_in_group
 from wiseft_cli.evaluation.tally import Columns
@@ -52,6 +53,11 @@ def plan_prediction_files(
     if not folder.exists():
         check_output(folder, force=force)
         return files
+    if not folder.is_dir():
+        raise OutputError(
+            f"--save-predictions {folder} is a file, expected a folder",
+            hint="name a folder; it is made where there is none",
+        )
     check_output(folder / "x.jsonl", force=True)
     for path in files.values():
         for rank in range(n_processes):
@@ -90,10 +96,18 @@ class PredictionFile:
         job: Whose predictions they are.
         columns: The job's label join.
         force: Whether an existing file may be overwritten.
+    Raises:
+        OutputError: Its folder cannot be made.
     """
 
     def __init__(self, path: Path, job: Job, columns: Columns, *, force: bool) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"{path.parent}: cannot be made: {error.strerror}",
+                hint="choose another folder with --save-predictions",
+            ) from None
         self._job, self._columns = job, columns
         self._anchors = _anchors_of_frames(job.image_set)
         self._file = AtomicFile(_of_process(path, *place_in_group()), force=force)

@@ -66,12 +66,21 @@ def _doubts(lines: Sequence[ResultLine]) -> list[str]:
     first = lines[0]
     if first.n_classes == 1:
         return ["has one class of the head, over which every image counts as right"]
-    at_chance = [line for line in lines if line.metrics["top1"].interval[0] <= 1 / line.n_classes]
+    chance = 1 / first.n_classes
+    at_chance = [line for line in lines if line.metrics["top1"].interval[0] <= chance]
     if at_chance:
-        which = "every row" if len(at_chance) == len(lines) else f"{len(at_chance)} rows"
+        rows = (
+            "every row"
+            if len(at_chance) == len(lines)
+            else f"{len(at_chance)} of {len(lines)} rows"
+        )
+        if any(line.metrics["top1"].value > chance for line in at_chance):
+            doubt = f"cannot be told from chance ({100 * chance:.2f} %) by so few images"
+        else:
+            doubt = f"no better than chance ({100 * chance:.2f} %)"
         doubts.append(
-            f"{which} of {len(lines)} no better than chance ({100 / first.n_classes:.2f} %);"
-            " check that its folders mean the head's classes, and the class order of the head"
+            f"{rows} {doubt}; check that its labels mean the head's classes, and the class order of"
+            " the head"
         )
     if first.n_counted < FEW_IMAGES:
         what = "images" if first.n_counted == first.n_images else "anchor frames"

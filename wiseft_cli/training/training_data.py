@@ -14,7 +14,7 @@ from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.label_space import LabelJoin, join_image_set, require_one_class
 from wiseft_cli.data.selection import few_shot, stratified_split
-from wiseft_cli.data.spec import open_image_set
+from wiseft_cli.data.spec import open_image_set, open_training_set
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def choose_images(choice: DataChoice, classes: Sequence[ClassEntry], *, seed: in
         DatasetError: A set cannot be listed, a label is no class of the head, or a class has
             fewer images than shots.
     """
-    images = open_image_set(choice.train, option="--train")
+    images = open_training_set(choice.train)
     record: dict[str, Any] = {}
     held_out: list[ImageSet] = []
     if choice.val_fraction is not None:

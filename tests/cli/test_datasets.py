@@ -193,3 +193,17 @@ def test_a_card_of_ones_own_gives_its_classes_and_templates_by_its_path(capsys: 
     assert capsys.readouterr().err.splitlines()[0] == (
         "error: own.yaml: a data set card needs name, title, source, citation, n_classes"
     )
+
+
+def test_show_prints_the_sets_of_a_suite(capsys: Captured) -> None:
+    assert main(["datasets", "show", "wilds"]) == 0
+    out = capsys.readouterr().out
+    assert "fmow-ood: the set fmow, split test, in ROOT/fmow_v1.1\n" in out
+    assert main(["datasets", "show", "wilds", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows[0] == {
+        "name": "iwildcam-id",
+        "card": "iwildcam",
+        "split": "id_test",
+        "folder": "iwildcam_v2.0",
+    }

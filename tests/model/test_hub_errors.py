@@ -78,7 +78,11 @@ def test_gated_repository_is_said_with_how_to_get_in(hub_says: Any) -> None:
 
 
 def test_repository_that_is_not_there_or_private_is_said(hub_says: Any) -> None:
-    hub_says(RepositoryNotFoundError, "Repository Not Found for url")
+    hub_says(
+        RepositoryNotFoundError,
+        "401 Client Error.\n\nRepository Not Found for url: ...\nIf you are trying to access a"
+        " private or gated repo, make sure you are authenticated.",
+    )
     error = refusal("hf-hub:org/repo")
     assert error.message == (
         "hf-hub:org/repo: the hub has no such repository, or shows it to its members alone"

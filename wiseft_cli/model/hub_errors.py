@@ -6,6 +6,7 @@ whole chain. It does not fetch anything.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from huggingface_hub import constants as hub_constants
@@ -42,16 +43,17 @@ def not_had(what: str, error: Exception, local_form: str) -> ModelError:
             f"{what}: not on this machine, and HF_HUB_OFFLINE forbids downloads",
             hint=f"unset HF_HUB_OFFLINE, or {local}",
         )
-    gated = "gated" in reason.lower() or "401" in reason or "403" in reason
-    if gated or is_caused_by(GatedRepoError):
-        return ModelError(
-            f"{what}: no permission to download: {reason}",
-            hint=f"accept its terms on the hub and run `hf auth login`, or {local}",
-        )
-    if is_caused_by(RepositoryNotFoundError):
+    gated = is_caused_by(GatedRepoError)
+    # The hub says so with a 401 that speaks of gated repositories too.
+    if is_caused_by(RepositoryNotFoundError) and not gated:
         return ModelError(
             f"{what}: the hub has no such repository, or shows it to its members alone",
             hint="check the name; for a private repository run `hf auth login`",
+        )
+    if gated or re.search(r"\bgated\b|\b40[13]\b", reason, re.IGNORECASE):
+        return ModelError(
+            f"{what}: no permission to download: {reason}",
+            hint=f"accept its terms on the hub and run `hf auth login`, or {local}",
         )
     if is_caused_by(LocalEntryNotFoundError):
         return ModelError(f"{what}: not on this machine, and the hub cannot be reached", hint=local)

@@ -195,9 +195,10 @@ def test_a_damaged_or_unwritable_cache_is_a_warning(folder, capsys):
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        MemoryError(),
     ],
-    ids=["cuda", "cpu"],
+    ids=["cuda", "cpu", "host"],
 )
 def test_a_full_device_is_told_with_a_smaller_micro_batch(folder, capsys, monkeypatch, error):
     def full(*_: object) -> None:

@@ -1,6 +1,6 @@
 """Tells a device that is out of memory as an error with what would need less of it.
 
-It measures nothing (`estimate.py` does).
+It measures nothing (`estimate.py` does); which errors mean it is `evaluation/memory.py`'s.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from contextlib import contextmanager
 import torch
 
 from wiseft_cli.errors import ModelError
+from wiseft_cli.evaluation.memory import is_lack_of_memory
 
 
 @contextmanager
 def telling_full_memory(device: torch.device, *, n_images: int | None = None) -> Iterator[None]:
-    """Turn torch's error of a full device into one for the person.
+    """Turn an allocation that failed into an error for the person.
 
     Args:
         device: Where the model computes.
@@ -25,8 +26,8 @@ def telling_full_memory(device: torch.device, *, n_images: int | None = None) ->
     """
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not _is_full_memory(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_lack_of_memory(error):
             raise
         if n_images is None:
             raise ModelError(
@@ -39,8 +40,3 @@ def telling_full_memory(device: torch.device, *, n_images: int | None = None) ->
             hint=(smaller if n_images > 1 else "")
             + "--grad-checkpointing and --precision bf16 need less too",
         ) from None
-
-
-def _is_full_memory(error: RuntimeError) -> bool:
-    # The CPU's allocator has no type of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -9,13 +9,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors.numpy import save_file as save_arrays
 
 from tests.training.tiny import write_images, write_zeroshot
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
+from wiseft_cli.cli.finetune_report import Reporter
+from wiseft_cli.training.listener import Readiness
 
 
 @pytest.fixture
@@ -53,6 +57,30 @@ def test_stdout_is_the_path_and_stderr_tells_the_plan_and_each_epoch(folder, cap
     for number, line in enumerate(told[1:], 1):
         pattern = rf"epoch {number}/2: loss \d+\.\d{{4}}, held-out \d+\.\d\d % \(\d/3\)"
         assert re.fullmatch(pattern, line)
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind", "told"),
+    [
+        ("fp32", "cpu", "float32"),
+        ("fp32", "cuda", "float32 (TF32 on in matrix products, off in convolutions)"),
+        (
+            "bf16",
+            "cuda",
+            "encoder in bf16, weights float32 (TF32 on in matrix products, off in convolutions)",
+        ),
+    ],
+)
+def test_precision_and_on_a_gpu_tf32_are_printed(capsys, monkeypatch, precision, kind, told):
+    monkeypatch.setattr("torch.get_float32_matmul_precision", lambda: "high")
+    monkeypatch.setattr("torch.backends.cudnn.allow_tf32", False)
+    plan = SimpleNamespace(recipe=SimpleNamespace(precision=precision, freeze="none"))
+    reporter = Reporter(plan, lambda *_, **__: None)
+    reporter.tell_readiness(Readiness(n_tensors=3, n_parameters=1234, device=torch.device(kind)))
+    assert capsys.readouterr().err == (
+        "trains   image encoder and classification head: 1,234 parameters in 3 tensors,"
+        f" on {kind}, {told}\n"
+    )
 
 
 def test_json_names_the_file_its_digest_and_the_warnings(folder, capsys):

@@ -174,13 +174,12 @@ def _describe_accuracy(accuracy: SetAccuracy) -> str:
 
 
 def _describe_precision(ready: Readiness, precision: str) -> str:
-    if precision != "fp32":
-        return f"encoder in {precision}, weights float32"
+    text = "float32" if precision == "fp32" else f"encoder in {precision}, weights float32"
     if ready.device.type != "cuda":
-        return "float32"
+        return text
     # lazy: loaded by now, but this module must not cost a second where --help is asked for
     import torch
 
     matmul = "off" if torch.get_float32_matmul_precision() == "highest" else "on"
     convolution = "on" if torch.backends.cudnn.allow_tf32 else "off"
-    return f"float32 (TF32 {matmul} in matrix products, {convolution} in convolutions)"
+    return f"{text} (TF32 {matmul} in matrix products, {convolution} in convolutions)"

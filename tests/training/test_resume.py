@@ -247,6 +247,20 @@ def test_a_loss_that_diverges_keeps_the_last_good_state(folder, monkeypatch):
     assert not (folder / "out").exists()
 
 
+def test_an_output_that_cannot_be_written_names_the_state_alone_where_nothing_else_helps(
+    folder, monkeypatch
+):
+    def unwritable(path, *_values, **_named):
+        raise OutputError(f"{path}: cannot be written: Input/output error")
+
+    monkeypatch.setattr("wiseft_cli.training.finetune.write_checkpoint", unwritable)
+    with pytest.raises(OutputError) as caught:
+        go(plan_of(folder))
+    newest = list_states(folder / "out")[0]
+    assert caught.value.message == f"{folder / 'out'}: cannot be written: Input/output error"
+    assert caught.value.hint == f"the last good state is {newest}"
+
+
 def test_what_a_killed_save_left_goes_with_the_next_one(folder):
     state_folder(folder / "out").mkdir()
     left = state_folder(folder / "out") / ".step-00000001.safetensors.wiseft-tmp-abc"

@@ -128,13 +128,8 @@ def finetune(
     devices = [device] if device.type == "cuda" else []
     saver = None
     if processes.is_first:
-        saver = StateSaver(
-            plan,
-            saving,
-            run,
-            world_size=processes.world_size,
-            on_warning=listener.on_warning,
-        )
+        world_size, on_warning = processes.world_size, listener.on_warning
+        saver = StateSaver(plan, saving, run, world_size=world_size, on_warning=on_warning)
     with (
         torch.random.fork_rng(devices=devices),
         deterministic_algorithms(plan.recipe.deterministic, device),
@@ -152,18 +147,22 @@ def finetune(
         if not is_done:
             newest = processes.value_of_first(str(saver.newest or "") if saver else None)
             return Stopped(run.steps_done, Path(newest) if newest else None)
-    digest = None
-    if saver:
-        with _naming_state(saver):
-            digest = write_checkpoint(
-                plan.output,
-                state_arrays(run.classifier),
-                finetuned_card(plan),
-                force=plan.force,
-                inputs=[plan.parent],
-            )
-        saver.finish()
+    digest = _write_output(plan, run, saver) if saver else None
     return Finetuned(plan.output, processes.value_of_first(digest))
+
+
+def _write_output(plan: FinetunePlan, run: Run, saver: StateSaver) -> str:
+    """Write the checkpoint, clear the states away, and return the content digest."""
+    with _naming_state(saver):
+        digest = write_checkpoint(
+            plan.output,
+            state_arrays(run.classifier),
+            finetuned_card(plan),
+            force=plan.force,
+            inputs=[plan.parent],
+        )
+    saver.finish()
+    return digest
 
 
 @contextmanager
@@ -173,7 +172,8 @@ def _naming_state(saver: StateSaver | None) -> Iterator[None]:
         yield
     except (OutputError, RecipeError, LostProcessError) as error:
         if saver and saver.newest:
-            error.hint = f"{error.hint}; the last good state is {saver.newest}"
+            state = f"the last good state is {saver.newest}"
+            error.hint = f"{error.hint}; {state}" if error.hint else state
         raise
 
 

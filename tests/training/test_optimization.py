@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from wiseft_cli.training.optimization import (
     mean_loss_share,
     run_steps,
 )
+from wiseft_cli.training.precision import build_scaler
 from wiseft_cli.training.recipe import Recipe, ResolvedRecipe, resolve
 from wiseft_cli.training.unreadable import UnreadableImages
 
@@ -140,6 +142,34 @@ def test_random_layers_follow_the_seed_and_the_step_only():
     run(other, resolve(Recipe(epochs=2, batch_size=4, lr=0.01, seed=1), N_IMAGES))
     assert torch.equal(weights(first), weights(again))
     assert not torch.equal(weights(first), weights(other))
+
+
+def test_a_step_of_fp16_that_overflows_is_left_out_and_the_scale_lowered():
+    model = make_model()
+    recipe = resolve(Recipe(epochs=2, batch_size=N_IMAGES, lr=0.01, precision="fp16"), N_IMAGES)
+    inputs, targets = make_data()
+    batches = feature_batches(all_readable(inputs), targets, MicroBatches(recipe))
+    optimizer = build_optimizer(list(model.parameters()), recipe)
+    scaler = build_scaler("fp16", CPU)
+    scale, passes = scaler.get_scale(), iter(range(2))
+
+    def logits_of(values: torch.Tensor) -> torch.Tensor:
+        logits = model(values)
+        if next(passes) == 1:  # a finite loss with a gradient that is not
+            logits.register_hook(lambda gradient: gradient * math.inf)
+        return logits
+
+    steps = run_steps(logits_of, optimizer, batches, recipe, device=CPU, scaler=scaler)
+    assert not next(steps).skipped
+    before, state = weights(model), copy.deepcopy(optimizer.state_dict()["state"])
+    report = next(steps)
+    assert report.skipped
+    assert math.isfinite(report.loss)
+    assert torch.equal(weights(model), before)
+    for number, moments in optimizer.state_dict()["state"].items():
+        for name, value in moments.items():
+            assert torch.equal(value, state[number][name]), name
+    assert scaler.get_scale() == scale / 2
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched():

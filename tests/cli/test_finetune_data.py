@@ -135,6 +135,20 @@ def test_a_dry_run_checks_the_data_and_writes_nothing(folder, capsys):
     assert sorted(folder.rglob("*")) == before
 
 
+def test_a_dry_run_counts_states_only_where_some_are_saved(folder, capsys):
+    def told(*words: str) -> tuple[int, str]:
+        assert main([*WORDS, *QUICK, "--dry-run", "--json", *words]) == 0
+        out, err = capsys.readouterr()
+        (line,) = [line for line in err.splitlines() if line.startswith("disk")]
+        return json.loads(out)["disk_bytes"], line
+
+    saved, line = told("--save-every", "1")
+    assert re.match(r"disk     about \S+ MB \(checkpoint 0\.1 MB, 3 states of \S+ MB\); ", line)
+    unsaved, line = told("--save-every", "never")
+    assert re.match(r"disk     about 0\.1 MB \(checkpoint 0\.1 MB\); ", line)
+    assert 4 * 32_715 <= unsaved < saved / 8
+
+
 @pytest.mark.parametrize("keys", [[], ["--freeze", "encoder"], ["--grad-checkpointing"]])
 def test_the_estimated_activations_grow_with_the_micro_batch(folder, capsys, keys):
     def memory(size: str) -> int:

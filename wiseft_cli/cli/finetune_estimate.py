@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from wiseft_cli.cli.console import print_json, progress, talk
 from wiseft_cli.data.sample_check import unreadable_in_sample
 from wiseft_cli.errors import DatasetError, list_some
 from wiseft_cli.training.launch import Launch
+from wiseft_cli.training.state_folder import KEPT_STATES
 
 if TYPE_CHECKING:
     from wiseft_cli.cli.finetune_run import RunOptions
@@ -46,13 +48,12 @@ def show_estimate(
             Placement(device, 0, processes),
             example=black_image(plan.card.preprocess or {}),
         )
+    if options.saving.interval.is_never:
+        found = replace(found, state=0)
     disk = os.statvfs(os.path.realpath(plan.output.parent))
     free = disk.f_bavail * disk.f_frsize
     talk(f"memory   about {_describe_memory(found)}, for each process on {device}")
-    talk(
-        f"disk     about {_mb(found.disk)} (checkpoint {_mb(found.output)},"
-        f" 3 states of {_mb(found.state)}); {_mb(free)} are free"
-    )
+    talk(f"disk     about {_mb(found.disk)} ({_describe_disk(found)}); {_mb(free)} are free")
     talk("dry run: nothing was trained, and nothing was written")
     if as_json:
         print_json(
@@ -100,6 +101,11 @@ def _describe_memory(found: Estimate) -> str:
     else:
         parts.append(f"activations of {found.n_images} images {_mb(found.activations)}")
     return f"{_mb(found.memory)} beside torch itself ({', '.join(parts)})"
+
+
+def _describe_disk(found: Estimate) -> str:
+    states = f", {KEPT_STATES + 1} states of {_mb(found.state)}" if found.state else ""
+    return f"checkpoint {_mb(found.output)}{states}"
 
 
 def _mb(n_bytes: int) -> str:

@@ -166,9 +166,9 @@ def test_missing_pieces_of_a_folder_are_named(vit_folder: Path, tmp_path: Path) 
     )
     towers = '"embed_dim": 4, "vision_cfg": [1], "text_cfg": {}'
     config.write_text(f'{{"model_cfg": {{{towers}}}}}')
-    assert refusal(f"local-dir:{vit_folder}").message == (
-        f"{config}: its vision_cfg is no mapping, but list"
-    )
+    error = refusal(f"local-dir:{vit_folder}")
+    assert error.message == f"{config}: its vision_cfg is no mapping, but list"
+    assert error.hint == "open_clip's push_to_hf_hub and `save_for_hf` write such folders"
     config.unlink()
     assert refusal(f"local-dir:{vit_folder}").message == (
         f"{config}: is missing from the model folder"

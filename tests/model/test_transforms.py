@@ -119,5 +119,9 @@ def test_preprocessing_that_no_image_passes_is_found_without_images(field: dict[
     check_preprocessing({"size": 8})
     with pytest.raises(
         ModelError, match=r"^the preprocessing \{.*\} is not one that open_clip knows"
-    ):
+    ) as caught:
         check_preprocessing({"size": 8, **field})
+    assert caught.value.hint == (
+        "the fields of preprocess_cfg are those of open_clip's PreprocessCfg: size, mode, mean,"
+        " std, interpolation, resize_mode, fill_color"
+    )

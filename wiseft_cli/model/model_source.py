@@ -27,6 +27,7 @@ HUB_PREFIX = "hf-hub:"
 FOLDER_PREFIX = "local-dir:"
 CONFIG_NAME = "open_clip_config.json"
 AS_FOLDER = f"as a folder with {CONFIG_NAME}: --model local-dir:PATH"
+_FOLDER_HINT = "open_clip's push_to_hf_hub and `save_for_hf` write such folders"
 _PREFERRED_WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -188,7 +189,7 @@ def _from_folder(model: str, *, random_weights: bool) -> ModelSource:
     if not config_path.is_file():
         raise ModelError(
             f"{config_path}: is missing from the model folder",
-            hint="open_clip's push_to_hf_hub and `save_for_hf` write such folders",
+            hint=_FOLDER_HINT,
         )
     config, preprocess = _read_config(config_path)
     return ModelSource(
@@ -242,19 +243,23 @@ def _from_hub(model: str, *, random_weights: bool) -> ModelSource:
 
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The model config and the preprocessing of an open_clip_config.json."""
+
+    def refusal(fault: str) -> ModelError:
+        return ModelError(f"{path}: {fault}", hint=_FOLDER_HINT)
+
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON: {error}") from None
+        raise refusal(f"cannot be read as JSON: {error}") from None
     config = document.get("model_cfg") if isinstance(document, dict) else None
     if not isinstance(config, dict):
-        raise ModelError(f"{path}: has no model_cfg")
+        raise refusal("has no model_cfg")
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
     if missing:
-        raise ModelError(f"{path}: its model_cfg has no {', '.join(missing)}")
+        raise refusal(f"its model_cfg has no {', '.join(missing)}")
     stated = document.get("preprocess_cfg") or {}
     towers = {"vision_cfg": config["vision_cfg"], "text_cfg": config["text_cfg"]}
     for field, value in {**towers, "preprocess_cfg": stated}.items():
         if not isinstance(value, dict):
-            raise ModelError(f"{path}: its {field} is no mapping, but {type(value).__name__}")
+            raise refusal(f"its {field} is no mapping, but {type(value).__name__}")
     return config, dict(merge_preprocess_dict(PreprocessCfg(), stated))

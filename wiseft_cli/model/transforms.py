@@ -8,6 +8,7 @@ It does not decode files; `data/images.py` does.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any, Literal
 
 from open_clip import AugmentationCfg
@@ -87,5 +88,7 @@ def _open_clip_transform(preprocess: Mapping[str, Any], *, is_train: bool) -> Tr
 def _unknown(preprocess: Mapping[str, Any], error: Exception) -> ModelError:
     return ModelError(
         f"the preprocessing {dict(preprocess)} is not one that open_clip knows"
-        + (f": {error}" if str(error) else "")
+        + (f": {error}" if str(error) else ""),
+        hint="the fields of preprocess_cfg are those of open_clip's PreprocessCfg: "
+        + ", ".join(field.name for field in fields(PreprocessCfg)),
     )

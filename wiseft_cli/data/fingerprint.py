@@ -7,9 +7,9 @@ for a million images in seconds, and a copy of a folder has the fingerprint of t
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Any
 
+from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.data.image_set import ImageSet
 
 
@@ -23,7 +23,7 @@ def data_fingerprint(image_set: ImageSet) -> str:
     """
     digest = hashlib.sha256()
     if image_set.crop_border:
-        digest.update(f'["crop_border",{image_set.crop_border}]\n'.encode("ascii"))
+        digest.update(_line(["crop_border", image_set.crop_border]))
     for anchor, neighbours in sorted(image_set.neighbourhoods.items()):
         digest.update(_line(["neighbourhood", anchor, sorted(neighbours)]))
     for record in sorted(image_set.records, key=lambda record: record.path):
@@ -35,5 +35,4 @@ def data_fingerprint(image_set: ImageSet) -> str:
 
 
 def _line(document: list[Any]) -> bytes:
-    text = json.dumps(document, separators=(",", ":"), ensure_ascii=True)
-    return text.encode("ascii") + b"\n"
+    return canonical_json(document).encode("ascii") + b"\n"

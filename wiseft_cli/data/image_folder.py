@@ -59,8 +59,8 @@ def _scan_root(root: Path) -> tuple[list[str], int]:
     try:
         with os.scandir(root) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
-            folders = sorted(entry.name for entry in visible if entry.is_dir())
-            loose = sum(_is_image(entry.name) for entry in visible if not entry.is_dir())
+            folders = sorted(entry.name for entry in visible if _is_folder(entry))
+            loose = sum(_is_image(entry.name) for entry in visible if not _is_folder(entry))
     except FileNotFoundError:
         raise DatasetError(f"image folder {root} does not exist") from None
     except NotADirectoryError:
@@ -95,10 +95,17 @@ def walk_images(
         if entry.name.startswith("."):
             continue
         path = f"{relative}/{entry.name}"
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from walk_images(folder / entry.name, path, parents=(*parents, real))
         elif _is_image(entry.name):
             yield path, _size_bytes(entry)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:  # of a link to where nobody may look
+        raise DatasetError(f"cannot look for {entry.path}: {error.strerror}") from None
 
 
 def _is_image(file_name: str) -> bool:

@@ -19,6 +19,7 @@ from wiseft_cli.data.dataset_card import (
 from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.label_map import read_label_map
+from wiseft_cli.data.lookup import is_folder, is_regular_file, is_there
 from wiseft_cli.data.manifest import MANIFEST_SUFFIXES, list_manifest
 from wiseft_cli.data.set_options import SetOptions, SetSpec, parse_set_options
 from wiseft_cli.data.shards import list_shards
@@ -152,7 +153,7 @@ def open_suite(source: str, root: Path | None) -> tuple[ImageSet, ...]:
     missing = [
         f"  {spec.title}: {place}"
         for spec, place in zip(specs, places, strict=True)
-        if not place.exists()
+        if not is_there(place)
     ]
     if missing:
         raise DatasetError(
@@ -168,10 +169,10 @@ def open_suite(source: str, root: Path | None) -> tuple[ImageSet, ...]:
 def _as_unpacked(spec: SetSpec) -> SetSpec:
     """Take a published set from the folder above where its download was unpacked there."""
     place, source = Path(spec.data), spec.options.card
-    if place.exists() or source is None or source == NO_CARD:
+    if is_there(place) or source is None or source == NO_CARD:
         return spec
     part = read_dataset_card(source).part(spec.options.split)
-    if not any((place.parent / folder).is_dir() for folder in part.folders):
+    if not any(is_folder(place.parent / folder) for folder in part.folders):
         return spec
     return replace(spec, data=str(place.parent))
 
@@ -193,7 +194,7 @@ def open_parsed(spec: SetSpec) -> ImageSet:
     if card is not None:
         return _open_carded(spec, card)
     ending = path.suffix.lower()
-    is_manifest = ending in MANIFEST_SUFFIXES and not path.is_dir()
+    is_manifest = ending in MANIFEST_SUFFIXES and not is_folder(path)
     if options.of_manifests and not is_manifest:
         raise UsageError(
             f"{spec.data}: only a manifest ({', '.join(MANIFEST_SUFFIXES)}) takes"
@@ -202,9 +203,9 @@ def open_parsed(spec: SetSpec) -> ImageSet:
     if is_manifest:
         name = spec.name or "-".join(filter(None, [path.stem, options.split]))
         images = list_manifest(path, name=name, split=options.split, columns=options.columns)
-    elif ending == ".tar" and not path.is_dir():
+    elif ending == ".tar" and not is_folder(path):
         images = list_shards(spec.data, name=spec.name)
-    elif path.is_file():
+    elif is_regular_file(path):
         raise DatasetError(f"{path} is a file of no known kind; expected {FORMS}")
     else:
         _refuse_names_of_suites(spec)
@@ -226,18 +227,18 @@ def _card_of(spec: SetSpec) -> str | None:
     if spec.options.card is not None:
         return None if spec.options.card == NO_CARD else spec.options.card
     name = spec.name or ""
-    return name if _is_folder(spec) and is_dataset_card_name(name) else None
+    return name if _means_folder(spec) and is_dataset_card_name(name) else None
 
 
-def _is_folder(spec: SetSpec) -> bool:
-    return not Path(spec.data).suffix or Path(spec.data).is_dir()
+def _means_folder(spec: SetSpec) -> bool:
+    return not Path(spec.data).suffix or is_folder(Path(spec.data))
 
 
 def _nearly_a_card(spec: SetSpec) -> tuple[str, ...]:
     """Say that a folder is called nearly as a published set is, whose card is not taken then."""
     name = spec.name or ""
     meant = name.lower().replace("_", "-")
-    if spec.options.card is not None or not _is_folder(spec) or meant not in dataset_card_names():
+    if spec.options.card is not None or not _means_folder(spec) or meant not in dataset_card_names():
         return ()
     return (
         f"image set {name!r} is taken as a plain folder; ?card={meant} behind it takes it as the"

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from wiseft_cli.data.from_torchvision.facts import Reading, TorchvisionSet
+from wiseft_cli.data.lookup import is_regular_file
 from wiseft_cli.errors import DatasetError, MissingDependencyError, list_some
 
 
@@ -160,7 +161,7 @@ def _refusal(
     from torchvision.datasets.utils import check_integrity  # lazy: as above
 
     sums = [] if facts.sums is None else facts.sums(cls)
-    there = [(folder / file, md5) for file, md5 in sums if (folder / file).is_file()]
+    there = [(folder / file, md5) for file, md5 in sums if is_regular_file(folder / file)]
     other = [f"  {file.name}" for file, md5 in there if not check_integrity(str(file), md5)]
     if other:
         lines = "\n".join(

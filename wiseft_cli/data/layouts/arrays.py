@@ -15,6 +15,7 @@ import numpy as np
 from wiseft_cli.data.card_form import DatasetCard, Part
 from wiseft_cli.data.image_set import ImageRecord, ImageSet
 from wiseft_cli.data.layouts.places import first_folder, require_files
+from wiseft_cli.data.lookup import is_there
 from wiseft_cli.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def list_arrays(card: DatasetCard, part: Part, root: Path, *, name: str) -> Imag
 def _refuse_pickled(
     card: DatasetCard, folder: Path, archive: str, pickled: str | None, *, name: str
 ) -> None:
-    if pickled is None or (folder / archive).exists() or not (folder / pickled).exists():
+    if pickled is None or is_there(folder / archive) or not is_there(folder / pickled):
         return
     raise DatasetError(
         f"image set {name!r}: {folder / pickled} is a pickled dictionary, which can run any program"

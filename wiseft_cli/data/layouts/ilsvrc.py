@@ -16,6 +16,7 @@ from wiseft_cli.data.image_set import ImageRecord, ImageSet
 from wiseft_cli.data.layouts.class_folders import list_class_folders
 from wiseft_cli.data.layouts.ilsvrc_truth import read_devkit, read_kaggle_table
 from wiseft_cli.data.layouts.places import first_folder
+from wiseft_cli.data.lookup import is_regular_file
 from wiseft_cli.errors import DatasetError, list_some
 
 _IMAGE = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG", re.ASCII | re.IGNORECASE)
@@ -92,7 +93,7 @@ def _find_truth(folder: Path, name: str, n_images: int) -> Path:
     for above in (real, *real.parents)[: _LEVELS_ABOVE + 1]:
         for file in _TRUTH:
             for below in _BELOW:
-                if (above / below / file).is_file():
+                if is_regular_file(above / below / file):
                     return above / below / file
     raise DatasetError(
         f"image set {name!r}: {folder} holds {n_images} validation images without class folders,"

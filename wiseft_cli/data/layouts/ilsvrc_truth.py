@@ -10,6 +10,7 @@ from pathlib import Path
 
 from wiseft_cli.data.layouts.csv_table import read_columns
 from wiseft_cli.data.layouts.faults import refuse
+from wiseft_cli.data.lookup import is_regular_file
 from wiseft_cli.errors import DatasetError
 from wiseft_cli.prompts.text_file import read_text
 
@@ -45,7 +46,7 @@ def read_devkit(path: Path) -> Mapping[str, str]:
 
 def _read_synsets(path: Path) -> Mapping[str, str]:
     """Return the WordNet ids of the lowest classes by their number as text."""
-    if not path.is_file():
+    if not is_regular_file(path):
         raise DatasetError(
             f"{path} is not there; the ground truth beside it numbers the classes as meta.mat does",
             hint="both are in the folder data of ILSVRC2012_devkit_t12.tar.gz",

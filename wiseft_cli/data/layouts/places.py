@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wiseft_cli.data.card_form import DatasetCard, Part
+from wiseft_cli.data.lookup import is_folder, is_there
 from wiseft_cli.errors import DatasetError, list_some
 
 
 def first_folder(root: Path, folders: Sequence[str]) -> Path:
     """Return the first of the folders that is there below the root; the root where none is."""
-    return next((root / folder for folder in folders if (root / folder).is_dir()), root)
+    return next((root / folder for folder in folders if is_folder(root / folder)), root)
 
 
 def require_files(
@@ -25,12 +26,12 @@ def require_files(
     Raises:
         DatasetError: All that is missing, where a copy is looked for, and where to get one.
     """
-    missing = [f"  {path}" for path in needed if not (folder / path).exists()]
+    missing = [f"  {path}" for path in needed if not is_there(folder / path)]
     if not missing:
         return
     below = list(map("{}/".format, part.folders))
     places = " or ".join(filter(None, [", ".join(below[:-1]), *below[-1:]]))
-    found = "is no copy" if folder.is_dir() else "is no folder, and no copy"
+    found = "is no copy" if is_folder(folder) else "is no folder, and no copy"
     raise DatasetError(
         "\n".join(
             [

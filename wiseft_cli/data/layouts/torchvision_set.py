@@ -17,6 +17,7 @@ from wiseft_cli.data.from_torchvision.sets import find_torchvision_set
 from wiseft_cli.data.image_set import ImageRecord, ImageSet, JoinOptions
 from wiseft_cli.data.layouts.places import first_folder, require_files
 from wiseft_cli.data.listed_images import sizes_of
+from wiseft_cli.data.lookup import is_regular_file
 from wiseft_cli.errors import DatasetError, list_some
 from wiseft_cli.prompts.text_file import read_text
 
@@ -141,7 +142,7 @@ def _listed(
         whole: The set's splits that need none, for the message.
     """
     places = [at / below for at in (folder, folder.parent) for below in ("", "Partitions")]
-    file = next((place / listing for place in places if (place / listing).is_file()), None)
+    file = next((place / listing for place in places if is_regular_file(place / listing)), None)
     if file is None:
         raise DatasetError(
             f"image set {name!r}: {listing}, which names the images of this split, is not in"

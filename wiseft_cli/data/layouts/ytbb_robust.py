@@ -25,6 +25,7 @@ from wiseft_cli.data.layouts.faults import refuse
 from wiseft_cli.data.layouts.frames import Frames, frame_set
 from wiseft_cli.data.layouts.places import first_folder
 from wiseft_cli.data.layouts.ytbb_files import read_first_classes, read_marks
+from wiseft_cli.data.lookup import is_regular_file
 from wiseft_cli.errors import DatasetError
 
 FILES = ("anchor_labels.json", "pmk_labels.json", "ytbb_robustness_test_anchors_full.csv")
@@ -114,7 +115,7 @@ def _frames(
 
 def _find_files(base: Path, name: str) -> list[Path]:
     found = {
-        file: next((at for place in _PLACES if (at := base / place / file).is_file()), None)
+        file: next((at for place in _PLACES if is_regular_file(at := base / place / file)), None)
         for file in FILES
     }
     missing = [file for file, path in found.items() if path is None]

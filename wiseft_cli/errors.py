@@ -113,6 +113,11 @@ def list_some(lines: Sequence[str], *, limit: int = 10) -> list[str]:
     return [*lines[:limit], f"... and {len(lines) - limit} more"]
 
 
+def counted(number: int, noun: str, *, plural: str | None = None) -> str:
+    """Return a number with what it counts: `1 folder`, `2,000 folders`."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def brief(text: str, *, limit: int = 100) -> str:
     """Return a text that fits a line of a message, its end left out where it is longer."""
     return text if len(text) <= limit else f"{text[: limit - 3]}..."

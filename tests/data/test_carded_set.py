@@ -53,15 +53,104 @@ def test_folders_that_are_no_class_are_refused_with_the_way_around(tmp_path: Pat
     with pytest.raises(DatasetError) as caught:
         open_image_set(f"imagenet-r={tmp_path / 'a'}")
     assert caught.value.message == (
-        f"image set 'imagenet-r': {tmp_path / 'a'} has 1 folders that are no class of ImageNet-R"
+        f"image set 'imagenet-r': {tmp_path / 'a'} has 1 folder that is no class of ImageNet-R"
         " (renditions), 200 classes; expected class ids such as n01443537:\n  cat"
     )
-    assert "?card=none" in (caught.value.hint or "")
+    assert caught.value.hint == (
+        "is it laid out as https://github.com/hendrycks/imagenet-r has it? eval and finetune take"
+        " it as a plain folder with ?card=none behind it"
+    )
     plain = open_image_set(f"imagenet-r={tmp_path / 'a'}?card=none")
     assert plain.labels == ("cat", "n01443537")
     put(tmp_path / "v2", "1000/a.jpeg")
     with pytest.raises(DatasetError, match="expected numbers from 0 to 999"):
         open_image_set(f"imagenet-v2={tmp_path / 'v2'}")
+
+
+SOURCE = "https://github.com/hendrycks/imagenet-r"
+
+
+def refusal(spec: str) -> tuple[str, str | None]:
+    with pytest.raises(DatasetError) as caught:
+        open_image_set(spec)
+    return caught.value.message, caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [([], "found nothing"), (["sets/imagenet-r/n01443537/a.jpg"], "found:\n  sets")],
+)
+def test_a_root_without_the_set_is_told_which_folders_were_looked_for(
+    tmp_path: Path, files: list[str], found: str
+) -> None:
+    put(tmp_path, *files)
+    assert refusal(f"imagenet-r={tmp_path}") == (
+        f"image set 'imagenet-r': {tmp_path} is no copy of ImageNet-R (renditions), 200 classes: it"
+        " has no folder imagenet-r, and no class folder; expected class ids such as n01443537,"
+        f" {found}",
+        "name the folder that the download was unpacked into, or the one with the class folders;"
+        f" {SOURCE} has the set",
+    )
+
+
+@pytest.mark.parametrize("place", [".", "imagenet-r"])
+def test_a_set_still_packed_is_to_be_unpacked(tmp_path: Path, place: str) -> None:
+    folder = tmp_path / place
+    put(folder, "imagenet-r.tar")
+    assert refusal(f"imagenet-r={tmp_path}") == (
+        f"image set 'imagenet-r': {folder} is no copy of ImageNet-R (renditions), 200 classes: it"
+        f" has {'no folder imagenet-r, and ' if place == '.' else ''}no class folder; expected"
+        " class ids such as n01443537, found:\n  imagenet-r.tar",
+        f"unpack imagenet-r.tar, and name the folder it was unpacked into; {SOURCE} has the set",
+    )
+    put(tmp_path / "dtd", "dtd-r1.0.1.tar.gz")
+    assert (refusal(f"dtd={tmp_path / 'dtd'}")[1] or "").startswith(
+        "unpack dtd-r1.0.1.tar.gz, or get it from https://www.robots.ox.ac.uk/~vgg/data/dtd/; it is"
+    )
+
+
+NO_TRAIN = (
+    "it has none of the folders train, ILSVRC2012_img_train, ILSVRC/Data/CLS-LOC/train,"
+    " Data/CLS-LOC/train, and "
+)
+
+
+def test_the_folder_of_one_split_is_not_taken_for_another(tmp_path: Path) -> None:
+    put(tmp_path / "val", f"{IDS[0]}/a.jpg")
+    hint = (
+        "`split` chooses another one, val, train; this one is at"
+        " https://www.image-net.org/challenges/LSVRC/2012/"
+    )
+    title = "is no copy of ImageNet-1k (ILSVRC 2012), split train: "
+    assert refusal(f"imagenet={tmp_path}?split=train") == (
+        f"image set 'imagenet': {tmp_path} {title}{NO_TRAIN}has val, which is split val",
+        hint,
+    )
+    assert refusal(f"imagenet={tmp_path / 'val'}?split=train") == (
+        f"image set 'imagenet': {tmp_path / 'val'} {title}{NO_TRAIN}is itself the folder of split"
+        " val",
+        hint,
+    )
+    (tmp_path / "val").rename(tmp_path / "mine")  # a name that says nothing of a split
+    images = open_image_set(f"imagenet={tmp_path / 'mine'}?split=train")
+    assert images.labels == (IDS[0],)
+
+
+def test_a_split_of_a_card_of_ones_own_is_never_the_root_of_another(tmp_path: Path) -> None:
+    (tmp_path / "pets.txt").write_text("c\tcat\nd\tdog\n")
+    splits = "splits: {val: {n_images: 2}, test: {n_images: 2, folders: [pets-test]}}\n"
+    card = tmp_path / "pets.yaml"
+    card.write_text(OWN.replace("n_images: 4\n", splits))
+    root = put(tmp_path / "pets-val", "0/1.png", "1/1.png")
+    assert open_image_set(f"{root}?card={card},split=val").labels == ("c", "d")
+    message, hint = refusal(f"{root}?card={card},split=test")
+    assert message == (
+        f"image set 'pets': {root} is no copy of Pets at home, split test: it has no folder"
+        " pets-test, and is itself the folder of split val"
+    )
+    assert hint == (
+        "`split` chooses another one, val, test; this one is at https://example.org/pets"
+    )
 
 
 def test_a_manifest_that_is_named_as_a_card_is_a_manifest(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_broken_links_and_pipes_are_refused_by_name(tmp_path: Path) -> None:
     ("files", "message"),
     [
         ([], "image set 'val': {root} has no class subfolder"),
-        (["1.png"], "image set 'val': {root} has no class subfolder (1 images lie in it directly)"),
+        (["1.png"], "image set 'val': {root} has no class subfolder (1 image lies in it directly)"),
     ],
 )
 def test_a_folder_without_classes_is_refused(

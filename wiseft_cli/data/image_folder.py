@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wiseft_cli.data.image_set import ImageRecord, ImageSet
-from wiseft_cli.errors import DatasetError, list_some
+from wiseft_cli.errors import DatasetError, counted, list_some
 
 IMAGE_EXTENSIONS = frozenset(
     {".apng", ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
@@ -143,7 +143,8 @@ def _refuse_empty(
     if not class_folders and any(root.glob("*.tar")):
         layout = f"name its shards by a pattern, as in '{root}/{{000..127}}.tar'"
     if not class_folders:
-        beside = f" ({loose_images} images lie in it directly)" if loose_images else ""
+        lie = "lies" if loose_images == 1 else "lie"
+        beside = f" ({counted(loose_images, 'image')} {lie} in it directly)" if loose_images else ""
         raise DatasetError(
             f"image set {name!r}: {root} has no class subfolder{beside}", hint=layout
         )

@@ -14,7 +14,7 @@ import numpy as np
 
 from wiseft_cli.data.card_form import DatasetCard, Part
 from wiseft_cli.data.image_set import ImageRecord, ImageSet
-from wiseft_cli.data.layouts.places import first_folder, require_files
+from wiseft_cli.data.layouts.places import find_folder, require_files
 from wiseft_cli.data.lookup import is_there
 from wiseft_cli.errors import DatasetError
 
@@ -86,7 +86,7 @@ def list_arrays(card: DatasetCard, part: Part, root: Path, *, name: str) -> Imag
     Raises:
         DatasetError: Nothing there, arrays of another form, or labels that are no class.
     """
-    folder = first_folder(root, part.folders)
+    folder = find_folder(card, part, root, name=name)
     options, archive = part.options, part.options.get("npz")
     if archive is None:
         if not {"images", "labels"} <= set(options):

@@ -21,7 +21,7 @@ from wiseft_cli.data.card_form import DatasetCard, Part
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.csv_table import read_columns
 from wiseft_cli.data.layouts.faults import refuse
-from wiseft_cli.data.layouts.places import first_folder, require_files
+from wiseft_cli.data.layouts.places import find_folder, require_files
 from wiseft_cli.data.layouts.table_images import image_set_of_rows
 from wiseft_cli.data.manifest_rows import Row
 from wiseft_cli.errors import DatasetError
@@ -55,7 +55,7 @@ def list_fmow(card: DatasetCard, part: Part, root: Path, *, name: str) -> ImageS
             not say what the split is.
     """
     period = _period(card, part)
-    folder = first_folder(root, part.folders)
+    folder = find_folder(card, part, root, name=name)
     require_files(card, part, folder, (_TABLE, _COUNTRIES, _IMAGES), name=name)
     regions = _regions(folder / _COUNTRIES)
     faults: list[str] = []

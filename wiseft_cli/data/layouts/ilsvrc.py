@@ -15,7 +15,7 @@ from wiseft_cli.data.card_form import DatasetCard, Part
 from wiseft_cli.data.image_set import ImageRecord, ImageSet
 from wiseft_cli.data.layouts.class_folders import list_class_folders
 from wiseft_cli.data.layouts.ilsvrc_truth import read_devkit, read_kaggle_table
-from wiseft_cli.data.layouts.places import first_folder
+from wiseft_cli.data.layouts.places import find_folder
 from wiseft_cli.data.lookup import is_regular_file
 from wiseft_cli.errors import DatasetError, list_some
 
@@ -44,7 +44,7 @@ def list_ilsvrc(card: DatasetCard, part: Part, root: Path, *, name: str) -> Imag
         DatasetError: Nothing there, folders that are no class, or flat images whose labels are
             not there or do not fit.
     """
-    folder = first_folder(root, part.folders)
+    folder = find_folder(card, part, root, name=name)
     flat = _flat_images(folder)
     if not flat:
         return list_class_folders(card, part, root, name=name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from wiseft_cli.data.card_form import DatasetCard, Part
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.csv_table import read_columns
-from wiseft_cli.data.layouts.places import first_folder, require_files
+from wiseft_cli.data.layouts.places import find_folder, require_files
 from wiseft_cli.data.layouts.table_images import image_set_of_rows
 from wiseft_cli.data.manifest_rows import Row
 
@@ -25,7 +25,7 @@ def list_iwildcam(card: DatasetCard, part: Part, root: Path, *, name: str) -> Im
     Raises:
         DatasetError: The table or the images are not there, or rows cannot be used.
     """
-    folder = first_folder(root, part.folders)
+    folder = find_folder(card, part, root, name=name)
     require_files(card, part, folder, (_TABLE, _IMAGES), name=name)
     table = folder / _TABLE
     splits = {known.split for known in card.parts}

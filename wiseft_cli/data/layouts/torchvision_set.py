@@ -15,7 +15,7 @@ from wiseft_cli.data.card_form import DatasetCard, Part
 from wiseft_cli.data.from_torchvision.reader import read_torchvision
 from wiseft_cli.data.from_torchvision.sets import find_torchvision_set
 from wiseft_cli.data.image_set import ImageRecord, ImageSet, JoinOptions
-from wiseft_cli.data.layouts.places import first_folder, require_files
+from wiseft_cli.data.layouts.places import find_folder, require_files
 from wiseft_cli.data.listed_images import sizes_of
 from wiseft_cli.data.lookup import is_regular_file
 from wiseft_cli.errors import DatasetError, list_some
@@ -76,7 +76,7 @@ def list_torchvision_set(card: DatasetCard, part: Part, root: Path, *, name: str
             f"the card {card.name!r} has a split {part.split!r}, torchvision's {class_name} has"
             f" {', '.join(filter(None, facts.splits)) or 'none'}"
         )
-    folder = first_folder(root, part.folders)
+    folder = find_folder(card, part, root, name=name)
     require_files(card, part, folder, reading.needs, name=name)
     copy = read_torchvision(class_name, facts, reading, folder, source=card.source)
     labels = _labels(card, copy.classes, copy.names, folder, name=name)

@@ -17,7 +17,7 @@ from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.faults import refuse
 from wiseft_cli.data.layouts.frames import Frames, frame_set, is_plain_path
 from wiseft_cli.data.layouts.json_tables import positions_of, read_object, texts_of
-from wiseft_cli.data.layouts.places import first_folder, require_files
+from wiseft_cli.data.layouts.places import find_folder, require_files
 
 _FILES = ("metadata/pmsets.json", "metadata/labels.json")
 
@@ -29,7 +29,7 @@ def list_vid_robust(card: DatasetCard, part: Part, root: Path, *, name: str) -> 
         DatasetError: A file or frame is missing, or a file is not of the form above; the keys are
             named.
     """
-    base = first_folder(root, part.folders)
+    base = find_folder(card, part, root, name=name)
     require_files(card, part, base, _FILES, name=name)
     pmsets, labels = (base / file for file in _FILES)
     neighbourhoods = _read_neighbourhoods(pmsets)

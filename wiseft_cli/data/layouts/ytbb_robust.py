@@ -23,7 +23,7 @@ from wiseft_cli.data.card_form import DatasetCard, Part
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.faults import refuse
 from wiseft_cli.data.layouts.frames import Frames, frame_set
-from wiseft_cli.data.layouts.places import first_folder
+from wiseft_cli.data.layouts.places import find_folder
 from wiseft_cli.data.layouts.ytbb_files import read_first_classes, read_marks
 from wiseft_cli.data.lookup import is_regular_file
 from wiseft_cli.errors import DatasetError
@@ -60,7 +60,7 @@ def list_ytbb_robust(card: DatasetCard, part: Part, root: Path, *, name: str) ->
         DatasetError: A file or frame is missing, or a file is not of the form above; the keys are
             named.
     """
-    base = first_folder(root, part.folders)
+    base = find_folder(card, part, root, name=name)
     anchors_file, pairs_file, classes_file = _find_files(base, name)
     marks = _read_anchors(anchors_file)
     around, bad = _read_pairs(pairs_file)

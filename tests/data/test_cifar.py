@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -165,7 +167,7 @@ PICTURES = np.zeros((2, 32, 32, 3), np.uint8)
         (PICTURES, [-1, 1], "_labels.npy: has labels from -1 to 1, expected positions"),
         (PICTURES, [0.5, 1], "_labels.npy: holds float64 of shape (2,), expected labels"),
         (PICTURES[:0], [], "_labels.npy: holds float64 of shape (0,), expected labels"),
-        (PICTURES, np.array([{}, 1], object), "_labels.npy: cannot be read as an array: "),
+        (PICTURES, np.array([{}, 1], object), "_labels.npy: holds Python objects, a pickle, which"),
     ],
 )
 def test_arrays_of_another_form_are_refused(tmp_path, data, labels, message):
@@ -176,25 +178,101 @@ def test_arrays_of_another_form_are_refused(tmp_path, data, labels, message):
     assert f"{tmp_path}/cifar10.1_v6{message}" in caught.value.message
 
 
-@pytest.mark.parametrize("damage", ["cut", "page", "archive"])
-def test_a_damaged_array_is_refused(tmp_path: Path, damage: str):
-    write_cifar10_1(tmp_path / "datasets", [1, 2])
-    path = tmp_path / "datasets/cifar10.1_v6_data.npy"
-    whole = path.read_bytes()
-    if damage == "archive":
-        with path.open("wb") as file:
-            np.savez(file, images=PICTURES)
-    else:
-        path.write_bytes(whole[:-1] if damage == "cut" else b"<html>not found</html>")
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 6144128\n"
+DATA, NPZ = "cifar10.1_v6_data.npy", "cifar102_test.npz"
+
+
+def saved(save: Callable[..., None], *arrays: np.ndarray, **named: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    save(file, *arrays, **named)
+    return file.getvalue()
+
+
+WHOLE = saved(np.save, PICTURES)
+OBJECTS = np.array([{}, 1], dtype=object)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (POINTER, "is a Git LFS pointer (`git lfs pull` fetches the file), expected {NPY}"),
+        (
+            b"<html>not found</html>",
+            "is a file that begins with b'<html>not found<', expected {NPY}",
+        ),
+        (b"", "is empty, expected {NPY}"),
+        (
+            pickle.dumps([1]),
+            "is a pickle, which can run any program when it is opened, expected {NPY}",
+        ),
+        (saved(np.savez, images=PICTURES), "is a .npz archive, expected {NPY}"),
+        (WHOLE[:-1], "is cut off: it has 6,271 bytes of 6,272"),
+        (WHOLE[:50], "is cut off or damaged: its header is not whole"),
+        (WHOLE[:7], "{HEADER}"),
+        (WHOLE.replace(b"NUMPY\1", b"NUMPY\7"), "{HEADER}"),
+        (
+            saved(np.save, OBJECTS),
+            "holds Python objects, a pickle, which can run any program when it is opened; nothing"
+            " is unpickled here",
+        ),
+    ],
+)
+def test_a_file_that_is_no_array_is_told_in_words_of_our_own(
+    tmp_path: Path, content: bytes, fault: str
+):
+    np.save(tmp_path / "cifar10.1_v6_labels.npy", np.zeros(2, int))
+    (tmp_path / DATA).write_bytes(content)
     with pytest.raises(DatasetError) as caught:
         open_image_set(f"cifar10.1={tmp_path}")
-    assert caught.value.message.startswith(f"{path}: ")
-    write_cifar10_2(tmp_path, [1, 2])
-    path = tmp_path / "cifar102_test.npz"
-    path.write_bytes(path.read_bytes()[: {"cut": 3000, "page": 0, "archive": 100}[damage]])
+    header = "has a header that no array of numbers has; the file is damaged"
+    whole = fault.format(NPY="a .npy file of one array", HEADER=header)
+    assert caught.value.message == f"{tmp_path / DATA}: {whole}"
+    assert caught.value.hint == (f"get {DATA} from https://github.com/modestyachts/CIFAR-10.1")
+
+
+ARCHIVE = saved(np.savez, images=PICTURES, labels=np.zeros(2, int))
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (
+            ARCHIVE[:3000],
+            "images: the archive is cut off or damaged: its list of members is missing",
+        ),
+        (
+            POINTER,
+            "images: is a Git LFS pointer (`git lfs pull` fetches the file), expected a .npz"
+            " archive of arrays",
+        ),
+        (WHOLE, "images: is a .npy file of one array, expected a .npz archive of arrays"),
+        (
+            saved(np.savez, data=PICTURES, y=PICTURES),
+            "images: no array of that name is in the archive; it has 'data', 'y'",
+        ),
+        (
+            saved(np.savez, images=PICTURES),
+            "labels: no array of that name is in the archive; it has 'images'",
+        ),
+        (
+            saved(np.savez, images=OBJECTS),
+            "images: holds Python objects, a pickle, which can run any program when it is opened;"
+            " nothing is unpickled here",
+        ),
+        (
+            ARCHIVE.replace(b"\0" * 100, b"\1" * 100, 1),
+            "images: the archive is damaged: Bad CRC-32 for file 'images.npy'",
+        ),
+    ],
+)
+def test_an_archive_that_lacks_its_arrays_is_told_what_it_has(
+    tmp_path: Path, content: bytes, fault: str
+):
+    (tmp_path / NPZ).write_bytes(content)
     with pytest.raises(DatasetError) as caught:
         open_image_set(f"cifar10.2={tmp_path}")
-    assert caught.value.message.startswith(f"{path}, images: cannot be read as an array: ")
+    assert caught.value.message == f"{tmp_path / NPZ}, {fault}"
+    assert caught.value.hint == (f"get {NPZ} from https://github.com/modestyachts/cifar-10.2")
 
 
 def test_a_card_of_ones_own_names_its_arrays(tmp_path: Path):

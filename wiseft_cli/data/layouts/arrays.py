@@ -1,12 +1,11 @@
 """Published sets whose pictures are one array and whose labels another, in NumPy's files.
 
-CIFAR-10.1 has a .npy file for each, CIFAR-10.2 both in a .npz. Nothing is unpickled: an array of
-Python objects is refused. Pictures of a .npy are mapped into memory and read one at a time.
+CIFAR-10.1 has a .npy file for each, CIFAR-10.2 both in a .npz. `npy_file.py` reads them;
+pictures of a .npy are mapped into memory and taken one at a time.
 """
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from wiseft_cli.data.card_form import DatasetCard, Part
 from wiseft_cli.data.image_set import ImageRecord, ImageSet
+from wiseft_cli.data.layouts.npy_file import Place, read_array
 from wiseft_cli.data.layouts.places import find_folder, require_files
 from wiseft_cli.data.lookup import is_there
 from wiseft_cli.errors import DatasetError
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL import Image
 
-_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
-
 
 class ArrayReader:
     """Gives pictures out of an array (N, H, W, 3) of bytes; `offset` is their row.
@@ -31,12 +29,11 @@ class ArrayReader:
     The array is opened when the first picture is asked for, in each process for itself.
 
     Args:
-        path: A .npy file, or a .npz.
-        member: The array's name in the .npz.
+        place: Where it is.
     """
 
-    def __init__(self, path: Path, member: str | None = None) -> None:
-        self.path, self.member = path, member
+    def __init__(self, place: Place) -> None:
+        self.place = place
         self._pictures: npt.NDArray[np.uint8] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -51,10 +48,10 @@ class ArrayReader:
             DatasetError: The file holds none of that form.
         """
         if self._pictures is None:
-            pictures = _read_array(self.path, self.member)
+            pictures = read_array(self.place)
             if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
                 raise DatasetError(
-                    f"{_title(self.path, self.member)}: holds {pictures.dtype} of shape"
+                    f"{self.place}: holds {pictures.dtype} of shape"
                     f" {pictures.shape}, expected pictures: uint8 of shape (N, H, W, 3)"
                 )
             self._pictures = pictures
@@ -71,8 +68,8 @@ class ArrayReader:
         row = record.offset or 0
         if row >= len(self.pictures):
             raise DatasetError(
-                f"cannot read image {record.path}: {self.path} has {len(self.pictures)} pictures;"
-                " it has changed since it was listed"
+                f"cannot read image {record.path}: {self.place.path} has {len(self.pictures)}"
+                " pictures; it has changed since it was listed"
             )
         return Image.fromarray(np.ascontiguousarray(self.pictures[row]))
 
@@ -100,8 +97,12 @@ def list_arrays(card: DatasetCard, part: Part, root: Path, *, name: str) -> Imag
         files, members = (archive, archive), ("images", "labels")
         _refuse_pickled(card, folder, archive, options.get("pickled"), name=name)
     require_files(card, part, folder, tuple(dict.fromkeys(files)), name=name)
-    reader = ArrayReader(folder / files[0], members[0])
-    labels = _labels(card, folder / files[1], members[1], len(reader.pictures))
+    pictures, numbers = (
+        Place(folder / file, member, card.source)
+        for file, member in zip(files, members, strict=True)
+    )
+    reader = ArrayReader(pictures)
+    labels = _labels(card, numbers, len(reader.pictures))
     size_bytes = reader.pictures[0].nbytes
     width = len(str(len(labels) - 1))
     records = tuple(
@@ -123,40 +124,17 @@ def _refuse_pickled(
     )
 
 
-def _labels(card: DatasetCard, path: Path, member: str | None, n_images: int) -> list[str]:
-    numbers = _read_array(path, member)
-    title = _title(path, member)
+def _labels(card: DatasetCard, place: Place, n_images: int) -> list[str]:
+    numbers = read_array(place)
     if numbers.dtype.kind not in "iu" or numbers.shape != (n_images,) or not n_images:
         raise DatasetError(
-            f"{title}: holds {numbers.dtype} of shape {numbers.shape}, expected labels: integers of"
+            f"{place}: holds {numbers.dtype} of shape {numbers.shape}, expected labels: integers of"
             f" shape ({n_images},), one an image and at least one"
         )
     n_classes = len(card.class_ids)
     if not 0 <= int(numbers.min()) <= int(numbers.max()) < n_classes:
         raise DatasetError(
-            f"{title}: has labels from {numbers.min()} to {numbers.max()}, expected positions among"
+            f"{place}: has labels from {numbers.min()} to {numbers.max()}, expected positions among"
             f" the {n_classes} classes of {card.title}, 0 to {n_classes - 1}"
         )
     return [card.class_ids[number] for number in numbers.tolist()]
-
-
-def _read_array(path: Path, member: str | None) -> npt.NDArray[Any]:
-    """Return the array of a .npy, mapped into memory, or a member of a .npz, read."""
-    title = _title(path, member)
-    try:
-        if member is None:
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
-        else:
-            with open(path, "rb") as file:  # numpy leaves it open where it fails
-                found = np.lib.npyio.NpzFile(file, allow_pickle=False)[member]
-    except _UNREADABLE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DatasetError(f"{title}: cannot be read as an array: {reason}") from None
-    if not isinstance(found, np.ndarray):
-        found.close()
-        raise DatasetError(f"{title}: is an archive, expected a .npy file of one array")
-    return found
-
-
-def _title(path: Path, member: str | None) -> str:
-    return str(path) if member is None else f"{path}, {member}"

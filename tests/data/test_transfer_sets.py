@@ -261,8 +261,9 @@ def test_annotations_of_a_single_car_are_torchvisions_to_refuse(tmp_path):
     with pytest.raises(DatasetError) as caught:
         open_image_set(f"stanford-cars={tmp_path}")
     assert caught.value.message == (
-        f"{tmp_path}: torchvision cannot read it as StanfordCars: TypeError: iteration over a 0-d"
-        " array"
+        f"{tmp_path}: torchvision cannot read it as StanfordCars; one of"
+        " cars_test_annos_withlabels.mat, devkit/cars_meta.mat is not of its form, or does not fit"
+        " what lies there: TypeError: iteration over a 0-d array"
     )
     assert caught.value.hint == (
         "is the copy whole, and laid out as https://ai.stanford.edu/~jkrause/cars/car_dataset.html"
@@ -277,6 +278,29 @@ def test_a_reason_of_torchvisions_names_the_folder_and_not_the_link_to_it(tmp_pa
     assert caught.value.message == (
         f"{tmp_path}: torchvision cannot read it as SUN397: IsADirectoryError: [Errno 21] Is a"
         f" directory: '{tmp_path / 'ClassName.txt'}'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text", "reason"),
+    [
+        ("food101", "meta/test.json", "[]", "AttributeError: 'list' object has no attribute"),
+        ("food101", "meta/test.json", "", "JSONDecodeError: Expecting value: line 1 column 1"),
+        ("dtd", "labels/test1.txt", "banded\n", "ValueError: not enough values to unpack"),
+        ("sun397", "ClassName.txt", "/a/abbey\n", "KeyError: "),
+    ],
+)
+def test_the_file_that_is_not_of_its_form_is_named_before_torchvisions_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: str, text: str, reason: str
+):
+    write(name, tmp_path, monkeypatch)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(DatasetError) as caught:
+        open_image_set(f"{name}={tmp_path}")
+    title = {"food101": "Food101", "dtd": "DTD", "sun397": "SUN397"}[name]
+    assert caught.value.message.startswith(
+        f"{tmp_path}: torchvision cannot read it as {title}; {file} is not of its form, or does not"
+        f" fit what lies there: {reason}"
     )
 
 

@@ -103,7 +103,7 @@ def read_torchvision(
                 paths = None if facts.paths is None else facts.paths(dataset)
         except Exception as error:  # a damaged file makes it raise any class
             told = f"{type(error).__name__}: {error}".replace(str(root / facts.place), str(folder))
-            raise _refusal(cls, facts, folder, told, source=source) from None
+            raise _refusal(cls, facts, reading, folder, told, source=source) from None
         # Texts: a hundred thousand Path objects cost seconds.
         prefix = f"{root / facts.place}{os.sep}"
         below = None if paths is None else tuple(os.fspath(p).removeprefix(prefix) for p in paths)
@@ -156,7 +156,7 @@ def _texts(
 
 
 def _refusal(
-    cls: Any, facts: TorchvisionSet, folder: Path, told: str, *, source: str
+    cls: Any, facts: TorchvisionSet, reading: Reading, folder: Path, told: str, *, source: str
 ) -> DatasetError:
     from torchvision.datasets.utils import check_integrity  # lazy: as above
 
@@ -172,7 +172,10 @@ def _refusal(
         )
     # What it says of downloading is a person's to do, not this program's.
     reason = " ".join(told.split()).partition(" You can ")[0]
+    files = [path for path in reading.needs if is_regular_file(folder / path)]
+    which = files[0] if len(files) == 1 else f"one of {', '.join(files)}"
+    cause = f"; {which} is not of its form, or does not fit what lies there" if files else ""
     return DatasetError(
-        f"{folder}: torchvision cannot read it as {cls.__name__}: {reason}",
+        f"{folder}: torchvision cannot read it as {cls.__name__}{cause}: {reason}",
         hint=f"is the copy whole, and laid out as {source} has it?",
     )

@@ -238,7 +238,11 @@ def _nearly_a_card(spec: SetSpec) -> tuple[str, ...]:
     """Say that a folder is called nearly as a published set is, whose card is not taken then."""
     name = spec.name or ""
     meant = name.lower().replace("_", "-")
-    if spec.options.card is not None or not _means_folder(spec) or meant not in dataset_card_names():
+    if (
+        spec.options.card is not None
+        or not _means_folder(spec)
+        or meant not in dataset_card_names()
+    ):
         return ()
     return (
         f"image set {name!r} is taken as a plain folder; ?card={meant} behind it takes it as the"

@@ -334,3 +334,18 @@ def _group_lives(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+@pytest.mark.parametrize(("more", "stay"), [([], False), (["--lr", "1e-4"], True)])
+def test_resume_of_a_finished_run_clears_its_own_states_and_no_others(folder, capsys, more, stay):
+    assert main([*WORDS, *QUICK]) == 0
+    other = ["other.safetensors" if word == "out.safetensors" else word for word in WORDS]
+    assert main([*other, *QUICK, *more, "--save-every", "1", "--keep-state"]) == 0
+    # As if that run had been killed on its way to overwrite the output.
+    Path("other.safetensors.state").rename("out.safetensors.state")
+    capsys.readouterr()
+    assert main([*WORDS, *QUICK, "--resume"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "out.safetensors\n"
+    assert "out.safetensors is there already, made by this very run\n" in err
+    assert len(list(Path("out.safetensors.state").glob("step-*"))) == (2 if stay else 0)

@@ -81,8 +81,7 @@ def finetune(
     from wiseft_cli.cli.launched import speaking_first
     from wiseft_cli.training.plan import make_plan
     from wiseft_cli.training.save_interval import Saving, parse_save_interval
-    from wiseft_cli.training.starting import Start, find_start
-    from wiseft_cli.training.state_folder import clear_finished_run
+    from wiseft_cli.training.starting import Start, clear_finished_run, find_start
     from wiseft_cli.training.training_data import DataChoice
 
     if feature_cache is not None and no_feature_cache:
@@ -126,7 +125,7 @@ def finetune(
             show_estimate(plan, options_of_run, launch, as_json=as_json)
             return
         if start.digest is not None:
-            clear_finished_run(output, keep_states=keep_state)
+            clear_finished_run(plan, keep_states=keep_state)
         digest, warnings = start.digest, list(plan.warnings)
         if digest is None or launch.world_size > 1:  # the others wait to hear of it
             digest = run_with_progress(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def read_classes(source: str) -> ClassList:
-    """Return the classes of a file or folder, of a built-in set, or of a data set card by name.
+    """Return the classes of a file or folder, of a built-in set, or of a data set card.
 
     Raises:
         WiseftError: Nothing there, or no class list.

@@ -1,13 +1,15 @@
 """Where a run begins: at its first step, at a state that an earlier one left, or at its end.
 
-It reads states and changes nothing; it needs no torch.
+It reads states, and changes nothing but what a run left that is at its end; it needs no torch.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 from dataclasses import dataclass
+from pathlib import Path
 
+from wiseft_cli.checkpoint.atomic import remove_abandoned_versions
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.errors import CheckpointError, OutputError, RecipeError, list_some
 from wiseft_cli.training.finetuned_card import finetuned_card, list_changes
@@ -16,6 +18,7 @@ from wiseft_cli.training.state_folder import (
     FoundState,
     find_newest_intact,
     list_states,
+    remove_states,
     state_folder,
 )
 
@@ -63,6 +66,16 @@ def find_start(
     return Start(state, warnings=tuple(warnings))
 
 
+def clear_finished_run(plan: FinetunePlan, *, keep_states: bool) -> None:
+    """Remove what a run left that was killed between writing its output and its end.
+
+    States of another run, begun since to overwrite that output, stay: it can go on from them.
+    """
+    remove_abandoned_versions(plan.output)
+    if not keep_states and not any(_is_of_another_run(at, plan) for at in list_states(plan.output)):
+        remove_states(plan.output)
+
+
 def torch_version() -> str:
     """Return the version of torch, without importing it."""
     return importlib.metadata.version("torch")
@@ -94,6 +107,14 @@ def _digest_if_finished(plan: FinetunePlan) -> str | None:
         f"{plan.output}: exists already, and is not what this run would write",
         hint="name another output with -o, or overwrite with --force",
     )
+
+
+def _is_of_another_run(state: Path, plan: FinetunePlan) -> bool:
+    try:
+        card = read_card(state)
+    except CheckpointError:
+        return False
+    return bool(list_changes(card, finetuned_card(plan)))
 
 
 def _refuse_other_run(state: FoundState, plan: FinetunePlan, threads: int | None) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from wiseft_cli.checkpoint.atomic import remove_abandoned_files, remove_abandoned_versions
+from wiseft_cli.checkpoint.atomic import remove_abandoned_files
 from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.reader import open_checkpoint
 from wiseft_cli.checkpoint.source import open_source
@@ -109,13 +109,6 @@ def remove_states(output: Path) -> None:
     sweep_states(output)
     with contextlib.suppress(OSError):
         state_folder(output).rmdir()
-
-
-def clear_finished_run(output: Path, *, keep_states: bool) -> None:
-    """Remove what a run left that was killed between writing its output and its end."""
-    remove_abandoned_versions(output)
-    if not keep_states:
-        remove_states(output)
 
 
 def sweep_states(output: Path) -> None:

@@ -107,6 +107,36 @@ def test_images_that_the_ground_truth_does_not_know_are_listed(tmp_path: Path) -
     )
 
 
+def test_the_images_without_a_label_are_listed_in_order(tmp_path: Path) -> None:
+    put(tmp_path / "val", *(image_name(number) for number in (9, 1, 12, 7, 10)))
+    truth = write_devkit(tmp_path / KIT, KIT_ORDER, TRUTH)
+    assert refused(tmp_path) == (
+        f"image set 'imagenet': {truth} has no label for 4 of 5 images of {tmp_path / 'val'}:\n"
+        + "\n".join(f"  {image_name(number)}" for number in (7, 9, 10, 12))
+    )
+
+
+def test_blank_lines_at_the_end_of_the_ground_truth_are_no_lines(tmp_path: Path) -> None:
+    put_flat(tmp_path / "val")
+    truth = write_devkit(tmp_path / KIT, KIT_ORDER, TRUTH)
+    truth.write_text(truth.read_text() + "\n \n")
+    assert labels_of(tmp_path) == TRUTH
+
+
+def test_images_beside_the_flat_ones_are_ignored_and_this_is_said(tmp_path: Path) -> None:
+    put(put_flat(tmp_path / "val"), "preview.png", ".hidden.png", "notes.txt")
+    write_devkit(tmp_path / KIT, KIT_ORDER, TRUTH)
+    images = open_image_set(f"imagenet={tmp_path}")
+    assert (len(images.records), images.notes) == (
+        5,
+        ("image set 'imagenet': 1 image that is not named as a validation image is ignored",),
+    )
+    put(tmp_path / "val", "ILSVRC2012_val_00000001 (1).JPEG")
+    assert open_image_set(f"imagenet={tmp_path}").notes == (
+        "image set 'imagenet': 2 images that are not named as validation images are ignored",
+    )
+
+
 def test_a_ground_truth_of_other_classes_is_refused(tmp_path: Path) -> None:
     put_flat(tmp_path / "val")
     truth = write_devkit(tmp_path / KIT, ("n00000001",), ("n00000001",) * 5)
@@ -156,7 +186,7 @@ def test_rows_of_kaggles_table_that_leave_a_doubt_are_listed(
     table = write_kaggle(tmp_path / "LOC_val_solution.csv", {1: IDS[0]})
     table.write_text(table.read_text() + row + "\n")
     first, second = refused(tmp_path).splitlines()
-    assert first == f"{table}: 1 rows cannot be used:"
+    assert first == f"{table}: 1 row cannot be used:"
     assert second.startswith("  line 3: ")
     assert second.endswith(shown)
 

@@ -213,3 +213,11 @@ def test_a_stream_is_decoded_and_told_by_the_name_given() -> None:
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"^cannot read image .*/no\.png: No such file"):
         load_image(tmp_path / "no.png")
+
+
+def test_an_empty_file_is_said_to_be_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    for source in (tmp_path / "a.jpg", str(tmp_path / "a.jpg"), io.BytesIO()):
+        with pytest.raises(DatasetError) as caught:
+            load_image(source, name="a.jpg")
+        assert caught.value.message == "cannot read image a.jpg: the file is empty"

@@ -178,3 +178,13 @@ def test_a_folder_of_shards_is_told_how_to_name_them(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         open_image_set(str(tmp_path))
     assert caught.value.hint == f"name its shards by a pattern, as in '{tmp_path}/{{000..127}}.tar'"
+
+
+def test_options_with_an_ampersand_between_them_are_told_of_the_comma() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_data_spec("a=/data?split=test&primary=top5")
+    assert (caught.value.message, caught.value.hint) == (
+        "--data 'a=/data?split=test&primary=top5': options are separated by a comma, not by &",
+        "write ?split=test,primary=top5",
+    )
+    assert parse_data_spec("/data/a&b?split=q&a").options.split == "q&a"

@@ -41,6 +41,16 @@ def test_all_sets_that_are_not_there_are_named(tmp_path: Path) -> None:
     assert second == f"  imagenet-v2: {tmp_path / 'imagenet-v2'}"
 
 
+def test_a_root_that_is_no_folder_is_said_to_be_none(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, found in (("nope", "does not exist"), ("file", "is no folder")):
+        with pytest.raises(DatasetError) as caught:
+            open_suite("imagenet-shifts", tmp_path / name)
+        assert caught.value.message == (
+            f"suite imagenet-shifts: the root {tmp_path / name} {found}"
+        )
+
+
 def test_an_unknown_suite_lists_the_names() -> None:
     with pytest.raises(UsageError) as caught:
         open_suite("imagenet-shift", None)

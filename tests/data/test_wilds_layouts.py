@@ -279,7 +279,7 @@ def test_countries_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     folder = write_fmow(tmp_path, {})
     (folder / "country_code_mapping.csv").write_text("alpha-3,region\nDEU,Europe,x\n")
     assert refusal(f"fmow={folder}?split=test")[0] == (
-        f"{folder / 'country_code_mapping.csv'}: 1 rows cannot be used:\n"
+        f"{folder / 'country_code_mapping.csv'}: 1 row cannot be used:\n"
         "  line 2: 3 cells, expected 2"
     )
 

@@ -60,7 +60,7 @@ def _scan_root(root: Path) -> tuple[list[str], int]:
         with os.scandir(root) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
             folders = sorted(entry.name for entry in visible if _is_folder(entry))
-            loose = sum(_is_image(entry.name) for entry in visible if not _is_folder(entry))
+            loose = sum(is_image_name(entry.name) for entry in visible if not _is_folder(entry))
     except FileNotFoundError:
         raise DatasetError(f"image folder {root} does not exist") from None
     except NotADirectoryError:
@@ -97,7 +97,7 @@ def walk_images(
         path = f"{relative}/{entry.name}"
         if _is_folder(entry):
             yield from walk_images(folder / entry.name, path, parents=(*parents, real))
-        elif _is_image(entry.name):
+        elif is_image_name(entry.name):
             yield path, _size_bytes(entry)
 
 
@@ -108,7 +108,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         raise DatasetError(f"cannot look for {entry.path}: {error.strerror}") from None
 
 
-def _is_image(file_name: str) -> bool:
+def is_image_name(file_name: str) -> bool:
+    """Return whether a file counts as an image, by its ending."""
     return os.path.splitext(file_name)[1].lower() in IMAGE_EXTENSIONS
 
 

@@ -8,6 +8,7 @@ an animation the first frame is taken.
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -72,9 +73,15 @@ def load_image(
                 return _to_eight_bits(image)
     except Exception as error:  # a damaged file makes Pillow's decoders raise any class
         raise DatasetError(
-            f"cannot read image {name or source}: {_reason(error)}",
+            f"cannot read image {name or source}: {_reason(error, source)}",
             hint="replace or remove the file",
         ) from None
+
+
+def _is_empty(source: Path | str | BinaryIO | Image.Image) -> bool:
+    if isinstance(source, Path | str):
+        return os.path.isfile(source) and not os.path.getsize(source)
+    return not isinstance(source, Image.Image) and source.seek(0, os.SEEK_END) == 0
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
@@ -111,9 +118,11 @@ def _scale_floats(values: npt.NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.rint(wide * 255).astype(np.uint8))
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, source: Path | str | BinaryIO | Image.Image) -> str:
     """Put Pillow's exception into words that fit one line and do not repeat the path."""
     if isinstance(error, UnidentifiedImageError):
+        if _is_empty(source):
+            return "the file is empty"
         return "not an image in a format that Pillow knows"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

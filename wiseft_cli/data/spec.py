@@ -21,7 +21,7 @@ from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.label_map import read_label_map
 from wiseft_cli.data.lookup import is_folder, is_regular_file, is_there
 from wiseft_cli.data.manifest import MANIFEST_SUFFIXES, list_manifest
-from wiseft_cli.data.set_options import SetOptions, SetSpec, parse_set_options
+from wiseft_cli.data.set_options import OPTION_NAMES, SetOptions, SetSpec, parse_set_options
 from wiseft_cli.data.shards import list_shards
 from wiseft_cli.data.suite import SUITE_SUFFIXES, find_suite, read_suite, suite_names
 from wiseft_cli.errors import DatasetError, UsageError, list_some
@@ -57,6 +57,11 @@ def parse_data_spec(spec: str, *, option: str = "--data") -> SetSpec:
         data, text = rest, ""
     if not data:
         raise UsageError(f"{option} {spec!r} names no data; {form}")
+    if re.search(rf"&({'|'.join(OPTION_NAMES)})=", text):
+        raise UsageError(
+            f"{option} {spec!r}: options are separated by a comma, not by &",
+            hint=f"write ?{text.replace('&', ',')}",
+        )
     pairs = [part.partition("=")[::2] for part in text.split(",")] if text else []
     repeated = sorted({key for key, _ in pairs if [k for k, _ in pairs].count(key) > 1})
     if repeated:
@@ -150,6 +155,9 @@ def open_suite(source: str, root: Path | None) -> tuple[ImageSet, ...]:
         raise UsageError(
             f"the suite {source!r} needs --root", hint=f"name the folder that holds {names}"
         )
+    if root is not None and not is_folder(root):
+        found = "is no folder" if is_there(root) else "does not exist"
+        raise DatasetError(f"suite {source}: the root {root} {found}")
     missing = [
         f"  {spec.title}: {place}"
         for spec, place in zip(specs, places, strict=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from wiseft_cli.errors import DatasetError, list_some
+from wiseft_cli.errors import DatasetError, counted, list_some
+
+_SINGULAR = {"entries": "entry", "lines": "line", "rows": "row"}
 
 
 def refuse(
@@ -21,5 +23,6 @@ def refuse(
         DatasetError: Names the file, and each fault.
     """
     if faults:
-        title = f"{path}: {len(faults)} {what} cannot be used:"
+        counts = counted(len(faults), _SINGULAR.get(what, what), plural=what)
+        title = f"{path}: {counts} cannot be used:"
         raise DatasetError("\n".join([title, *list_some(faults)]), hint=hint)

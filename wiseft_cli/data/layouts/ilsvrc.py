@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from wiseft_cli.data.card_form import DatasetCard, Part
+from wiseft_cli.data.image_folder import is_image_name
 from wiseft_cli.data.image_set import ImageRecord, ImageSet
 from wiseft_cli.data.layouts.class_folders import list_class_folders
 from wiseft_cli.data.layouts.ilsvrc_truth import read_devkit, read_kaggle_table
 from wiseft_cli.data.layouts.places import find_folder
 from wiseft_cli.data.lookup import is_regular_file
-from wiseft_cli.errors import DatasetError, list_some
+from wiseft_cli.errors import DatasetError, counted, list_some
 
 _IMAGE = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG", re.ASCII | re.IGNORECASE)
 _CLASS_FOLDER = re.compile(r"n\d{8}", re.ASCII)
@@ -45,12 +46,12 @@ def list_ilsvrc(card: DatasetCard, part: Part, root: Path, *, name: str) -> Imag
             not there or do not fit.
     """
     folder = find_folder(card, part, root, name=name)
-    flat = _flat_images(folder)
+    flat, n_others = _flat_images(folder)
     if not flat:
         return list_class_folders(card, part, root, name=name)
     truth = _find_truth(folder, name, len(flat))
     label_of = _TRUTH[truth.name](truth)
-    unlabelled = [f"  {path}" for path in flat if _stem(path) not in label_of]
+    unlabelled = [f"  {path}" for path in sorted(flat) if _stem(path) not in label_of]
     if unlabelled:
         raise DatasetError(
             f"image set {name!r}: {truth} has no label for {len(unlabelled)} of {len(flat)} images"
@@ -65,26 +66,41 @@ def list_ilsvrc(card: DatasetCard, part: Part, root: Path, *, name: str) -> Imag
         ImageRecord(path, label_of[_stem(path)], size_bytes)
         for path, size_bytes in sorted(flat.items())
     )
-    return ImageSet(name, folder, records)
+    return ImageSet(name, folder, records, _notes(name, n_others))
+
+
+def _notes(name: str, n_others: int) -> tuple[str, ...]:
+    if not n_others:
+        return ()
+    such = "that is not named as a validation image is ignored"
+    if n_others > 1:
+        such = "that are not named as validation images are ignored"
+    return (f"image set {name!r}: {counted(n_others, 'image')} {such}",)
 
 
 def _stem(path: str) -> str:
     return path.partition(".")[0]
 
 
-def _flat_images(folder: Path) -> dict[str, int]:
-    """Return names and sizes of the validation images in a folder; none beside class folders."""
+def _flat_images(folder: Path) -> tuple[dict[str, int], int]:
+    """Return names and sizes of the validation images in a folder, and how many others lie there.
+
+    There are none beside class folders.
+    """
     images: dict[str, int] = {}
+    n_others = 0
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if _CLASS_FOLDER.fullmatch(entry.name):
-                    return {}
+                    return {}, 0
                 if _IMAGE.fullmatch(entry.name) and entry.is_file():
                     images[entry.name] = entry.stat().st_size
+                elif is_image_name(entry.name) and not entry.name.startswith("."):
+                    n_others += 1
     except OSError:
-        return {}  # the listing of class folders says what is wrong
-    return images
+        return {}, 0  # the listing of class folders says what is wrong
+    return images, n_others
 
 
 def _find_truth(folder: Path, name: str, n_images: int) -> Path:

@@ -29,7 +29,7 @@ def read_devkit(path: Path) -> Mapping[str, str]:
         DatasetError: Unreadable, or not of that form; the lines are named.
     """
     wordnet_ids = _read_synsets(path.parent / "meta.mat")
-    lines = read_text(path, DatasetError).splitlines()
+    lines = read_text(path, DatasetError).rstrip().splitlines()
     wrong = [
         f"  line {number}: {line!r:.40}"
         for number, line in enumerate(lines, start=1)

@@ -207,3 +207,16 @@ def test_show_prints_the_sets_of_a_suite(capsys: Captured) -> None:
         "split": "id_test",
         "folder": "iwildcam_v2.0",
     }
+
+
+def test_check_tells_a_primary_metric_that_there_is_none_of(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    make_copy(tmp_path / "shapes", ["circle"])
+    (tmp_path / "classes.txt").write_text("circle\n")
+    (tmp_path / "shapes.yaml").write_text(
+        "{name: s, title: S, source: here, licence: CC0, citation: me, layout: id-folders,"
+        " classes: classes.txt, n_images: 1, n_classes: 1, primary: topp}"
+    )
+    assert main(["datasets", "check", str(tmp_path / "shapes.yaml"), str(tmp_path / "shapes")]) == 1
+    assert "  primary is 'topp', expected one of top1, top5, " in capsys.readouterr().err

@@ -218,7 +218,7 @@ def test_an_unreadable_image_is_named(folder, capsys):
     (folder / "train" / "n01" / "002.png").write_bytes(b"")
     assert main([*WORDS, *QUICK]) == 1
     assert capsys.readouterr().err.endswith(
-        "error: cannot read image train/n01/002.png: not an image in a format that Pillow knows\n"
+        "error: cannot read image train/n01/002.png: the file is empty\n"
         "hint: replace or remove the files, then start again\n"
     )
     assert not (folder / "out.safetensors").exists()

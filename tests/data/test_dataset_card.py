@@ -172,6 +172,12 @@ KEYS = (
         ("n_images: 4", "options: {a: [b]}", "options: a is a list, expected a text", None),
         ("n_images: 4", "n_images: many", "line 8: n_images is 'many', expected a number", None),
         ("n_classes: 2", "n_classes: unknown", "n_classes is 'unknown', expected a number", None),
+        (
+            "licence: CC0",
+            "licence: CC0\ntemplates: smple",
+            "{card}: templates is 'smple': no such file beside the card, and no built-in set",
+            "built-in sets: openai, simple",
+        ),
         ("n_classes: 2", "n_classes: 3", "n_classes is 3, but it names 2 classes", None),
         ("name: pets", "name: [a]", "name is a list, expected a text", None),
         ("licence: CC0", "licence: CC0\nclass_ids: [c, x]", "class_ids: x is no class of", None),

@@ -44,9 +44,9 @@ Other models of `hf-hub:` and `local-dir:` work where their towers are of one of
 QuickGELU belongs to the weights, not to the name. A tag that was trained with it selects it, also
 under a name without `-quickgelu`; a local file that carries OpenAI's marks (`input_resolution`,
 `context_length`, `vocab_size`) selects it too. Both are said. Any other local file, under a name
-that exists with and without `-quickgelu`, is built as the name says, and a note names both choices.
-`--quick-gelu` and `--no-quick-gelu` overrule all of this. The card keeps what was built, and every
-later command builds that.
+that exists with and without `-quickgelu`, is built as the name says, and a warning names both
+choices. `--quick-gelu` and `--no-quick-gelu` overrule all of this. The card keeps what was built,
+and every later command builds that.
 """
 
 

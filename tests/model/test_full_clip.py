@@ -14,7 +14,7 @@ import torch
 from tests.model.conftest import FAMILIES, random_clip
 from wiseft_cli.errors import ModelError, UsageError, WiseftError
 from wiseft_cli.model import hub_errors, model_source
-from wiseft_cli.model.full_clip import build_untrained_clip, load_full_clip
+from wiseft_cli.model.full_clip import Doubt, build_untrained_clip, load_full_clip
 from wiseft_cli.model.model_source import ModelSource, find_model
 from wiseft_cli.model.weights_file import OPENAI_MARKS
 
@@ -252,6 +252,7 @@ def test_doubt_about_the_activation_names_both_choices(tmp_path: Path) -> None:
         "w.pt does not say its activation; GELU is assumed. If it was trained with QuickGELU, "
         "as OpenAI's models were, give --model ViT-B-32-quickgelu",
     )
+    assert isinstance(full.notes[0], Doubt)  # which the command line says as a warning
     other = load_full_clip(local_source(tmp_path / "w.pt", "no-twin", weights))
     assert other.notes == ()
 

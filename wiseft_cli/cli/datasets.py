@@ -164,7 +164,7 @@ def _check(name: str, root: Path, split: str | None, sample: int, *, as_json: bo
     for note in images.notes:
         warn(note)
     n_decoded, unreadable = _decode_sample(images, sample)
-    faults = [*images.warnings, *unreadable]
+    faults = [*_unknown_metric(images.join_options.primary), *images.warnings, *unreadable]
     n_images, n_classes = len(images.records), len(images.answers)
     if as_json:
         print_json(
@@ -184,6 +184,14 @@ def _check(name: str, root: Path, split: str | None, sample: int, *, as_json: bo
         )
     if faults:
         raise DatasetError(f"{images.root}: not as the card says\n  " + "\n  ".join(faults))
+
+
+def _unknown_metric(primary: str | None) -> list[str]:
+    from wiseft_cli.evaluation.metrics import METRIC_NAMES  # lazy: scipy costs a while
+
+    if primary is None or primary in METRIC_NAMES:
+        return []
+    return [f"primary is {primary!r}, expected one of {', '.join(METRIC_NAMES)}"]
 
 
 def _decode_sample(images: ImageSet, sample: int) -> tuple[int, list[str]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from wiseft_cli.checkpoint.atomic import check_output
-from wiseft_cli.cli.console import print_json, print_result, progress, talk
+from wiseft_cli.cli.console import print_json, print_result, progress, talk, warn
 from wiseft_cli.cli.zeroshot_prompts import read_classes, read_prompt_templates, template_files
 from wiseft_cli.errors import UsageError
 from wiseft_cli.prompts.templates import DEFAULT_TEMPLATES
@@ -123,13 +123,17 @@ def zeroshot_head(
 
     def note(text: str) -> None:
         warnings.append(text)
-        talk(f"note: {text}")
+        if isinstance(text, Doubt):
+            warn(text)
+        else:
+            talk(f"note: {text}")
 
     for text in class_list.notes:
         talk(f"note: {text}")
 
     # lazy: torch and open_clip cost seconds
     from wiseft_cli.model.devices import resolve_device
+    from wiseft_cli.model.full_clip import Doubt
     from wiseft_cli.model.zeroshot_checkpoint import ZeroshotRequest, write_zeroshot_checkpoint
 
     with progress(prompt_count, "encoding prompts") as advance:

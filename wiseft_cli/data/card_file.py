@@ -83,6 +83,12 @@ def read_card_file(path: Path) -> DatasetCard:
             f"{path}: n_classes is {values['n_classes']}, but it names {n_labels} classes"
         )
     templates = values.get("templates", "simple")
+    if templates not in BUILTIN_TEMPLATES and not (path.parent / templates).is_file():
+        raise DatasetError(
+            f"{path}: templates is {templates!r}: no such file beside the card, and no built-in"
+            " set",
+            hint=f"built-in sets: {', '.join(BUILTIN_TEMPLATES)}",
+        )
     return DatasetCard(
         **{name: values[name] for name in ("name", "title", "source", "licence", "citation")},
         layout=cast(Layout, values["layout"]),

@@ -32,6 +32,12 @@ from wiseft_cli.model.weights_file import WeightsFile, examine_weights, load_wei
 RANDOM_WEIGHTS_SEED = 0
 
 
+class Doubt(str):
+    """A note of something that the person should decide: said as a warning."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class FullClip:
     """A CLIP model with its tokenizer, and what a card must say of it.
@@ -179,10 +185,11 @@ def _settle_quick_gelu(
         )
     twin = f"{source.name}-quickgelu"
     if twin in open_clip.list_models():
-        return config, (
+        doubt = Doubt(
             f"{weights.path.name} does not say its activation; GELU is assumed. If it was "
-            f"trained with QuickGELU, as OpenAI's models were, give --model {twin}",
+            f"trained with QuickGELU, as OpenAI's models were, give --model {twin}"
         )
+        return config, (doubt,)
     return config, ()
 
 

@@ -15,6 +15,8 @@ from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
 from wiseft_cli.cli.zeroshot_prompts import read_classes, read_prompt_templates
 from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
+from wiseft_cli.data.image_folder import list_image_folder
+from wiseft_cli.data.sample_check import unreadable_in_sample
 from wiseft_cli.data.suite import suite_names
 
 __all__ = ["place"]
@@ -220,3 +222,14 @@ def test_check_tells_a_primary_metric_that_there_is_none_of(
     )
     assert main(["datasets", "check", str(tmp_path / "shapes.yaml"), str(tmp_path / "shapes")]) == 1
     assert "  primary is 'topp', expected one of top1, top5, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("n_tried", [1, 2, 5, 6, 7, 12])
+def test_a_sample_is_spread_over_all_images_and_has_the_last(tmp_path: Path, n_tried: int) -> None:
+    (tmp_path / "a").mkdir()
+    for at in range(7):
+        (tmp_path / f"a/{at}.png").write_bytes(b"")
+    images = list_image_folder(tmp_path)
+    told = unreadable_in_sample(images, n_tried)
+    assert len(set(told)) == min(n_tried, 7)
+    assert f"{tmp_path}/a/{6 if n_tried > 1 else 0}.png" in told[-1]

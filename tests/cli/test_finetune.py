@@ -49,7 +49,7 @@ def test_stdout_is_the_path_and_stderr_tells_the_plan_and_each_epoch(folder, cap
         "steps    6 = 2 epochs x 3, batch size 5, warm-up 0\n"
         "recipe   AdamW, lr 3e-05 to 0 by cosine, weight decay 0.1, clip 1, label smoothing 0,"
         " augment crop, batch norm train, seed 0\n"
-        "warning: only 6 optimizer steps; --batch-size 1 --epochs 9 would make 108\n"
+        "warning: only 6 optimizer steps; --epochs 34 would make 102\n"
         "trains   image encoder and classification head: "
     )
     told = err.splitlines()[-3:]
@@ -90,7 +90,7 @@ def test_json_names_the_file_its_digest_and_the_warnings(folder, capsys):
         "digest": read_card(folder / "out.safetensors").digest,
         "role": "finetuned",
         "alpha": None,
-        "warnings": ["only 6 optimizer steps; --batch-size 1 --epochs 9 would make 108"],
+        "warnings": ["only 6 optimizer steps; --epochs 34 would make 102"],
     }
 
 
@@ -219,7 +219,8 @@ def test_an_unreadable_image_is_named(folder, capsys):
     assert main([*WORDS, *QUICK]) == 1
     assert capsys.readouterr().err.endswith(
         "error: cannot read image train/n01/002.png: the file is empty\n"
-        "hint: replace or remove the files, then start again\n"
+        "hint: replace or remove the files, then start again; --max-bad N leaves up to N of them"
+        " out\n"
     )
     assert not (folder / "out.safetensors").exists()
 

@@ -133,6 +133,12 @@ def test_a_dry_run_checks_the_data_and_writes_nothing(folder, capsys):
         "error: image set 'train': 1 of 18 images tried cannot be read, at most 0 allowed:" in err
     )
     assert sorted(folder.rglob("*")) == before
+    assert main([*WORDS, *QUICK, "--dry-run", "--json", "--max-bad", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert "decoded  17 of 18 images of train\n" in err
+    reason = "cannot read image train/n02/001.png: the file is empty"
+    assert f"warning: {reason}\n" in err
+    assert json.loads(out)["warnings"][-1] == reason
 
 
 def test_a_dry_run_counts_states_only_where_some_are_saved(folder, capsys):
@@ -246,7 +252,7 @@ def test_warnings_of_the_run_are_told_in_the_result_and_in_the_log(folder, capsy
     assert main([*words, "--max-bad", "1"]) == 0
     out, err = capsys.readouterr()
     expected = [
-        "only 8 optimizer steps; --batch-size 1 --epochs 6 would make 108",
+        "only 8 optimizer steps; --epochs 25 would make 100",
         "fp16 is made for GPUs; on a CPU bf16 or fp32 is faster",
         "cannot read image train/n01/000.png: the file is empty",
     ]

@@ -41,6 +41,11 @@ def test_source_and_name_never_hold_a_path(vit_folder: Path) -> None:
     assert str(vit_folder.parent) not in json.dumps([full.name, full.source, full.config])
 
 
+def test_a_model_folder_without_its_prefix_is_told_the_prefix(vit_folder: Path) -> None:
+    error = refusal(str(vit_folder))
+    assert error.hint == f"it is a folder: --model local-dir:{vit_folder}"
+
+
 def test_unknown_model_suggests_the_nearest_names() -> None:
     error = refusal("vit-b32")
     assert isinstance(error, ModelError)

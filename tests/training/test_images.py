@@ -80,7 +80,9 @@ def test_an_unreadable_image_is_named(train_folder, workers):
         load(train_folder, [[Draw(0, image) for image in range(12)]], workers=workers)
     assert caught.value.message.startswith(f"cannot read image {broken}: ")
     assert "\n" not in caught.value.message
-    assert caught.value.hint == "replace or remove the files, then start again"
+    assert caught.value.hint == (
+        "replace or remove the files, then start again; --max-bad N leaves up to N of them out"
+    )
 
 
 def test_a_worker_that_dies_is_told_without_a_traceback(train_folder):

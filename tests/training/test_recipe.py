@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -158,7 +159,10 @@ def test_few_steps_are_doubted_with_a_batch_size_that_makes_enough():
 
 def test_too_few_images_for_any_batch_size_ask_for_epochs():
     assert doubts(resolve(Recipe(epochs=1, batch_size=2), 30)) == (
-        "only 15 optimizer steps; --batch-size 1 --epochs 4 would make 120",
+        "only 15 optimizer steps; --epochs 7 would make 105",
+    )
+    assert doubts(resolve(Recipe(epochs=2, batch_size=32), 64)) == (
+        "only 4 optimizer steps; --batch-size 8 --epochs 13 would make 104",
     )
 
 
@@ -175,8 +179,10 @@ def test_the_proposed_batch_size_keeps_its_word(n_images, epochs, batch_size):
         words = doubt.replace(";", "").split()
         if words[0] != "only":
             continue
-        proposed_epochs = int(words[words.index("--epochs") + 1]) if "--epochs" in words else epochs
+        given_options = dict(itertools.pairwise(words))
         proposed = Recipe(
-            epochs=proposed_epochs, batch_size=int(words[words.index("--batch-size") + 1])
+            epochs=int(given_options.get("--epochs", epochs)),
+            batch_size=int(given_options.get("--batch-size", batch_size)),
         )
+        assert proposed.batch_size >= min(8, batch_size)
         assert resolve(proposed, n_images).steps == int(words[-1]) >= FEW_STEPS

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from wiseft_cli.cli.console import print_json, progress, talk
+from wiseft_cli.cli.console import print_json, progress, talk, warn
 from wiseft_cli.data.sample_check import unreadable_in_sample
 from wiseft_cli.errors import DatasetError, list_some
 from wiseft_cli.training.launch import Launch
@@ -38,7 +38,7 @@ def show_estimate(
     from wiseft_cli.training.inputs import black_image
     from wiseft_cli.training.placement import Placement
 
-    _check_sample(plan)
+    unreadable = _check_sample(plan)
     device = resolve_device(device_of_process(options.device, launch))
     processes = Processes(launch.rank, launch.world_size, device)
     with telling_full_memory(device):
@@ -64,12 +64,14 @@ def show_estimate(
                 "memory_bytes": found.memory,
                 "disk_bytes": found.disk,
                 "disk_free_bytes": free,
-                "warnings": list(plan.warnings),
+                "warnings": [*plan.warnings, *unreadable],
             }
         )
 
 
-def _check_sample(plan: FinetunePlan) -> None:
+def _check_sample(plan: FinetunePlan) -> list[str]:
+    """Return what is wrong with the training images that a run would leave out."""
+    left_out: list[str] = []
     for labelled in (plan.train, *plan.val):
         images = labelled.images
         n_tried = min(SAMPLE, len(images.records))
@@ -87,7 +89,12 @@ def _check_sample(plan: FinetunePlan) -> None:
                 ),
                 hint="replace or remove the files, or leave training images out with --max-bad",
             )
-        talk(f"decoded  {n_tried} of {len(images.records)} images of {images.name}")
+        for reason in unreadable:
+            warn(reason)
+        left_out += unreadable
+        n_decoded = n_tried - len(unreadable)
+        talk(f"decoded  {n_decoded} of {len(images.records)} images of {images.name}")
+    return left_out
 
 
 def _describe_memory(found: Estimate) -> str:

@@ -11,7 +11,7 @@ from wiseft_cli.errors import DatasetError
 def unreadable_in_sample(
     images: ImageSet, n_tried: int, on_tried: Callable[[], None] = lambda: None
 ) -> list[str]:
-    """Decode some images of a set and return what is wrong with those that cannot be read.
+    """Decode some images of a set, the first and the last with them, and return what is wrong.
 
     Args:
         n_tried: How many, at most all.
@@ -23,7 +23,7 @@ def unreadable_in_sample(
     taken = min(n_tried, n_images)
     unreadable = []
     for number in range(taken):
-        at = number * n_images // taken
+        at = number * (n_images - 1) // max(taken - 1, 1)
         try:
             load_image_of(images, at)
         except DatasetError as error:

@@ -103,7 +103,9 @@ def _named(model: str) -> ModelSource:
     name = model.replace("/", "-")
     config = open_clip.get_model_config(name)
     if config is None:
-        raise ModelError(f"{model}: open_clip has no model of this name", hint=_nearest(name))
+        is_folder = Path(model, CONFIG_NAME).is_file()
+        hint = f"it is a folder: --model {FOLDER_PREFIX}{model}" if is_folder else _nearest(name)
+        raise ModelError(f"{model}: open_clip has no model of this name", hint=hint)
     return ModelSource(name, name, config, _shared_preprocess(name) or asdict(PreprocessCfg()))
 
 

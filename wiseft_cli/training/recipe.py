@@ -19,6 +19,7 @@ from wiseft_cli.training.recipe_keys import Fault, find_faults
 DEFAULT_EPOCHS = 10
 MAX_DEFAULT_WARMUP_STEPS = 500
 FEW_STEPS = 100
+SMALLEST_PROPOSED_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -196,18 +197,23 @@ def doubts(recipe: ResolvedRecipe) -> tuple[str, ...]:
 def _more_steps(recipe: ResolvedRecipe) -> str:
     """Propose what makes 100 steps: the largest power of two as batch size, else epochs or steps.
 
+    No batch below 8 is proposed: few images make noisy gradients, and one has no batch statistics.
     Where the recipe counts steps, a batch size does not change how many there are.
     """
     if recipe.steps % recipe.steps_per_epoch:
         return f"--steps {FEW_STEPS} would make {FEW_STEPS}"
-    batch_size = 2 ** int(math.log2(recipe.batch_size))
-    while batch_size > 1 and _steps(recipe, batch_size) < FEW_STEPS:
+    batch_size = recipe.batch_size
+    if batch_size > SMALLEST_PROPOSED_BATCH:
+        batch_size = 2 ** int(math.log2(batch_size))
+    while batch_size > SMALLEST_PROPOSED_BATCH and _steps(recipe, batch_size) < FEW_STEPS:
         batch_size //= 2
     steps = _steps(recipe, batch_size)
     if steps >= FEW_STEPS:
         return f"--batch-size {batch_size} would make {steps}"
-    epochs = math.ceil(FEW_STEPS / recipe.n_images)
-    return f"--batch-size 1 --epochs {epochs} would make {epochs * recipe.n_images}"
+    steps_per_epoch = math.ceil(recipe.n_images / batch_size)
+    epochs = math.ceil(FEW_STEPS / steps_per_epoch)
+    proposed = "" if batch_size == recipe.batch_size else f"--batch-size {batch_size} "
+    return f"{proposed}--epochs {epochs} would make {epochs * steps_per_epoch}"
 
 
 def _steps(recipe: ResolvedRecipe, batch_size: int) -> int:

@@ -64,5 +64,6 @@ class UnreadableImages:
             lines = [title, *(f"  {line}" for line in lines)]
         return CommonDatasetError(
             "\n".join(lines),
-            hint="replace or remove the files, then start again",
+            hint="replace or remove the files, then start again; --max-bad N leaves up to N of"
+            " them out",
         )

@@ -27,16 +27,21 @@ from collections.abc import Sequence
 
 
 class WiseftError(Exception):
-    """A fault of the input or the environment, told without a traceback.
+    """A fault of the input or the environment, reported without a traceback.
 
     Args:
         message: What failed, where, what was expected and what was found.
+        faults: Details, one per line below the message; after ten, the rest is counted.
         hint: The remedy, printed on a line of its own.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, faults: Sequence[str] = (), hint: str | None = None
+    ) -> None:
+        if faults:
+            message = "\n  ".join([f"{message}:", *list_some(faults)])
         super().__init__(message)
         self.message = message
         self.hint = hint

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from wiseft_cli.checkpoint.atomic import AtomicFile, check_output, write_bytes_atomically
-from wiseft_cli.checkpoint.disk_room import require_room
+from wiseft_cli.compute.disk import require_space
 from wiseft_cli.errors import OutputError
 
 WRITE_AND_WAIT = """
@@ -185,9 +185,9 @@ def test_outputs_on_one_disk_need_room_together(
 ) -> None:
     disk = SimpleNamespace(f_bavail=3, f_frsize=4096)
     monkeypatch.setattr(os, "statvfs", lambda _: disk)
-    require_room([(tmp_path / "a", 6_000), (tmp_path / "b", 6_000)])
+    require_space([(tmp_path / "a", 6_000), (tmp_path / "b", 6_000)])
     with pytest.raises(OutputError) as caught:
-        require_room([(tmp_path / name, 6_000) for name in "abc"])
+        require_space([(tmp_path / name, 6_000) for name in "abc"])
     assert caught.value.message == (
         f"{tmp_path / 'a'} and 2 more outputs need 18,000 bytes, and 12,288 are free"
     )

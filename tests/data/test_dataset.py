@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from wiseft_cli.compute.workers import raise_on_dead_worker
 from wiseft_cli.data.dataset import ImageDataset, collate_images, refuse_unreadable
 from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.data.image_set import ImageSet
-from wiseft_cli.data.workers import telling_dead_workers
 from wiseft_cli.errors import DatasetError
 
 
@@ -63,16 +63,16 @@ def test_dead_workers_are_told_and_other_errors_are_not_hidden() -> None:
         yield 1
         raise RuntimeError(message)
 
-    batches = telling_dead_workers(loader("DataLoader worker (pid 7) is killed by signal"), 3)
+    batches = raise_on_dead_worker(loader("DataLoader worker (pid 7) is killed by signal"), 3)
     assert next(batches) == 1
     with pytest.raises(DatasetError) as caught:
         next(batches)
     assert caught.value.message == (
-        "one of the 3 processes that decode images died: DataLoader worker (pid 7) is killed by"
+        "one of the 3 workers that decode images died: DataLoader worker (pid 7) is killed by"
         " signal"
     )
     with pytest.raises(RuntimeError, match=r"^mine$"):
-        list(telling_dead_workers(loader("mine"), 3))
+        list(raise_on_dead_worker(loader("mine"), 3))
 
 
 def test_targets_must_be_one_an_image(image_set: ImageSet) -> None:

@@ -110,5 +110,5 @@ def test_a_killed_worker_is_told_without_a_traceback(
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(dataset_module, "load_image_of", die)
-    with pytest.raises(DatasetError, match=r"^one of the 2 processes that decode images died"):
+    with pytest.raises(DatasetError, match=r"^one of the 2 workers that decode images died"):
         evaluate(classifier, image_set, workers=2)

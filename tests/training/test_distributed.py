@@ -3,16 +3,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from wiseft_cli.errors import UsageError
+from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group
+from wiseft_cli.compute.torchrun import Launch
 from wiseft_cli.training.batches import MicroBatches
-from wiseft_cli.training.distributed import ALONE, Processes, device_of_process, join_processes
-from wiseft_cli.training.launch import Launch
+from wiseft_cli.training.ddp import wrap_ddp
 from wiseft_cli.training.optimization import build_optimizer, run_steps
 from wiseft_cli.training.recipe import Recipe, resolve
 
@@ -39,7 +38,7 @@ class Model(nn.Module):
         return logits
 
 
-def passes_of(processes: Processes) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def passes_of(processes: ProcessGroup) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The forward passes of one process; image 3 of epoch 1 is one that cannot be read."""
     generator = torch.Generator().manual_seed(3)
     inputs = torch.randn(N_IMAGES, 6, generator=generator, dtype=torch.float64)
@@ -50,7 +49,7 @@ def passes_of(processes: Processes) -> Iterator[tuple[torch.Tensor, torch.Tensor
         yield inputs[rows] if rows else torch.zeros(1, 6, dtype=torch.float64), targets[rows]
 
 
-def train(processes: Processes) -> list[object]:
+def train(processes: ProcessGroup) -> list[object]:
     """Weights, reports, and how often an image was missing."""
     model, missing = Model(), []
     if processes.rank:
@@ -58,7 +57,7 @@ def train(processes: Processes) -> list[object]:
     recipe = resolve(Recipe(**RECIPE), N_IMAGES)
     reports = list(
         run_steps(
-            processes.replicate(model, model, torch.zeros(1, 6, dtype=torch.float64)),
+            wrap_ddp(processes, model, model, torch.zeros(1, 6, dtype=torch.float64)),
             build_optimizer(list(model.parameters()), recipe),
             passes_of(processes),
             recipe,
@@ -81,8 +80,8 @@ def work(rank: int, port: int, results: mp.SimpleQueue) -> None:
         MASTER_PORT=str(port),
         TORCHELASTIC_USE_AGENT_STORE="True",
     )
-    with join_processes(Launch(rank, rank, 2, 2), CPU) as processes:
-        found = [processes.sum([rank + 1.0, 2.0]), processes.value_of_first({"step": rank})]
+    with join_process_group(Launch(rank, rank, 2, 2), CPU) as processes:
+        found = [processes.sum([rank + 1.0, 2.0]), processes.broadcast({"step": rank})]
         results.put((train(processes), found))
     # torch never frees DDP's reducer, so gloo's threads are there until the end, and an
     # interpreter that tears down beside them is aborted once in some hundred runs.
@@ -95,7 +94,7 @@ def test_two_processes_with_uneven_shares_take_the_steps_of_one() -> None:
     context = mp.get_context("spawn")
     results = context.SimpleQueue()
     mp.spawn(work, args=(store.port, results), nprocs=2)
-    weights, told, n_missing = train(ALONE)
+    weights, told, n_missing = train(SINGLE_PROCESS)
     assert sum(line[0] for line in told) == 2 * N_IMAGES - 1
     assert all(line[1] for line in told)
     for _ in range(2):
@@ -111,13 +110,3 @@ def test_two_processes_with_uneven_shares_take_the_steps_of_one() -> None:
                     rtol=0,
                     atol=1e-10,
                 )
-
-
-def test_one_device_for_several_processes_is_refused() -> None:
-    assert device_of_process("cuda:1", Launch()) == "cuda:1"
-    with pytest.raises(UsageError) as caught:
-        device_of_process("cuda:1", Launch(1, 1, 2, 2))
-    assert caught.value.message == (
-        "--device cuda:1 for 2 processes, expected auto, cuda or cpu:"
-        " each process takes a GPU of its own"
-    )

@@ -20,12 +20,12 @@ from PIL import Image
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from tests.training.tiny import write_images, write_zeroshot
+from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group
+from wiseft_cli.compute.torchrun import Launch
 from wiseft_cli.model.classifier import load_classifier
 from wiseft_cli.model.transforms import eval_transform
 from wiseft_cli.training.batches import epoch_order
-from wiseft_cli.training.distributed import ALONE, Processes, join_processes
 from wiseft_cli.training.finetune import open_run
-from wiseft_cli.training.launch import Launch
 from wiseft_cli.training.listener import Listener
 from wiseft_cli.training.loop import train
 from wiseft_cli.training.optimization import StepReport
@@ -56,7 +56,11 @@ def in_float64() -> Iterator[None]:
 
 
 def steps_of(
-    folder: Path, processes: Processes = ALONE, *, feature_cache: Path | None = None, **keys: Any
+    folder: Path,
+    processes: ProcessGroup = SINGLE_PROCESS,
+    *,
+    feature_cache: Path | None = None,
+    **keys: Any,
 ) -> tuple[Weights, list[StepReport], list[str]]:
     """Take the steps of a run; return the weights after it, its steps, and what it noted."""
     plan = make_plan(
@@ -109,7 +113,7 @@ def work(rank: int, port: int, folder: Path) -> None:
     )
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    with join_processes(Launch(rank, rank, 2, 2), CPU) as processes:
+    with join_process_group(Launch(rank, rank, 2, 2), CPU) as processes:
         for number, keys in enumerate(DIVIDED):
             torch.save(steps_of(folder, processes, **keys), folder / f"{number}-{rank}")
     os._exit(0)  # before gloo's threads, which are there until the end

@@ -88,7 +88,7 @@ def test_an_unreadable_image_is_named(train_folder, workers):
 def test_a_worker_that_dies_is_told_without_a_traceback(train_folder):
     with pytest.raises(DatasetError) as caught:
         load(train_folder, [[Draw(0, 0)]], workers=1, transform=die)
-    assert caught.value.message.startswith("one of the 1 processes that decode images died: ")
+    assert caught.value.message.startswith("one of the 1 workers that decode images died: ")
     assert caught.value.hint == (
         "often the machine or /dev/shm is out of memory; use fewer --workers"
     )

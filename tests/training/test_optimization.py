@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from wiseft_cli.compute.precision import build_scaler
 from wiseft_cli.errors import RecipeError
 from wiseft_cli.training.batches import Draw, MicroBatches
 from wiseft_cli.training.features import Features, compute_features, feature_batches
@@ -16,7 +17,6 @@ from wiseft_cli.training.optimization import (
     mean_loss_share,
     run_steps,
 )
-from wiseft_cli.training.precision import build_scaler
 from wiseft_cli.training.recipe import Recipe, ResolvedRecipe, resolve
 from wiseft_cli.training.unreadable import UnreadableImages
 

@@ -6,8 +6,9 @@ from safetensors.torch import load_file
 
 from tests.training.test_finetune import run
 from tests.training.tiny import random_classifier, write_images, write_zeroshot
+from wiseft_cli.compute.precision import deterministic_algorithms
 from wiseft_cli.errors import RecipeError
-from wiseft_cli.training.precision import deterministic_algorithms, enable_grad_checkpointing
+from wiseft_cli.training.modes import enable_grad_checkpointing
 
 
 def test_grad_checkpointing_gives_the_same_update(tmp_path, zeroshot, train_folder):

@@ -204,7 +204,7 @@ def test_processes_with_other_images_are_refused(folder):
 
 def test_one_process_beside_idle_gpus_says_how_to_use_them(monkeypatch, capsys):
     from wiseft_cli.cli.finetune_run import _tell_idle_devices
-    from wiseft_cli.training.launch import Launch
+    from wiseft_cli.compute.torchrun import Launch
 
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setattr("sys.argv", ["wiseft", "finetune", "a b.safetensors"])

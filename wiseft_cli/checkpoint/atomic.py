@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from wiseft_cli.checkpoint.disk_room import require_room
 from wiseft_cli.checkpoint.page_cache import UncachedPages
+from wiseft_cli.compute.disk import require_space
 from wiseft_cli.errors import OutputError
 
 _TEMPORARY_MARK = ".wiseft-tmp-"
@@ -155,7 +155,7 @@ class AtomicFile:
         """
         with self._telling_errors():
             os.ftruncate(self._descriptor, size_bytes)
-        require_room([(self.path, size_bytes)])
+        require_space([(self.path, size_bytes)])
 
     def flush(self) -> None:
         """Wait until what was written so far is on the disk."""

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from wiseft_cli.data.workers import MAX_DEFAULT_WORKERS, default_workers
+from wiseft_cli.compute.workers import MAX_DEFAULT_WORKERS, default_workers
 
 
 class Precision(StrEnum):

@@ -9,10 +9,10 @@ from pathlib import Path
 from wiseft_cli.cli.console import progress, talk
 from wiseft_cli.cli.eval_plan import EvalPlan
 from wiseft_cli.cli.launched import telling_own_errors
+from wiseft_cli.compute.torchrun import Launch
 from wiseft_cli.errors import WiseftError
 from wiseft_cli.evaluation.plan import Job, split_held
 from wiseft_cli.reporting.results import ResultLine, add_result_lines, read_result_lines
-from wiseft_cli.training.launch import Launch
 
 
 @dataclass(frozen=True)
@@ -59,29 +59,34 @@ def _run(
     # lazy: torch costs seconds
     import torch
 
-    from wiseft_cli.evaluation.processes import share_of_batches
+    from wiseft_cli.compute.devices import resolve_device
+    from wiseft_cli.compute.process_group import join_process_group
     from wiseft_cli.evaluation.sweep import SweepSettings, sweep
-    from wiseft_cli.model.devices import resolve_device
-    from wiseft_cli.training.distributed import device_of_process, join_processes
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    device = resolve_device(device_of_process(options.device, launch))
-    settings = SweepSettings(
-        options.batch_size,
-        options.workers,
-        device,
-        max_unreadable=options.max_bad,
-        predictions=plan.predictions,
-        force=plan.request.force,
-    )
+    device = resolve_device(options.device, launch)
     done: dict[Job, ResultLine] = {}
-    with join_processes(launch, device) as processes:
+    with join_process_group(launch, device) as processes:
+        settings = SweepSettings(
+            options.batch_size,
+            options.workers,
+            device,
+            max_unreadable=options.max_bad,
+            predictions=plan.predictions,
+            force=plan.request.force,
+            processes=processes,
+        )
         wanted = set(jobs)
         positions = [at for at, job in enumerate(plan.jobs) if job in wanted]
-        jobs = [plan.jobs[at] for at in processes.value_of_first(positions)]
+        jobs = [plan.jobs[at] for at in processes.broadcast(positions)]
         total = sum(
-            sum(map(len, share_of_batches(len(job.image_set.records), options.batch_size)))
+            sum(
+                map(
+                    len,
+                    processes.share_of_batches(len(job.image_set.records), options.batch_size),
+                )
+            )
             for job in jobs
         )
         with progress(total, "evaluating (images times weights)") as advance:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from wiseft_cli.cli.console import print_json, progress, talk, warn
+from wiseft_cli.compute.disk import free_bytes
+from wiseft_cli.compute.torchrun import Launch
 from wiseft_cli.data.sample_check import unreadable_in_sample
 from wiseft_cli.errors import DatasetError, list_some
-from wiseft_cli.training.launch import Launch
 from wiseft_cli.training.state_folder import KEPT_STATES
 
 if TYPE_CHECKING:
@@ -30,18 +30,17 @@ def show_estimate(
         DatasetError: More of the sample cannot be read than the run may leave out.
     """
     # lazy: torch costs seconds
-    from wiseft_cli.model.devices import resolve_device
-    from wiseft_cli.training.distributed import Processes, device_of_process
+    from wiseft_cli.compute.devices import resolve_device
+    from wiseft_cli.compute.process_group import ProcessGroup
     from wiseft_cli.training.estimate import estimate
-    from wiseft_cli.training.finetune import open_run
-    from wiseft_cli.training.full_memory import telling_full_memory
+    from wiseft_cli.training.finetune import open_run, report_out_of_memory_before_steps
     from wiseft_cli.training.inputs import black_image
     from wiseft_cli.training.placement import Placement
 
     unreadable = _check_sample(plan)
-    device = resolve_device(device_of_process(options.device, launch))
-    processes = Processes(launch.rank, launch.world_size, device)
-    with telling_full_memory(device):
+    device = resolve_device(options.device, launch)
+    processes = ProcessGroup(launch.rank, launch.world_size, device)
+    with report_out_of_memory_before_steps(device):
         found = estimate(
             open_run(plan, device, processes),
             plan,
@@ -50,8 +49,7 @@ def show_estimate(
         )
     if options.saving.interval.is_never:
         found = replace(found, state=0)
-    disk = os.statvfs(os.path.realpath(plan.output.parent))
-    free = disk.f_bavail * disk.f_frsize
+    free = free_bytes(plan.output.parent)
     talk(f"memory   about {_describe_memory(found)}, for each process on {device}")
     talk(f"disk     about {_mb(found.disk)} ({_describe_disk(found)}); {_mb(free)} are free")
     talk("dry run: nothing was trained, and nothing was written")

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from wiseft_cli.data.workers import MAX_DEFAULT_WORKERS
+from wiseft_cli.compute.workers import MAX_DEFAULT_WORKERS
 
 # An option that is not given is None and leaves the key to the recipe, whose default the help
 # repeats in words.

@@ -18,9 +18,9 @@ from wiseft_cli.cli.console import progress, talk, warn
 from wiseft_cli.cli.finetune_log import RunLog
 from wiseft_cli.cli.finetune_report import Reporter
 from wiseft_cli.cli.launched import telling_own_errors
-from wiseft_cli.data.workers import default_workers
+from wiseft_cli.compute.torchrun import Launch
+from wiseft_cli.compute.workers import default_workers
 from wiseft_cli.errors import DatasetError, LostProcessError, ModelError, OutputError
-from wiseft_cli.training.launch import Launch
 
 if TYPE_CHECKING:
     import torch
@@ -79,8 +79,8 @@ def run_with_progress(
         typer.Exit: A signal stopped the run; its state is saved.
     """
     # lazy: torch costs seconds, and a mistake that needs none of it was told by now
-    from wiseft_cli.model.devices import resolve_device
-    from wiseft_cli.training.distributed import device_of_process, join_processes
+    from wiseft_cli.compute.devices import resolve_device
+    from wiseft_cli.compute.process_group import join_process_group
     from wiseft_cli.training.finetune import Stopped, finetune
     from wiseft_cli.training.listener import Listener
     from wiseft_cli.training.stopping import StopRequest
@@ -88,14 +88,14 @@ def run_with_progress(
     recipe = plan.recipe
     encoded = recipe.n_images if recipe.freeze == "encoder" else 0
     stop = StopRequest(notes_all=launch.world_size > 1)
-    device = resolve_device(device_of_process(options.device, launch))
+    device = resolve_device(options.device, launch)
     _tell_idle_devices(options.device, device, launch)
     workers = options.workers
     if workers is None:
         workers = default_workers(launch.local_world_size)
     with (
         telling_own_errors(DatasetError, OutputError, LostProcessError, ModelError),
-        join_processes(launch, device) as processes,
+        join_process_group(launch, device) as processes,
         progress(recipe.n_draws + encoded, "images") as advance,
     ):
         log = RunLog(

@@ -15,8 +15,8 @@ from typing import NoReturn
 
 import typer
 
+from wiseft_cli.compute.torchrun import Launch, read_launch
 from wiseft_cli.errors import CommonDatasetError, WiseftError
-from wiseft_cli.training.launch import Launch, read_launch
 
 SECONDS_TO_TELL = 5.0
 """How long the other processes wait with an error that process 0 finds too: torchrun ends all as

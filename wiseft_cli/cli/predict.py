@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wiseft_cli.cli.console import print_result, warn
-from wiseft_cli.data.workers import MAX_DEFAULT_WORKERS, default_workers
+from wiseft_cli.compute.workers import MAX_DEFAULT_WORKERS, default_workers
 from wiseft_cli.errors import DatasetError, UsageError
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def predict(
     (found,) = read_checkpoints([checkpoint])
     paths = image_paths(images, PathStream(_read_stdin, b"\0" if null else b"\n"))
     # lazy: torch costs seconds
+    from wiseft_cli.compute.devices import resolve_device
     from wiseft_cli.evaluation.top_classes import PredictSettings, predict_images
-    from wiseft_cli.model.devices import resolve_device
 
     settings = PredictSettings(
         top=top,

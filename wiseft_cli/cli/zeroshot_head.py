@@ -132,7 +132,7 @@ def zeroshot_head(
         talk(f"note: {text}")
 
     # lazy: torch and open_clip cost seconds
-    from wiseft_cli.model.devices import resolve_device
+    from wiseft_cli.compute.devices import resolve_device
     from wiseft_cli.model.full_clip import Doubt
     from wiseft_cli.model.zeroshot_checkpoint import ZeroshotRequest, write_zeroshot_checkpoint
 

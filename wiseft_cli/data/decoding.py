@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from wiseft_cli.compute.workers import initialize_worker, raise_on_dead_worker
 from wiseft_cli.data.images import load_image
-from wiseft_cli.data.workers import leave_signals_to_the_parent, telling_dead_workers
 from wiseft_cli.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -66,17 +66,17 @@ def decode_images(
         persistent_workers=workers > 0,
         # Without its own generator a loader draws from the global one.
         generator=torch.Generator().manual_seed(0),
-        worker_init_fn=leave_signals_to_the_parent,
+        worker_init_fn=initialize_worker,
     )
     batches = _batched(paths, batch_size)
     if read_ahead:
         source.batches = batches
-        yield from telling_dead_workers(loader, workers)
+        yield from raise_on_dead_worker(loader, workers)
         return
     for batch in batches:
         # An epoch a batch, of a part for each worker: it ends without looking for a next one.
         source.batches = _batched(batch, -(-batch_size // max(1, workers)))
-        yield _join(list(telling_dead_workers(loader, workers)))
+        yield _join(list(raise_on_dead_worker(loader, workers)))
 
 
 class _Batches:

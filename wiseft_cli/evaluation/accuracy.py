@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
+from wiseft_cli.compute.workers import initialize_worker, raise_on_dead_worker
 from wiseft_cli.data.dataset import (
     ImageBatch,
     ImageDataset,
@@ -22,10 +24,8 @@ from wiseft_cli.data.dataset import (
 )
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.label_space import LabelJoin
-from wiseft_cli.data.workers import leave_signals_to_the_parent, telling_dead_workers
 from wiseft_cli.evaluation.metrics import SetAccuracy
 from wiseft_cli.evaluation.neighbourhoods import FrameTally
-from wiseft_cli.evaluation.processes import share_of_batches
 from wiseft_cli.evaluation.tally import Columns, Tally
 from wiseft_cli.model.classifier import ImageClassifier
 from wiseft_cli.model.transforms import eval_transform
@@ -38,6 +38,7 @@ def load_images(
     batch_size: int,
     workers: int,
     device: torch.device,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Iterator[ImageBatch]:
     """Yield this process's share of a set, in its order, through open_clip's own eval transform.
 
@@ -54,16 +55,16 @@ def load_images(
             [position[record.label] for record in image_set.records],
             eval_transform(preprocess),
         ),
-        batch_sampler=share_of_batches(len(image_set.records), batch_size),
+        batch_sampler=processes.share_of_batches(len(image_set.records), batch_size),
         num_workers=workers,
         collate_fn=collate_images,
         pin_memory=device.type == "cuda",
         # Without its own generator a loader draws from the global one, and an evaluation
         # between two epochs would change the training after it.
         generator=torch.Generator().manual_seed(0),
-        worker_init_fn=leave_signals_to_the_parent,
+        worker_init_fn=initialize_worker,
     )
-    return telling_dead_workers(loader, workers)
+    return raise_on_dead_worker(loader, workers)
 
 
 class GroupPositions:
@@ -93,14 +94,15 @@ def evaluate_image_set(
     batch_size: int,
     workers: int,
     device: torch.device,
+    processes: ProcessGroup = SINGLE_PROCESS,
     logits: Callable[[torch.Tensor], torch.Tensor] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> SetAccuracy:
     """Count how many images of a set the classifier gets right.
 
     The classifier is used in evaluation mode and left in the mode it was in; no random number
-    is drawn. Where torch's process group is joined every process calls this, takes a share of
-    the images, and returns the counts of all.
+    is drawn. All processes of a run call this; each takes a share of the images, and returns the
+    counts of all.
 
     Args:
         classifier: On `device`.
@@ -113,7 +115,12 @@ def evaluate_image_set(
         ModelError: A logit is infinite or NaN.
     """
     batches = load_images(
-        image_set, preprocess, batch_size=batch_size, workers=workers, device=device
+        image_set,
+        preprocess,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        processes=processes,
     )
     groups = GroupPositions(image_set)
     tally = Tally(Columns(join, image_set.labels, device), groups.names, device)
@@ -131,7 +138,7 @@ def evaluate_image_set(
             frames.add(batch.indices, is_right)
             if on_progress is not None:
                 on_progress(len(batch.targets))
-        return replace(tally.finish(n_unreadable=0), anchors=frames.finish())
+        return replace(tally.finish(processes, n_unreadable=0), anchors=frames.finish(processes))
 
 
 @contextmanager

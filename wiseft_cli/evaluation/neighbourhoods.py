@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import torch
 
+from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.errors import DatasetError
 from wiseft_cli.evaluation.metrics import AnchorCount
-from wiseft_cli.evaluation.processes import add_up
 
 _UNREAD, _WRONG, _RIGHT = 0, 1, 2
 
@@ -42,7 +42,7 @@ class FrameTally:
             at = indices.to(self._states.device, non_blocking=True)
             self._states[at] = torch.where(is_right, _RIGHT, _WRONG)
 
-    def finish(self) -> AnchorCount | None:
+    def finish(self, processes: ProcessGroup = SINGLE_PROCESS) -> AnchorCount | None:
         """Return the counts of all processes' frames; None for a set of single images.
 
         Raises:
@@ -50,7 +50,7 @@ class FrameTally:
         """
         if not len(self._states):
             return None
-        states = add_up(self._states).tolist()  # each frame was in one process
+        states = processes.sum_tensor(self._states).tolist()  # each frame was in one process
         position = {record.path: at for at, record in enumerate(self._image_set.records)}
         n_anchors = n_right = n_all_right = 0
         for anchor, around in self._image_set.neighbourhoods.items():

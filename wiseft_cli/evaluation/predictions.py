@@ -20,10 +20,10 @@ import torch
 
 from wiseft_cli.checkpoint.atomic import AtomicFile, check_output
 from wiseft_cli.checkpoint.digest import canonical_json
+from wiseft_cli.compute.process_group import ProcessGroup
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.errors import OutputError
 from wiseft_cli.evaluation.plan import Job
-from wiseft_cli.evaluation.processes import place_in_group
 from wiseft_cli.evaluation.tally import Columns
 
 
@@ -95,12 +95,15 @@ class PredictionFile:
         path: From `plan_prediction_files`.
         job: Whose predictions they are.
         columns: The job's label join.
+        processes: The processes that share the images; each writes a file of its own.
         force: Whether an existing file may be overwritten.
     Raises:
         OutputError: Its folder cannot be made.
     """
 
-    def __init__(self, path: Path, job: Job, columns: Columns, *, force: bool) -> None:
+    def __init__(
+        self, path: Path, job: Job, columns: Columns, processes: ProcessGroup, *, force: bool
+    ) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -110,7 +113,9 @@ class PredictionFile:
             ) from None
         self._job, self._columns = job, columns
         self._anchors = _anchors_of_frames(job.image_set)
-        self._file = AtomicFile(_of_process(path, *place_in_group()), force=force)
+        self._file = AtomicFile(
+            _of_process(path, processes.rank, processes.world_size), force=force
+        )
         self._end = 0
 
     def __enter__(self) -> PredictionFile:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from wiseft_cli.compute.process_group import ProcessGroup
 from wiseft_cli.errors import ModelError
 from wiseft_cli.evaluation.metrics import SetAccuracy
 from wiseft_cli.evaluation.neighbourhoods import FrameTally
@@ -45,21 +46,27 @@ class Row:
 
     Args:
         job: What is evaluated.
-        device: Where the logits are.
+        processes: The processes that share the images; logits are on their device.
         predictions: File to write the predictions to, where wanted.
         force: Whether that file may be overwritten.
     """
 
     def __init__(
-        self, job: Job, device: torch.device, predictions: Path | None, *, force: bool
+        self,
+        job: Job,
+        processes: ProcessGroup,
+        predictions: Path | None,
+        *,
+        force: bool,
     ) -> None:
+        device, self._processes = processes.device, processes
         self.job = job
         columns = Columns(job.join, job.image_set.labels, device)
         self._tally = Tally(columns, job.image_set.groups, device)
         self._frames = FrameTally(job.image_set, device)
         self._file: PredictionFile | None = None
         if predictions is not None:
-            self._file = PredictionFile(predictions, job, columns, force=force)
+            self._file = PredictionFile(predictions, job, columns, processes, force=force)
         self._waiting: dict[int, torch.Tensor] = {}
 
     def __enter__(self) -> Row:
@@ -108,8 +115,8 @@ class Row:
             ModelError: The logits were not finite.
         """
         with self._naming_errors():
-            accuracy = self._tally.finish(n_unreadable=n_unreadable)
-        accuracy = replace(accuracy, anchors=self._frames.finish())
+            accuracy = self._tally.finish(self._processes, n_unreadable=n_unreadable)
+        accuracy = replace(accuracy, anchors=self._frames.finish(self._processes))
         if self._file is not None:
             self._file.commit()
         return accuracy

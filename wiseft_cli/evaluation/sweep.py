@@ -4,13 +4,13 @@ The images of a set are read in chunks of bounded size, and every weight set is 
 chunk before the next one is read. Where weights must be set for each chunk (interpolated, or
 read again from a file), a chunk spans many batches. Weight sets with the same image encoder
 share its features. Batches are the same as without chunks, so a row's numbers are those of its
-weights evaluated alone. Under torchrun the processes share the batches (`processes.py`).
+weights evaluated alone. Under torchrun the processes share the batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -20,17 +20,16 @@ import torch
 
 from wiseft_cli import __version__
 from wiseft_cli.checkpoint.digest import canonical_json
+from wiseft_cli.compute.memory import report_out_of_memory
+from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
 from wiseft_cli.data.dataset import ImageBatch
 from wiseft_cli.errors import DatasetError, list_some
 from wiseft_cli.evaluation.accuracy import GroupPositions, load_images
-from wiseft_cli.evaluation.memory import telling_lack_of_memory
 from wiseft_cli.evaluation.metrics import SetAccuracy
 from wiseft_cli.evaluation.plan import Job
-from wiseft_cli.evaluation.processes import gather, share_of_batches
 from wiseft_cli.evaluation.row import DeviceBatch, Row
 from wiseft_cli.evaluation.weight_sets import WeightSet
 from wiseft_cli.evaluation.weights import WeightBank
-from wiseft_cli.model.precision import encoder_in
 from wiseft_cli.reporting.results import N_ANCHORS, ResultLine
 
 CHUNK_BYTES = 256 * 2**20
@@ -55,6 +54,7 @@ class SweepSettings:
         max_unreadable: Unreadable images of one set that are left out before it is an error.
         predictions: File to write each job's predictions to; empty for none.
         force: Whether existing files of predictions may be overwritten.
+        processes: The processes that share the images.
     """
 
     batch_size: int
@@ -63,6 +63,14 @@ class SweepSettings:
     max_unreadable: int = 0
     predictions: Mapping[Job, Path] = field(default_factory=dict)
     force: bool = False
+    processes: ProcessGroup = SINGLE_PROCESS
+
+    def report_out_of_memory(self) -> AbstractContextManager[None]:
+        """Suggest a smaller batch where memory runs out."""
+        return report_out_of_memory(
+            f"batches of {self.batch_size} images on {self.device}",
+            hint=f"use a smaller --batch-size than {self.batch_size}, or fewer --workers",
+        )
 
 
 Progress = Callable[[int], None]
@@ -93,14 +101,14 @@ def sweep(
         OutputError: A file of predictions cannot be written.
     """
     jobs = list(jobs)
-    with telling_lack_of_memory(settings.batch_size), torch.inference_mode():
+    with settings.report_out_of_memory(), torch.inference_mode():
         bank = WeightBank([job.weights for job in jobs], settings.device)
     for _, of_set in groupby(jobs, key=lambda job: job.image_set.name):
         jobs_of_set = list(of_set)
         lines: dict[Job, ResultLine] = {}
         for of_group in _by_preprocessing(jobs_of_set):
             # Not around the yield: what the consumer does is not to run in inference mode.
-            with telling_lack_of_memory(settings.batch_size), torch.inference_mode():
+            with settings.report_out_of_memory(), torch.inference_mode():
                 lines |= _run_group(of_group, bank, settings, on_progress or (lambda n: None))
         yield {job: lines[job] for job in jobs_of_set}
 
@@ -118,7 +126,7 @@ def _run_group(
     with ExitStack() as stack:
         rows = [
             stack.enter_context(
-                Row(job, settings.device, settings.predictions.get(job), force=settings.force)
+                Row(job, settings.processes, settings.predictions.get(job), force=settings.force)
             )
             for job in jobs
         ]
@@ -128,7 +136,7 @@ def _run_group(
         for chunk in chunked(_batches(group, settings), chunk_bytes):
             for uses in plan:
                 _score(uses, chunk, bank, settings, on_progress)
-        unreadable = gather(group.unreadable)
+        unreadable = settings.processes.gather(group.unreadable)
         group.n_seen = len(jobs[0].image_set.records)
         _check_unreadable(group, unreadable, settings.max_unreadable)
         return {row.job: _line(row.job, row.finish(n_unreadable=len(unreadable))) for row in rows}
@@ -154,9 +162,10 @@ def _batches(group: _Group, settings: SweepSettings) -> Iterator[DeviceBatch]:
         batch_size=settings.batch_size,
         workers=settings.workers,
         device=settings.device,
+        processes=settings.processes,
     )
     groups = GroupPositions(first.image_set)
-    spans = share_of_batches(len(first.image_set.records), settings.batch_size)
+    spans = settings.processes.share_of_batches(len(first.image_set.records), settings.batch_size)
     for span, batch in zip(spans, batches, strict=True):
         group.n_seen += len(span)
         group.unreadable += batch.unreadable
@@ -204,9 +213,11 @@ def _score(
     for row, part in uses:
         classifier = bank.classifier(part)
         if not features:
-            encode = encoder_in(row.job.precision, classifier, settings.device)
             features = [
-                encode(batch.images) if len(batch.targets) else batch.images for batch in chunk
+                classifier.encode_image(batch.images, precision=row.job.precision)
+                if len(batch.targets)
+                else batch.images
+                for batch in chunk
             ]
         for batch, of_batch in zip(chunk, features, strict=True):
             if row.add(batch, classifier.classification_head, of_batch):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
+from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
 from wiseft_cli.data.label_space import LabelJoin
 from wiseft_cli.errors import ModelError
 from wiseft_cli.evaluation.metrics import (
@@ -20,7 +21,6 @@ from wiseft_cli.evaluation.metrics import (
     SetAccuracy,
     tells_labels,
 )
-from wiseft_cli.evaluation.processes import add_up
 
 BATCHES_BETWEEN_LOOKS = 64
 """Batches after which it is looked whether all logits were finite; a look waits for the device."""
@@ -150,17 +150,19 @@ class Tally:
                 " `wiseft inspect --verify` looks for numbers that are not finite",
             )
 
-    def finish(self, *, n_unreadable: int) -> SetAccuracy:
+    def finish(self, processes: ProcessGroup = SINGLE_PROCESS, *, n_unreadable: int) -> SetAccuracy:
         """Return the counts, added up over all processes.
 
         Args:
+            processes: The processes that share the images; all of them call this.
             n_unreadable: Images of all processes that could not be decoded.
         Raises:
             ModelError: A logit was infinite or NaN.
         """
         self._check_finite()
         parts = (self._n_top5, self._of_label, self._of_column, self._of_group)
-        total = add_up(torch.cat([part.flatten() for part in parts])).cpu()
+        counts = torch.cat([part.flatten() for part in parts])
+        total = processes.sum_tensor(counts).cpu()
         n_top5, of_label, of_column, of_group = torch.split(total, [part.numel() for part in parts])
         n_images, n_right = of_label.reshape(2, -1).tolist()
         n_correct = {"top1": sum(n_right)}

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from wiseft_cli.checkpoint.card import ClassEntry
+from wiseft_cli.compute.memory import report_out_of_memory
 from wiseft_cli.data.decoding import DecodedBatch, decode_images
 from wiseft_cli.errors import ModelError
-from wiseft_cli.evaluation.memory import telling_lack_of_memory
 from wiseft_cli.evaluation.weight_sets import NamedCheckpoint
 from wiseft_cli.model.classifier import load_classifier
-from wiseft_cli.model.precision import encoder_in
 from wiseft_cli.model.transforms import eval_transform
 from wiseft_cli.reporting.prediction_text import Prediction, RankedClass
 
@@ -59,7 +58,6 @@ def predict_images(
         ModelError: The logits of an image are not finite, or the memory does not suffice.
     """
     classifier, card = load_classifier(checkpoint.path, device=settings.device)
-    encode = encoder_in(settings.precision, classifier, settings.device)
     batches = decode_images(
         paths,
         eval_transform(checkpoint.preprocess),
@@ -67,12 +65,19 @@ def predict_images(
         workers=settings.workers,
         read_ahead=settings.read_ahead,
     )
+    n_images = settings.batch_size
     for batch in batches:
         logits = torch.empty(0, len(card.classes))
         if len(batch.images):
-            with telling_lack_of_memory(settings.batch_size), torch.inference_mode():
-                features = encode(batch.images.to(settings.device))
-                logits = classifier.classification_head(features).float().cpu()
+            with (
+                report_out_of_memory(
+                    f"batches of {n_images} images on {settings.device}",
+                    hint=f"use a smaller --batch-size than {n_images}, or fewer --workers",
+                ),
+                torch.inference_mode(),
+            ):
+                images = batch.images.to(settings.device)
+                logits = classifier(images, precision=settings.precision).float().cpu()
         yield _predictions(batch, logits, card.classes, settings.top)
 
 

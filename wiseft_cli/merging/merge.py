@@ -16,9 +16,9 @@ from typing import Any
 
 from wiseft_cli.checkpoint.atomic import check_output
 from wiseft_cli.checkpoint.card import Card
-from wiseft_cli.checkpoint.disk_room import require_room
 from wiseft_cli.checkpoint.source import CheckpointSource, open_source
 from wiseft_cli.checkpoint.writer import CheckpointWriter
+from wiseft_cli.compute.disk import require_space
 from wiseft_cli.errors import CheckpointError, list_some
 from wiseft_cli.merging.alpha import Alpha
 from wiseft_cli.merging.compatibility import (
@@ -153,7 +153,7 @@ def _write_outputs(
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[MergedFile, ...]:
     theta_0, theta_1, plan = merge.theta_0, merge.theta_1, merge.plan
-    require_room([(path, sum(spec.nbytes for spec in plan.specs)) for _, path in outputs])
+    require_space([(path, sum(spec.nbytes for spec in plan.specs)) for _, path in outputs])
     with ExitStack() as opened:
         writers = [
             opened.enter_context(

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from wiseft_cli.checkpoint.digest import content_digest
 from wiseft_cli.checkpoint.source import CheckpointSource
 from wiseft_cli.checkpoint.writer import CheckpointWriter
+from wiseft_cli.compute.workers import usable_cpus
 from wiseft_cli.merging.alpha import Alpha
 from wiseft_cli.merging.plan import MergePlan
 from wiseft_cli.merging.stream_worker import StreamJob, StreamWorker
-from wiseft_cli.processors import usable_processors
 
 MAX_THREADS = 8
 """Threads used without being asked: more would break the promise on memory."""
@@ -45,7 +45,7 @@ class StreamResult:
 
 def default_threads() -> int:
     """Return how many threads to use: one for each processor this process may run on, up to 8."""
-    return min(usable_processors(), MAX_THREADS)
+    return min(usable_cpus(), MAX_THREADS)
 
 
 def stream_tensors(

@@ -21,6 +21,7 @@ from torch.nn import functional
 from wiseft_cli.checkpoint.card import Card, ModelSpec
 from wiseft_cli.checkpoint.header import TensorInfo
 from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint
+from wiseft_cli.compute.precision import autocast
 from wiseft_cli.errors import CheckpointError, NotACheckpointError, list_some
 from wiseft_cli.model.image_encoder import assign_weights, build_image_encoder
 
@@ -42,13 +43,21 @@ class ImageClassifier(nn.Module):
         self.visual = visual
         self.classification_head = classification_head
 
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Return L2-normalised image features (B, D) of preprocessed images (B, 3, H, W)."""
-        return functional.normalize(self.visual(images), dim=-1)
+    def encode_image(self, images: Tensor, *, precision: str = "fp32") -> Tensor:
+        """Return L2-normalised image features (B, D) of preprocessed images (B, 3, H, W).
 
-    def forward(self, images: Tensor) -> Tensor:
+        The encoder computes in `precision`, one of `PRECISIONS`; features are float32, because
+        near 30, where logits of CLIP lie, neighbouring bfloat16 numbers are 0.125 apart.
+        """
+        with autocast(precision, images.device):
+            features: Tensor = self.visual(images)
+        if precision != "fp32":
+            features = features.float()
+        return functional.normalize(features, dim=-1)
+
+    def forward(self, images: Tensor, *, precision: str = "fp32") -> Tensor:
         """Return logits (B, C) of preprocessed images (B, 3, H, W)."""
-        logits: Tensor = self.classification_head(self.encode_image(images))
+        logits: Tensor = self.classification_head(self.encode_image(images, precision=precision))
         return logits
 
 

@@ -10,16 +10,15 @@ from dataclasses import asdict
 
 from wiseft_cli.checkpoint.card import card_document
 from wiseft_cli.checkpoint.digest import canonical_json, sha256_of
+from wiseft_cli.compute.process_group import ProcessGroup
 from wiseft_cli.errors import CommonDatasetError
-from wiseft_cli.evaluation.processes import gather
-from wiseft_cli.training.distributed import Processes
 from wiseft_cli.training.finetuned_card import finetuned_card
 from wiseft_cli.training.plan import FinetunePlan
 from wiseft_cli.training.state import Run
 from wiseft_cli.training.state_record import StateRecord
 
 
-def refuse_other_plans(plan: FinetunePlan, processes: Processes) -> None:
+def refuse_other_plans(plan: FinetunePlan, processes: ProcessGroup) -> None:
     """Refuse a run whose processes have not the same checkpoint, images and recipe.
 
     Raises:
@@ -28,7 +27,7 @@ def refuse_other_plans(plan: FinetunePlan, processes: Processes) -> None:
     if processes.world_size == 1:
         return
     own = sha256_of(canonical_json(card_document(finetuned_card(plan))).encode())
-    first, *others = gather([own])
+    first, *others = processes.gather([own])
     different = [rank for rank, digest in enumerate(others, 1) if digest != first]
     if different:
         raise CommonDatasetError(
@@ -38,7 +37,9 @@ def refuse_other_plans(plan: FinetunePlan, processes: Processes) -> None:
         )
 
 
-def start_alike(run: Run, record: StateRecord | None, processes: Processes) -> StateRecord | None:
+def start_alike(
+    run: Run, record: StateRecord | None, processes: ProcessGroup
+) -> StateRecord | None:
     """Bring the runs of all processes to where that of the first one is.
 
     Args:
@@ -49,10 +50,10 @@ def start_alike(run: Run, record: StateRecord | None, processes: Processes) -> S
     """
     if processes.world_size == 1:
         return record
-    document = processes.value_of_first(None if record is None else asdict(record))
-    names = processes.value_of_first(sorted(run.moments()))
+    document = processes.broadcast(None if record is None else asdict(record))
+    names = processes.broadcast(sorted(run.moments()))
     if not processes.is_first:
         run.make_moments({name for name in names if name.startswith("step.")})
-    processes.copy_from_first(run.weights().values())
-    processes.copy_from_first(run.moments().values())
+    processes.broadcast_tensors(run.weights().values())
+    processes.broadcast_tensors(run.moments().values())
     return None if document is None else StateRecord(**document)

@@ -13,7 +13,6 @@ from wiseft_cli.training.batches import largest_pass
 from wiseft_cli.training.modes import set_training_modes
 from wiseft_cli.training.placement import Placement
 from wiseft_cli.training.plan import FinetunePlan
-from wiseft_cli.training.precision import logits_in
 from wiseft_cli.training.state import Run, state_bytes
 from wiseft_cli.training.state_folder import KEPT_STATES
 
@@ -72,7 +71,7 @@ def estimate(run: Run, plan: FinetunePlan, place: Placement, *, example: torch.T
         set_training_modes(run.classifier, freeze=recipe.freeze, batch_norm=recipe.batch_norm)
         inputs = example.expand(_N_TRIED, -1, -1, -1).to(place.device)
         with torch.set_grad_enabled(not is_probe):
-            kept = _bytes_kept(run, recipe.precision, inputs, place.device)
+            kept = _bytes_kept(run, recipe.precision, inputs)
     weights = sum(tensor.nbytes for tensor in run.classifier.state_dict().values())
     width = run.classifier.classification_head.in_features
     return Estimate(
@@ -87,7 +86,7 @@ def estimate(run: Run, plan: FinetunePlan, place: Placement, *, example: torch.T
     )
 
 
-def _bytes_kept(run: Run, precision: str, inputs: torch.Tensor, device: torch.device) -> int:
+def _bytes_kept(run: Run, precision: str, inputs: torch.Tensor) -> int:
     """Return the bytes that a forward pass keeps for the backward pass, weights left out."""
     own = {tensor.untyped_storage().data_ptr() for tensor in run.classifier.state_dict().values()}
     kept: dict[int, int] = {}
@@ -101,5 +100,5 @@ def _bytes_kept(run: Run, precision: str, inputs: torch.Tensor, device: torch.de
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits_in(precision, run.classifier, device)(inputs)
+        run.classifier(inputs, precision=precision)
     return sum(kept.values())

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.evaluation.accuracy import load_images
-from wiseft_cli.evaluation.processes import add_up, gather
 from wiseft_cli.training.batches import Draw
 from wiseft_cli.training.unreadable import UnreadableImages
 
@@ -37,13 +37,14 @@ def compute_features(
     batch_size: int,
     workers: int,
     device: torch.device,
+    processes: ProcessGroup = SINGLE_PROCESS,
     unreadable: UnreadableImages | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Features:
     """Encode every image of a set, in the set's order.
 
-    Where torch's process group is joined every process calls this, encodes a share of the
-    images, and returns the features of all.
+    All processes of a run call this; each encodes a share of the images, and returns the
+    features of all.
 
     Args:
         encode_image: From images (B, 3, H, W) to L2-normalised features (B, D), in
@@ -52,14 +53,20 @@ def compute_features(
         batch_size: Images of one forward pass.
         workers: Processes that decode.
         device: Where the encoder computes.
+        processes: The processes that share the images.
         unreadable: Notes the images that cannot be read; by default none may be.
         on_progress: Called with the number of images of each pass.
     Raises:
         DatasetError: More images cannot be read than may be left out.
     """
-    unreadable = unreadable or UnreadableImages()
+    unreadable = unreadable or UnreadableImages(processes=processes)
     batches = load_images(
-        image_set, preprocess, batch_size=batch_size, workers=workers, device=device
+        image_set,
+        preprocess,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        processes=processes,
     )
     n_images, rows, parts = len(image_set.records), [], []
     with torch.no_grad():
@@ -71,14 +78,14 @@ def compute_features(
             if on_progress is not None:
                 on_progress(len(batch.indices) + len(batch.unreadable))
         unreadable.settle()
-        width = max(gather([part.shape[1] for part in parts[:1]]), default=0)
+        width = max(processes.gather([part.shape[1] for part in parts[:1]]), default=0)
         values = torch.zeros(n_images, width, device=device)
         is_readable = torch.zeros(n_images, dtype=torch.int64, device=device)
         if parts:
             indices = torch.cat(rows).to(device)
             values[indices], is_readable[indices] = torch.cat(parts), 1
         # Each row comes from one process, and is 0 in the others.
-        return Features(add_up(values), add_up(is_readable).bool())
+        return Features(processes.sum_tensor(values), processes.sum_tensor(is_readable).bool())
 
 
 def feature_batches(

@@ -7,7 +7,7 @@ are `plan.py`, the loop is `loop.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,24 +15,28 @@ import torch
 
 from wiseft_cli.checkpoint.atomic import remove_abandoned_versions
 from wiseft_cli.checkpoint.writer import write_checkpoint
+from wiseft_cli.compute.memory import report_out_of_memory
+from wiseft_cli.compute.precision import build_scaler, deterministic_algorithms
+from wiseft_cli.compute.process_group import (
+    SINGLE_PROCESS,
+    ProcessGroup,
+    report_lost_processes,
+)
 from wiseft_cli.errors import CheckpointError, LostProcessError, OutputError, RecipeError
 from wiseft_cli.model.classifier import load_classifier, state_arrays
 from wiseft_cli.training.agreement import refuse_other_plans, start_alike
 from wiseft_cli.training.batches import largest_pass
-from wiseft_cli.training.distributed import ALONE, Processes, telling_lost_processes
 from wiseft_cli.training.finetuned_card import finetuned_card
-from wiseft_cli.training.full_memory import telling_full_memory
 from wiseft_cli.training.listener import Listener, Readiness
 from wiseft_cli.training.loop import train
-from wiseft_cli.training.modes import refuse_single_image_batch_norm, select_trained
+from wiseft_cli.training.modes import (
+    enable_grad_checkpointing,
+    refuse_single_image_batch_norm,
+    select_trained,
+)
 from wiseft_cli.training.optimization import build_optimizer
 from wiseft_cli.training.placement import Placement
 from wiseft_cli.training.plan import FinetunePlan
-from wiseft_cli.training.precision import (
-    build_scaler,
-    deterministic_algorithms,
-    enable_grad_checkpointing,
-)
 from wiseft_cli.training.save_interval import Saving
 from wiseft_cli.training.saver import StateSaver
 from wiseft_cli.training.starting import Start, find_start
@@ -77,7 +81,7 @@ def finetune(
     saving: Saving | None = None,
     stop: StopRequest | None = None,
     listener: Listener | None = None,
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
     feature_cache: Path | None = None,
 ) -> Finetuned | Stopped:
     """Run a plan and write the fine-tuned checkpoint.
@@ -111,15 +115,13 @@ def finetune(
     refuse_other_plans(plan, processes)
     if start is None:
         start = find_start(plan, resume=False, threads=threads) if processes.is_first else Start()
-    if digest := processes.value_of_first(start.digest):
+    if digest := processes.broadcast(start.digest):
         return Finetuned(plan.output, digest)
     saving, listener = saving or Saving(), listener or Listener()
-    threads = threads or processes.value_of_first(
-        start.state.record.threads if start.state else None
-    )
+    threads = threads or processes.broadcast(start.state.record.threads if start.state else None)
     if threads:
         torch.set_num_threads(threads)
-    with telling_full_memory(device):
+    with report_out_of_memory_before_steps(device):
         run = open_run(plan, device, processes)
     if processes.is_first:
         _check_room(plan, run, saving)
@@ -134,21 +136,43 @@ def finetune(
         torch.random.fork_rng(devices=devices),
         deterministic_algorithms(plan.recipe.deterministic, device),
     ):
-        with telling_full_memory(device):
+        with report_out_of_memory_before_steps(device):
             _begin(run, plan, start, processes)
         place = Placement(device, workers, processes, feature_cache)
         n_images = largest_pass(plan.recipe, processes.world_size)
         with (
             _naming_state(saver),
-            telling_lost_processes(),
-            telling_full_memory(device, n_images=n_images),
+            report_lost_processes(),
+            report_out_of_memory_in_step(device, n_images),
         ):
             is_done = train(run, plan, place, listener=listener, saver=saver, stop=stop)
         if not is_done:
-            newest = processes.value_of_first(str(saver.newest or "") if saver else None)
+            newest = processes.broadcast(str(saver.newest or "") if saver else None)
             return Stopped(run.steps_done, Path(newest) if newest else None)
     digest = _write_output(plan, run, saver) if saver else None
-    return Finetuned(plan.output, processes.value_of_first(digest))
+    return Finetuned(plan.output, processes.broadcast(digest))
+
+
+def report_out_of_memory_before_steps(device: torch.device) -> AbstractContextManager[None]:
+    """Report that a model does not fit into the memory of a device."""
+    hint = "end other programs that use it, or choose another --device"
+    return report_out_of_memory(f"the model on {device}", hint=hint)
+
+
+def report_out_of_memory_in_step(
+    device: torch.device, n_images: int
+) -> AbstractContextManager[None]:
+    """Report that a step does not fit into memory, with a micro-batch size to try.
+
+    Args:
+        n_images: Images per forward pass.
+    """
+    smaller = f"try --micro-batch-size {n_images // 2}, which makes the same update; "
+    return report_out_of_memory(
+        f"a forward pass of {n_images} images on {device}",
+        hint=(smaller if n_images > 1 else "")
+        + "--grad-checkpointing and --precision bf16 need less too",
+    )
 
 
 def _write_output(plan: FinetunePlan, run: Run, saver: StateSaver) -> str:
@@ -177,7 +201,9 @@ def _naming_state(saver: StateSaver | None) -> Iterator[None]:
         raise
 
 
-def open_run(plan: FinetunePlan, device: torch.device, processes: Processes = ALONE) -> Run:
+def open_run(
+    plan: FinetunePlan, device: torch.device, processes: ProcessGroup = SINGLE_PROCESS
+) -> Run:
     """Return the run at its first step.
 
     Raises:
@@ -207,7 +233,7 @@ def _check_room(plan: FinetunePlan, run: Run, saving: Saving) -> None:
     )
 
 
-def _begin(run: Run, plan: FinetunePlan, start: Start, processes: Processes) -> None:
+def _begin(run: Run, plan: FinetunePlan, start: Start, processes: ProcessGroup) -> None:
     """Bring a fresh run to where it begins, in all processes; clear away what is in the way."""
     state: FoundState | None = start.state
     if processes.is_first:

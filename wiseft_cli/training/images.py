@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from wiseft_cli.compute.workers import initialize_worker, raise_on_dead_worker
 from wiseft_cli.data.dataset import (
     ImageDataset,
     ImageItem,
     UnreadableImage,
     collate_images,
 )
-from wiseft_cli.data.workers import leave_signals_to_the_parent, telling_dead_workers
 from wiseft_cli.training.batches import Draw
 from wiseft_cli.training.seeding import Purpose, derive_seed, seeded_cpu_generator
 from wiseft_cli.training.unreadable import UnreadableImages
@@ -76,9 +76,9 @@ def load_batches(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),
-        worker_init_fn=leave_signals_to_the_parent,
+        worker_init_fn=initialize_worker,
     )
-    for batch in telling_dead_workers(loader, workers):
+    for batch in raise_on_dead_worker(loader, workers):
         unreadable.note(batch.unreadable)
         inputs = batch.images if len(batch.targets) or stand_in is None else stand_in
         yield (

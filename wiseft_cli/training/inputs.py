@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -16,7 +17,7 @@ from wiseft_cli.data.dataset import ImageDataset
 from wiseft_cli.model.classifier import ImageClassifier
 from wiseft_cli.model.transforms import eval_transform, train_transform
 from wiseft_cli.training.batches import MicroBatches
-from wiseft_cli.training.distributed import Logits
+from wiseft_cli.training.ddp import Logits, wrap_ddp
 from wiseft_cli.training.feature_cache import FeatureCache, features_key
 from wiseft_cli.training.features import Features, compute_features, feature_batches
 from wiseft_cli.training.images import load_batches
@@ -24,7 +25,6 @@ from wiseft_cli.training.listener import Listener
 from wiseft_cli.training.optimization import Batches
 from wiseft_cli.training.placement import Placement
 from wiseft_cli.training.plan import FinetunePlan
-from wiseft_cli.training.precision import encode_in, logits_in
 from wiseft_cli.training.unreadable import UnreadableImages
 
 
@@ -62,14 +62,14 @@ def open_inputs(
     """
     recipe, device, processes = plan.recipe, place.device, place.processes
     preprocess = plan.card.preprocess or {}
-    unreadable = UnreadableImages(plan.max_bad, listener.on_warning)
+    unreadable = UnreadableImages(plan.max_bad, listener.on_warning, processes)
     draws = MicroBatches(
         recipe, first_step=first_step, rank=processes.rank, world_size=processes.world_size
     )
     if recipe.freeze == "encoder":
         features = _find_or_compute_features(classifier, plan, place, unreadable, listener)
         head = classifier.classification_head
-        logits_of = processes.replicate(head, head, features.values[:1])
+        logits_of = wrap_ddp(processes, head, head, features.values[:1])
         targets = torch.tensor(plan.train.targets, device=device)
         return Inputs(logits_of, feature_batches(features, targets, draws), unreadable)
     augment = cast(Literal["crop", "none"], recipe.augment)
@@ -77,8 +77,11 @@ def open_inputs(
         plan.train.images, plan.train.targets, train_transform(preprocess, augment=augment)
     )
     black = black_image(preprocess)
-    logits_of = processes.replicate(
-        classifier, logits_in(recipe.precision, classifier, device), black.to(device)
+    logits_of = wrap_ddp(
+        processes,
+        classifier,
+        partial(classifier, precision=recipe.precision),
+        black.to(device),
     )
     batches = load_batches(
         images,
@@ -116,21 +119,22 @@ def _find_or_compute_features(
     )
     key = features_key(classifier, plan, place.device) if place.feature_cache else ""
     found = cache.load(key, n_images)
-    shape = processes.value_of_first(None if found is None else list(found.shape))
+    shape = processes.broadcast(None if found is None else list(found.shape))
     if shape is not None:
         values = torch.zeros(shape) if found is None else found
         values = values.to(place.device)
-        processes.copy_from_first([values])
+        processes.broadcast_tensors([values])
         listener.on_encoded(n_images)
         is_readable = torch.ones(n_images, dtype=torch.bool, device=place.device)
         return Features(values, is_readable)
     features = compute_features(
-        encode_in(plan.recipe.precision, classifier, place.device),
+        partial(classifier.encode_image, precision=plan.recipe.precision),
         plan.train.images,
         plan.card.preprocess or {},
         batch_size=plan.recipe.micro_batch_size,
         workers=place.workers,
         device=place.device,
+        processes=processes,
         unreadable=unreadable,
         on_progress=listener.on_encoded,
     )

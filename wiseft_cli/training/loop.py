@@ -103,7 +103,7 @@ def _report(
     """Tell the epoch's loss and accuracies, and return False where that was to be stopped."""
     # One of several cannot break off what the others go on with: they agree in the next step.
     can_break_off = place.processes.world_size == 1
-    place.processes.copy_from_first(run.classifier.buffers())
+    place.processes.broadcast_tensors(run.classifier.buffers())
 
     def look_up(_n_images: int) -> None:
         if stop and can_break_off:
@@ -119,6 +119,7 @@ def _report(
                 batch_size=plan.recipe.micro_batch_size,
                 workers=place.workers,
                 device=place.device,
+                processes=place.processes,
                 on_progress=look_up,
             )
             for labelled in plan.val

@@ -73,3 +73,18 @@ def refuse_single_image_batch_norm(
         f" of one ({recipe.n_images} images, batch size {recipe.batch_size})",
         hint="use another --batch-size, or --batch-norm frozen",
     )
+
+
+def enable_grad_checkpointing(classifier: ImageClassifier) -> None:
+    """Recompute the image encoder's activations in the backward pass instead of storing them.
+
+    Raises:
+        RecipeError: The encoder does not support it; some accept the call and do nothing.
+    """
+    classifier.visual.set_grad_checkpointing(True)  # type: ignore[operator]
+    if not any(getattr(part, "grad_checkpointing", False) for part in classifier.modules()):
+        raise RecipeError(
+            "grad_checkpointing: the image encoder"
+            f" ({type(classifier.visual).__name__}) does not support it",
+            hint="train without it; --micro-batch-size saves memory with every model",
+        )

@@ -14,10 +14,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from wiseft_cli.compute.precision import build_scaler
+from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
 from wiseft_cli.errors import RecipeError
 from wiseft_cli.training.batches import StepSpan, span_of
-from wiseft_cli.training.distributed import ALONE, Processes, exchanging_gradients
-from wiseft_cli.training.precision import build_scaler
+from wiseft_cli.training.ddp import gradient_exchange
 from wiseft_cli.training.recipe import ResolvedRecipe
 from wiseft_cli.training.schedule import learning_rate
 from wiseft_cli.training.seeding import Purpose, derive_seed, seed_device_generators
@@ -86,7 +87,7 @@ def run_steps(
     scaler: torch.amp.GradScaler | None = None,
     stop: Callable[[], bool] = lambda: False,
     on_missing: Callable[[], None] = lambda: None,
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Iterator[StepReport]:
     """Take the optimizer steps of a run one by one, as the reports are asked for.
 
@@ -110,7 +111,7 @@ def run_steps(
         scaler: From `build_scaler`; a new one where None.
         stop: Asked in each step whether it is to be the last one; one process's wish is enough.
         on_missing: Called, by all processes, in a step some of whose images could not be read.
-        processes: Those that share the steps; `logits_of` comes from their `replicate`.
+        processes: Those that share the steps; `logits_of` comes from `wrap_ddp`.
     Yields:
         A report after each step.
     Raises:
@@ -185,7 +186,7 @@ def _sum_gradients(
     device: torch.device,
     wants_stop: Callable[[], bool],
     on_missing: Callable[[], None],
-    processes: Processes,
+    processes: ProcessGroup,
 ) -> _Sums:
     """Leave the step's clipped gradient in place, and return what it was made of."""
     optimizer.zero_grad()
@@ -197,7 +198,7 @@ def _sum_gradients(
         is_exchange = processes.world_size > 1 and number == len(share)
         if not len(targets) and not is_exchange:
             continue
-        with exchanging_gradients(logits_of, wanted=is_exchange):
+        with gradient_exchange(logits_of, enabled=is_exchange):
             loss = mean_loss_share(
                 logits_of(inputs)[: len(targets)],
                 targets,

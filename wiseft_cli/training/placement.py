@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from wiseft_cli.training.distributed import ALONE, Processes
+from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -23,5 +23,5 @@ class Placement:
 
     device: torch.device
     workers: int
-    processes: Processes = ALONE
+    processes: ProcessGroup = SINGLE_PROCESS
     feature_cache: Path | None = None

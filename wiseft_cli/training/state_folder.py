@@ -20,6 +20,7 @@ from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.reader import open_checkpoint
 from wiseft_cli.checkpoint.source import open_source
 from wiseft_cli.checkpoint.verify import read_content
+from wiseft_cli.compute.disk import free_bytes
 from wiseft_cli.errors import CheckpointError, OutputError
 from wiseft_cli.training.state_record import StateRecord, read_record
 
@@ -128,8 +129,7 @@ def check_room(output: Path, *, state_bytes: int, output_bytes: int) -> None:
     """
     existing = sum(path.stat().st_size for path in list_states(output))
     needed = (KEPT_STATES + 1) * state_bytes + output_bytes - min(existing, state_bytes * 3)
-    disk = os.statvfs(os.path.realpath(output.parent))
-    free = disk.f_bavail * disk.f_frsize
+    free = free_bytes(output.parent)
     if free >= needed:
         return
     states = f" and {KEPT_STATES + 1} states of {state_bytes:,}" if state_bytes else ""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
 from wiseft_cli.errors import CommonDatasetError, list_some
-from wiseft_cli.evaluation.processes import gather, place_in_group
 
 
 class UnreadableImages:
@@ -18,9 +18,16 @@ class UnreadableImages:
     Args:
         max_bad: How many may be left out.
         on_found: Called with the reason, path included, when an image is first met.
+        processes: The processes of the run, which count together.
     """
 
-    def __init__(self, max_bad: int = 0, on_found: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        max_bad: int = 0,
+        on_found: Callable[[str], None] = lambda _: None,
+        processes: ProcessGroup = SINGLE_PROCESS,
+    ) -> None:
+        self._processes = processes
         self._max_bad = max_bad
         self._on_found = on_found
         self._reasons: dict[str, None] = {}
@@ -39,7 +46,7 @@ class UnreadableImages:
                 several processes share the run, that is told by `settle`.
         """
         self._of_this_process += reasons
-        if place_in_group() == (0, 1):
+        if self._processes.is_single:
             self.settle()
 
     def settle(self) -> None:
@@ -48,7 +55,7 @@ class UnreadableImages:
         Raises:
             DatasetError: There are more than may be left out; in all processes alike.
         """
-        reasons = gather(self._of_this_process)
+        reasons = self._processes.gather(self._of_this_process)
         self._of_this_process = []
         new = [reason for reason in dict.fromkeys(reasons) if reason not in self._reasons]
         self._reasons.update(dict.fromkeys(new))

@@ -8,40 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.evaluation.tiny import CLASSES, make_images, make_pair
-from wiseft_cli.evaluation.processes import add_up, gather, place_in_group, share_of_batches
 
 LABELS = [entry.id for entry in CLASSES]
-
-
-def test_alone_every_batch_is_ones_own() -> None:
-    import torch
-
-    assert place_in_group() == (0, 1)
-    assert share_of_batches(5, 2) == [[0, 1], [2, 3], [4]]
-    assert share_of_batches(0, 2) == []
-    counts = torch.tensor([1, 2])
-    assert add_up(counts) is counts
-    assert gather(["a"]) == ["a"]
-
-
-@pytest.mark.parametrize("n_images", [0, 1, 7, 8, 9, 100])
-@pytest.mark.parametrize("count", [1, 2, 3, 8])
-def test_shares_are_whole_batches_each_in_one_process(
-    n_images: int, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shares = []
-    for rank in range(count):
-        monkeypatch.setattr(
-            "wiseft_cli.evaluation.processes.place_in_group", lambda rank=rank: (rank, count)
-        )
-        shares.append(share_of_batches(n_images, 8))
-    assert [at for share in shares for batch in share for at in batch] == list(range(n_images))
-    assert {len(batch) for share in shares for batch in share[:-1]} <= {8}
-    sizes = [len(share) for share in shares]
-    assert max(sizes) - min(sizes) <= 1
 
 
 def torchrun(cwd: Path, *words: str, count: int = 2) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,6 @@
-"""Which of several processes this one is, as torchrun says it in the environment.
+"""Read this process's rank from the environment that torchrun sets.
 
-It starts nothing and imports no torch, so that what is told before torch is there is told once.
+Imports no torch, so that errors found before torch is loaded are printed by one process only.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_AD
 
 @dataclass(frozen=True)
 class Launch:
-    """One process among those of a run.
+    """The rank of this process in a run, and the size of the run.
 
     Attributes:
-        rank: Among all, from 0; process 0 talks and writes.
-        local_rank: Among those of this machine, from 0.
-        world_size: How many there are.
-        local_world_size: How many there are on this machine.
+        rank: Rank among all processes, from 0; process 0 prints and writes.
+        local_rank: Rank among the processes of this machine, from 0.
+        world_size: Number of processes.
+        local_world_size: Number of processes on this machine.
     """
 
     rank: int = 0
@@ -37,12 +37,12 @@ class Launch:
 
 
 def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
-    """Return this process's place; alone where the environment is not torchrun's.
+    """Return the rank of this process; a single process without torchrun's variables.
 
     Args:
-        environment: The process's own where None.
+        environment: The variables to read; those of this process if None.
     Raises:
-        UsageError: The environment is torchrun's, and contradicts itself.
+        UsageError: The variables contradict each other.
     """
     variables = os.environ if environment is None else environment
     if any(name not in variables for name in _VARIABLES):
@@ -57,7 +57,8 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
     ):
         found = ", ".join(f"{name}={variables[name]!r}" for name in _VARIABLES[:4])
         raise UsageError(
-            f"the environment names no process of a run: {found}",
-            hint="start several processes with torchrun, one process with none of these set",
+            f"torchrun's environment variables contradict each other: {found}",
+            hint="start several processes with torchrun, and a single process with none of these"
+            " variables set",
         )
     return launch

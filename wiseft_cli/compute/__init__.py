@@ -1,0 +1,1 @@
+"""Devices, precision, memory, disk space, and the processes that share a run."""

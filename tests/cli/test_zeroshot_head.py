@@ -60,8 +60,8 @@ def test_json_names_path_digest_role_and_warnings(capsys: pytest.CaptureFixture[
     assert head("-o", "z.safetensors", "--json", classes="pets") == 0
     out, err = capsys.readouterr()
     warning = (
-        "class names come from folder names, with underscores read as spaces in 1 of 1; "
-        "ids keep the folder names"
+        "class names are folder names with underscores replaced by spaces (1 of 1 changed); "
+        "ids are the folder names"
     )
     card = read_card(Path("z.safetensors"))
     assert json.loads(out) == {

@@ -15,8 +15,8 @@ from wiseft_cli.data.label_map import read_label_map
 from wiseft_cli.errors import DatasetError
 from wiseft_cli.prompts import documents
 from wiseft_cli.prompts.class_names import BUILTIN_CLASSES, read_class_names
+from wiseft_cli.prompts.documents import read_text
 from wiseft_cli.prompts.templates import BUILTIN_TEMPLATES
-from wiseft_cli.prompts.text_file import read_text
 
 _KEYS = (
     "name",

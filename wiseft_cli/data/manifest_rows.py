@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wiseft_cli.errors import DatasetError, list_some
-from wiseft_cli.prompts.text_file import read_text
+from wiseft_cli.prompts.documents import read_text
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from wiseft_cli.data.image_set import ImageRecord, ImageSet
 from wiseft_cli.data.shard_index import index_shard
 from wiseft_cli.errors import DatasetError, list_some
-from wiseft_cli.prompts.text_file import read_text
+from wiseft_cli.prompts.documents import read_text
 
 CLASS_NAMES_FILE = "classnames.txt"
 

@@ -1,9 +1,8 @@
-"""The classes of a head: their order, their ids, and the names or prompts they are given.
+"""Read class lists: the order of the classes, their ids, and their names or prompts.
 
-A source is a text file, a YAML or JSON file, or a folder whose subfolders are the classes.
-The id is what image sets are joined by; without ids the name is the id too.
-It does not look at images, and it does not hold the built-in sets: their names come from
-open_clip, which is the model room's.
+A class list is a text file, a YAML or JSON file, or a folder with one subfolder per class. Image
+sets are joined by class id; without ids, the name is also the id.
+The class names of the built-in sets come from open_clip, so `model/builtin_sets.py` holds them.
 """
 
 from __future__ import annotations
@@ -15,22 +14,25 @@ from pathlib import Path
 from typing import Literal
 
 from wiseft_cli.checkpoint.card import ClassEntry
-from wiseft_cli.errors import ClassNamesError, brief, list_some
-from wiseft_cli.prompts.class_documents import Found, read_class_document
-from wiseft_cli.prompts.documents import YAML_SUFFIXES
+from wiseft_cli.errors import ClassNamesError, brief
+from wiseft_cli.prompts import documents
 from wiseft_cli.prompts.templates import fill_template
-from wiseft_cli.prompts.text_file import read_text
 
 BUILTIN_CLASSES = ("imagenet",)
-"""Names that stand for a class list of the model room's `builtin_sets.py`."""
+"""Names of the built-in class lists."""
 
 MAX_CHARACTERS = 250
-"""Longest id or name. A longer line is a file of another kind, not a class."""
+"""Longest id or name; a longer line suggests that the file is not a class list."""
 
 MAX_PROMPT_CHARACTERS = 2000
-"""Longest prompt of a class's own; no text tower reads as much."""
+"""Longest prompt in a class file; no text tower reads as many characters."""
 
-_ID_FORM = "give each class an id of its own: id<TAB>name, one a line"
+_DOCUMENT_HINT = (
+    "write a list of names, or a mapping of each id to a name (n01440764: tench), to a list of "
+    "synonyms, or to {name: ..., prompts: [...]}"
+)
+
+SourceKind = Literal["text", "yaml", "json", "folder", "built-in"]
 
 
 @dataclass(frozen=True)
@@ -38,31 +40,31 @@ class ClassList:
     """The classes of a head, in the order of its rows.
 
     Attributes:
-        entries: The classes.
-        source_kind: What the classes were read from.
-        notes: What the person should know of how names were made.
-        synonyms: Further names by id; templates are filled with each.
-        own_prompts: Prompts by id of classes that bring theirs; templates do not touch these.
+        entries: Id and name of each class.
+        source_kind: Kind of source that the classes were read from.
+        notes: Remarks for the user about how names were derived.
+        synonyms: Further names by class id; each fills every template.
+        own_prompts: Prompts by class id, for classes that do not use templates.
     """
 
     entries: tuple[ClassEntry, ...]
-    source_kind: Literal["text", "yaml", "json", "folder", "built-in"]
+    source_kind: SourceKind
     notes: tuple[str, ...] = ()
     synonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     own_prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def needs_templates(self) -> bool:
-        """Whether any class has no prompts of its own."""
+        """Whether any class lacks prompts of its own."""
         return len(self.own_prompts) < len(self.entries)
 
     @property
     def has_own_wording(self) -> bool:
-        """Whether prompts are more than each name in each template."""
+        """Whether any class has synonyms or prompts of its own."""
         return bool(self.synonyms or self.own_prompts)
 
     def prompts(self, templates: Sequence[str]) -> Iterator[tuple[int, str]]:
-        """Yield each class's index with each of its prompts, class after class."""
+        """Yield (class index, prompt) pairs in the order of the classes."""
         for index, entry in enumerate(self.entries):
             if entry.id in self.own_prompts:
                 for prompt in self.own_prompts[entry.id]:
@@ -73,25 +75,43 @@ class ClassList:
                     yield index, fill_template(template, name)
 
 
+@dataclass(frozen=True)
+class _Class:
+    """A class as written in its source.
+
+    Attributes:
+        where: Its line, entry or folder.
+        names: Its name, then its synonyms.
+        id: None if the source gives no id.
+        prompts: Its own prompts, or None if it has none.
+    """
+
+    where: str
+    names: tuple[str, ...]
+    id: str | None = None
+    prompts: tuple[str, ...] | None = None
+
+
 def read_class_names(source: Path) -> ClassList:
     """Read a class list.
 
     Args:
-        source: A folder, a `.yaml`, `.yml` or `.json` file, or any other file as text with
-            `name` or `id<TAB>name` a line (blank lines are skipped).
+        source: A folder with one subfolder per class; a `.yaml`, `.yml` or `.json` file with a
+            list of names or a mapping of ids; or a text file with one `name` or `id<TAB>name`
+            per line (blank lines are skipped).
     Returns:
-        The classes in the order of the file, or sorted by folder name.
+        The classes in file order, or sorted by folder name.
     Raises:
-        ClassNamesError: Nothing there, unreadable, empty, or entries that are blank, too long,
-            repeated or malformed; each is named with its line.
+        ClassNamesError: The source is missing, unreadable, malformed or empty, or it has empty,
+            overlong or duplicate entries; the message gives their lines.
     """
     if source.is_dir():
         return _read_folder(source)
     suffix = source.suffix.lower()
-    if suffix in YAML_SUFFIXES:
-        return _class_list(source, read_class_document(source), "yaml")
+    if suffix in documents.YAML_SUFFIXES:
+        return _class_list(source, _read_document(source), "yaml")
     if suffix == ".json":
-        return _class_list(source, read_class_document(source), "json")
+        return _class_list(source, _read_document(source), "json")
     return _class_list(source, _read_lines(source), "text")
 
 
@@ -103,69 +123,120 @@ def _read_folder(folder: Path) -> ClassList:
     ids = [path.name for path in children if path.is_dir() and not path.name.startswith(".")]
     if not ids:
         raise ClassNamesError(
-            f"{folder}: has no subfolders, expected one a class",
-            hint="give a folder with one subfolder a class, or a text file with one name a line",
+            f"{folder}: contains no subfolders, expected one per class",
+            hint="give a folder with one subfolder per class, or a text file with one name per "
+            "line",
         )
-    found = [Found(f"folder {name!r}", (name.replace("_", " ").strip(),), name) for name in ids]
-    renamed = sum(entry.names != (entry.id,) for entry in found)
+    classes = [_Class(f"folder {name!r}", (name.replace("_", " ").strip(),), name) for name in ids]
+    renamed = sum(entry.names != (entry.id,) for entry in classes)
     notes = (
-        (
-            f"class names come from folder names, with underscores read as spaces in {renamed} "
-            f"of {len(ids)}; ids keep the folder names",
-        )
-        if renamed
-        else ()
+        f"class names are folder names with underscores replaced by spaces ({renamed} of "
+        f"{len(ids)} changed); ids are the folder names",
     )
-    return _class_list(folder, found, "folder", notes)
+    return _class_list(folder, classes, "folder", notes if renamed else ())
 
 
-def _read_lines(path: Path) -> list[Found]:
-    found = []
-    problems = []
-    for number, line in enumerate(read_text(path, ClassNamesError).split("\n"), start=1):
+def _read_lines(path: Path) -> list[_Class]:
+    classes, faults = [], []
+    for number, line in enumerate(documents.read_text(path, ClassNamesError).split("\n"), start=1):
         if not line.strip():
             continue
         fields = [field.strip() for field in line.split("\t")]
         where = f"line {number}"
         if len(fields) == 1:
-            found.append(Found(where, (fields[0],)))
+            classes.append(_Class(where, (fields[0],)))
         elif len(fields) == 2:
-            found.append(Found(where, (fields[1],), fields[0]))
+            classes.append(_Class(where, (fields[1],), fields[0]))
         else:
-            problems.append(f"{where}: {len(fields) - 1} tabs, expected id<TAB>name")
-    without_id = [entry for entry in found if entry.id is None]
-    if 0 < len(without_id) < len(found):
-        problems += [f"{entry.where}: no id, unlike other lines" for entry in without_id]
-    _refuse(path, problems, hint="write every line as `name`, or every line as `id<TAB>name`")
-    return found
+            faults.append(f"{where}: {len(fields) - 1} tabs, expected id<TAB>name")
+    without_id = [entry for entry in classes if entry.id is None]
+    if 0 < len(without_id) < len(classes):
+        faults += [f"{entry.where}: no id, but other lines have one" for entry in without_id]
+    _raise_if_any(path, faults, hint="write every line as `name`, or every line as `id<TAB>name`")
+    return classes
+
+
+def _read_document(path: Path) -> list[_Class]:
+    """Read a list of names, or a mapping of ids to names, synonyms or {name, prompts}."""
+    root = documents.read_document(path, ClassNamesError)
+    if root is None:
+        return []
+    if isinstance(root, documents.Listing):
+        return [_Class(item.where, (_text(path, item),)) for item in root.items]
+    if isinstance(root, documents.Mapping):
+        return [
+            _read_member(path, key.where, _text(path, key), value) for key, value in root.members
+        ]
+    raise _unexpected(path, root, "a list or a mapping")
+
+
+def _read_member(path: Path, where: str, class_id: str, value: documents.Node) -> _Class:
+    if not isinstance(value, documents.Mapping):
+        return _Class(where, _names(path, value), class_id)
+    fields: dict[str, documents.Node] = {}
+    for key, item in value.members:
+        name = _text(path, key)
+        if name not in ("name", "prompts"):
+            raise ClassNamesError(
+                f"{_place(path, key)}: unknown field {name!r}, expected name or prompts",
+                hint=_DOCUMENT_HINT,
+            )
+        if name in fields:
+            raise ClassNamesError(f"{_place(path, key)}: duplicate field {name!r}")
+        fields[name] = item
+    names = _names(path, fields["name"]) if "name" in fields else (class_id,)
+    return _Class(where, names, class_id, _prompts(path, fields.get("prompts")))
+
+
+def _names(path: Path, value: documents.Node) -> tuple[str, ...]:
+    items = value.items if isinstance(value, documents.Listing) else (value,)
+    return tuple(_text(path, item) for item in items)
+
+
+def _prompts(path: Path, value: documents.Node | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, documents.Listing):
+        raise _unexpected(path, value, "a list of prompts")
+    return tuple(_text(path, item) for item in value.items)
+
+
+def _text(path: Path, node: documents.Node) -> str:
+    if isinstance(node, documents.Text):
+        return node.text
+    raise _unexpected(path, node, "a text")
+
+
+def _unexpected(path: Path, node: documents.Node, expected: str) -> ClassNamesError:
+    return ClassNamesError(
+        f"{_place(path, node)}: expected {expected}, found {documents.describe(node)}",
+        hint=_DOCUMENT_HINT,
+    )
+
+
+def _place(path: Path, node: documents.Node) -> str:
+    return f"{path}, {node.where}" if node.where else f"{path}"
 
 
 def _class_list(
-    source: Path,
-    found: Sequence[Found],
-    kind: Literal["text", "yaml", "json", "folder"],
-    notes: tuple[str, ...] = (),
+    source: Path, classes: Sequence[_Class], kind: SourceKind, notes: tuple[str, ...] = ()
 ) -> ClassList:
-    if not found:
+    """Check the classes of a source and collect them."""
+    if not classes:
         raise ClassNamesError(
-            f"{source}: holds no class", hint="write one class a line: name, or id<TAB>name"
+            f"{source}: contains no classes", hint="write one class per line: name, or id<TAB>name"
         )
-    problems = [problem for entry in found for problem in _bad_texts(entry)]
-    _refuse(source, problems, hint="each class needs a short name, and a short id if any")
+    faults = [fault for entry in classes for fault in _find_faults(entry)]
+    _raise_if_any(
+        source, faults, hint="each class needs a short name and, if it has one, a short id"
+    )
     entries = tuple(
         ClassEntry(entry.names[0] if entry.id is None else entry.id, entry.names[0])
-        for entry in found
+        for entry in classes
     )
-    has_ids = found[0].id is not None
-    repeats = _repeats((entry.where, made.id) for entry, made in zip(found, entries, strict=True))
-    _refuse(
-        source,
-        [f"{' and '.join(places)}: {text!r}" for text, places in repeats],
-        what=f"repeats {'class ids' if has_ids else 'class names'}",
-        hint="each id may stand once" if has_ids else _ID_FORM,
-    )
+    _raise_on_duplicate_ids(source, classes, entries)
     synonyms, prompts = {}, {}
-    for entry, made in zip(found, entries, strict=True):
+    for entry, made in zip(classes, entries, strict=True):
         if entry.prompts is not None:
             prompts[made.id] = entry.prompts
         elif len(entry.names) > 1:
@@ -173,46 +244,59 @@ def _class_list(
     return ClassList(entries, kind, notes, synonyms, prompts)
 
 
-def _bad_texts(entry: Found) -> list[str]:
-    texts = [] if entry.id is None else [("id", entry.id, MAX_CHARACTERS)]
-    texts += [("name", name, MAX_CHARACTERS) for name in entry.names]
-    texts += [("prompt", prompt, MAX_PROMPT_CHARACTERS) for prompt in entry.prompts or ()]
-    problems = []
-    for kind, text, limit in texts:
-        if not text:
-            problems.append(f"{entry.where}: the {kind} is empty")
-        elif len(text) > limit:
-            problems.append(
-                f"{entry.where}: the {kind} has {len(text)} characters, at most {limit} are allowed"
-            )
-        elif kind != "prompt" and any(
-            unicodedata.category(character) in ("Cc", "Cs") for character in text
-        ):
-            problems.append(f"{entry.where}: the {kind} {brief(text)!r} has control characters")
-    if not entry.names:
-        problems.append(f"{entry.where}: the list of names is empty")
-    if entry.prompts == ():
-        problems.append(f"{entry.where}: the list of prompts is empty")
-    if entry.prompts is not None and len(entry.names) > 1:
-        problems.append(f"{entry.where}: synonyms are of no use beside prompts of its own")
-    for kind, values in (("name", entry.names), ("prompt", entry.prompts or ())):
-        repeated = _repeats(("", text) for text in values if text)
-        problems += [
-            f"{entry.where}: the {kind} {brief(text)!r} stands twice" for text, _ in repeated
+def _find_faults(entry: _Class) -> list[str]:
+    faults = []
+    for kind, texts, limit in (
+        ("id", () if entry.id is None else (entry.id,), MAX_CHARACTERS),
+        ("name", entry.names, MAX_CHARACTERS),
+        ("prompt", entry.prompts or (), MAX_PROMPT_CHARACTERS),
+    ):
+        for text in texts:
+            if not text:
+                faults.append(f"the {kind} is empty")
+            elif len(text) > limit:
+                faults.append(f"the {kind} has {len(text)} characters, at most {limit} are allowed")
+            elif kind != "prompt" and _has_control_characters(text):
+                faults.append(f"the {kind} {brief(text)!r} has control characters")
+        faults += [
+            f"duplicate {kind} {brief(text)!r}"
+            for text, _ in _repeated(("", text) for text in texts if text)
         ]
-    return problems
+    if not entry.names:
+        faults.append("the list of names is empty")
+    if entry.prompts == ():
+        faults.append("the list of prompts is empty")
+    if entry.prompts is not None and len(entry.names) > 1:
+        faults.append("synonyms have no effect on a class with its own prompts")
+    return [f"{entry.where}: {fault}" for fault in faults]
 
 
-def _repeats(items: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+def _has_control_characters(text: str) -> bool:
+    return any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+
+
+def _raise_on_duplicate_ids(
+    source: Path, classes: Sequence[_Class], entries: Sequence[ClassEntry]
+) -> None:
+    places = ((entry.where, made.id) for entry, made in zip(classes, entries, strict=True))
+    faults = [f"{' and '.join(found)}: {text!r}" for text, found in _repeated(places)]
+    if classes[0].id is None:
+        what, hint = "class names", "give each class its own id: one id<TAB>name per line"
+    else:
+        what, hint = "class ids", "each id may occur only once"
+    _raise_if_any(source, faults, what=f"duplicate {what}", hint=hint)
+
+
+def _repeated(items: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """Return each text that occurs in several (place, text) pairs, with its places."""
     places: dict[str, list[str]] = {}
     for where, text in items:
         places.setdefault(text, []).append(where)
     return [(text, found) for text, found in places.items() if len(found) > 1]
 
 
-def _refuse(
-    source: Path, problems: Sequence[str], *, what: str = "is not a class list", hint: str
+def _raise_if_any(
+    source: Path, faults: Sequence[str], *, what: str = "not a valid class list", hint: str
 ) -> None:
-    if problems:
-        lines = "".join(f"\n  {line}" for line in list_some(problems))
-        raise ClassNamesError(f"{source}: {what}{lines}", hint=hint)
+    if faults:
+        raise ClassNamesError(f"{source}: {what}", faults=faults, hint=hint)

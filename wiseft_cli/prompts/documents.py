@@ -1,8 +1,8 @@
-"""Read a YAML or JSON file as texts, lists and mappings that know where they stand.
+"""Read text, YAML and JSON files into nodes that know their line or entry.
 
-Every scalar of a YAML file is taken as the text it was written as, so that an id such as `no`
-or `1e3` stays what it is; and a key that stands twice is kept twice, which plain loaders drop.
-It does not know what a document means.
+Every scalar of a YAML file is read as the text it was written as, so an id such as `no` or `1e3`
+is unchanged. Repeated keys are kept, which plain loaders drop.
+This module does not interpret what a document contains.
 """
 
 from __future__ import annotations
@@ -12,19 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import yaml
-
 from wiseft_cli.errors import WiseftError
-from wiseft_cli.prompts.text_file import read_text
 
 YAML_SUFFIXES = (".yaml", ".yml")
-_DEEPEST = 5
-"""Levels that are looked at: more than any document here has, and an end to recursive ones."""
+_MAX_DEPTH = 5
+"""Deepest level that is read; it also bounds YAML documents that contain themselves."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text, without the blanks around it."""
+    """A scalar, without leading and trailing whitespace."""
 
     where: str
     text: str
@@ -40,7 +37,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Mapping:
-    """A mapping, in its order, with its repeats."""
+    """A mapping in file order, repeated keys included."""
 
     where: str
     members: tuple[tuple[Text | Other, Node], ...]
@@ -48,7 +45,7 @@ class Mapping:
 
 @dataclass(frozen=True)
 class Other:
-    """What is none of these, in words."""
+    """Any other value; `kind` describes it in words."""
 
     where: str
     kind: str
@@ -57,12 +54,46 @@ class Other:
 Node: TypeAlias = Text | Listing | Mapping | Other
 
 
-def read_yaml(path: Path, error_type: type[WiseftError]) -> Node | None:
-    """Return a YAML file's content, places being lines; None for an empty file.
+def read_text(path: Path, error_type: type[WiseftError]) -> str:
+    """Return a file's text, decoded as UTF-8 with or without a byte order mark.
 
     Raises:
-        error_type: Unreadable, or not YAML.
+        error_type: The file is missing, unreadable or not UTF-8.
     """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise error_type(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise error_type(
+            f"{path}, line {line}: is not UTF-8 text (byte 0x{data[error.start]:02x})",
+            hint="save the file as UTF-8",
+        ) from None
+
+
+def read_document(path: Path, error_type: type[WiseftError]) -> Node | None:
+    """Read a `.yaml` or `.yml` file as YAML and any other file as JSON.
+
+    Raises:
+        error_type: The file is unreadable or malformed.
+    """
+    is_yaml = path.suffix.lower() in YAML_SUFFIXES
+    return (read_yaml if is_yaml else read_json)(path, error_type)
+
+
+def read_yaml(path: Path, error_type: type[WiseftError]) -> Node | None:
+    """Read a YAML file; the place of a node is its line.
+
+    Returns:
+        The root node, or None for an empty file.
+    Raises:
+        error_type: The file is unreadable or not YAML.
+    """
+    import yaml  # lazy: slow to import, and not needed for text files and JSON
+
     try:
         root = yaml.compose(read_text(path, error_type), Loader=yaml.BaseLoader)
     except yaml.MarkedYAMLError as error:
@@ -74,10 +105,10 @@ def read_yaml(path: Path, error_type: type[WiseftError]) -> Node | None:
 
 
 def read_json(path: Path, error_type: type[WiseftError]) -> Node:
-    """Return a JSON file's content, places being entries of the outermost list or object.
+    """Read a JSON file; the place of a node is its entry in the outermost list or object.
 
     Raises:
-        error_type: Unreadable, not JSON, or nested without end.
+        error_type: The file is unreadable, not JSON or nested too deeply.
     """
     text = read_text(path, error_type)
     try:
@@ -90,19 +121,19 @@ def read_json(path: Path, error_type: type[WiseftError]) -> Node:
 
 
 def describe(node: Node) -> str:
-    """Return what a node is, in words."""
+    """Describe a node's kind in words: `a text`, `a list`, `a mapping`, `a number`..."""
     if isinstance(node, Other):
         return node.kind
     return {Text: "a text", Listing: "a list", Mapping: "a mapping"}[type(node)]
 
 
-def _from_yaml(node: yaml.Node, depth: int) -> Node:
+def _from_yaml(node: Any, depth: int) -> Node:
     where = f"line {node.start_mark.line + 1}"
-    if depth > _DEEPEST:
+    if depth > _MAX_DEPTH:
         return Other(where, "something nested")
-    if isinstance(node, yaml.ScalarNode):
+    if node.id == "scalar":
         return Text(where, str(node.value).strip())
-    if isinstance(node, yaml.SequenceNode):
+    if node.id == "sequence":
         return Listing(where, tuple(_from_yaml(item, depth + 1) for item in node.value))
     members = [
         (_key(_from_yaml(key, depth + 1)), _from_yaml(value, depth + 1))
@@ -116,27 +147,28 @@ def _key(node: Node) -> Text | Other:
 
 
 class _Pairs:
-    """A JSON object with all its members, repeated keys included."""
+    """The members of a JSON object, repeated keys included."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         self.pairs = pairs
 
 
 def _from_json(value: Any, where: str, depth: int) -> Node:
-    if depth > _DEEPEST:
+    if depth > _MAX_DEPTH:
         return Other(where, "something nested")
     if isinstance(value, str):
         return Text(where, value.strip())
     if isinstance(value, list):
-        places = [where or f"entry {number}" for number in range(1, len(value) + 1)]
-        items = zip(value, places, strict=True)
-        return Listing(where, tuple(_from_json(item, place, depth + 1) for item, place in items))
-    if isinstance(value, _Pairs):
-        places = [where or f"entry {number}" for number in range(1, len(value.pairs) + 1)]
-        pairs = zip(value.pairs, places, strict=True)
-        members = [
-            (Text(place, key), _from_json(item, place, depth + 1)) for (key, item), place in pairs
+        items = [
+            _from_json(item, where or f"entry {number}", depth + 1)
+            for number, item in enumerate(value, start=1)
         ]
+        return Listing(where, tuple(items))
+    if isinstance(value, _Pairs):
+        members = []
+        for number, (key, item) in enumerate(value.pairs, start=1):
+            place = where or f"entry {number}"
+            members.append((Text(place, key), _from_json(item, place, depth + 1)))
         return Mapping(where, tuple(members))
     if isinstance(value, bool):
         return Other(where, "true or false")

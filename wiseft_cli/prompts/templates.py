@@ -1,9 +1,9 @@
-"""Prompt templates: lines of text in which `{}` stands for the class name.
+"""Read prompt templates: texts in which `{}` stands for the class name.
 
-They are data: `{}` is replaced literally, and every other brace stays as it is.
+Only `{}` is replaced; every other brace is literal.
 Paper: Radford et al. 2021, arXiv:2103.00020, section 3.1.4 (prompt ensembling).
-It does not know tokens or models, and it does not hold the built-in sets: they come from
-open_clip, which is the model room's.
+This module knows neither tokens nor models. The texts of the built-in sets come from open_clip, so
+`model/builtin_sets.py` holds them.
 """
 
 from __future__ import annotations
@@ -11,19 +11,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from wiseft_cli.errors import TemplatesError, brief, list_some
-from wiseft_cli.prompts.text_file import read_text
+from wiseft_cli.errors import TemplatesError, brief
+from wiseft_cli.prompts.documents import (
+    YAML_SUFFIXES,
+    Listing,
+    Text,
+    describe,
+    read_text,
+    read_yaml,
+)
 
 BUILTIN_TEMPLATES = ("openai", "simple")
-"""Names that stand for a set of the model room's `builtin_sets.py`."""
+"""Names of the built-in template sets."""
 PLACEHOLDER = "{}"
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
-"""What is used when no template is given: the prompt CLIP was published with."""
-_YAML_FORM = "write a list, and quote a template that begins with {}: - '{} in the snow'"
+"""Used when no template is given: the prompt that CLIP was published with."""
+_YAML_HINT = "write a list, and quote a template that begins with {}: - '{} in the snow'"
 
 
 def fill_template(template: str, name: str) -> str:
-    """Return the template with each `{}` replaced by the class name, and nothing else changed."""
+    """Replace each `{}` of a template by the class name."""
     return template.replace(PLACEHOLDER, name)
 
 
@@ -33,18 +40,19 @@ def read_templates(
     *,
     load_set: Callable[[str], Sequence[str]],
 ) -> tuple[str, ...]:
-    """Return the templates of all sources, then those given directly, in order.
+    """Return the templates of all sources in order, then the inline templates.
 
-    Blanks around a template are dropped. Without sources and inline templates,
-    `DEFAULT_TEMPLATES` are returned.
+    Whitespace around a template is stripped.
 
     Args:
-        sources: Each a name of `BUILTIN_TEMPLATES`, a `.yaml` or `.yml` file with a list, or
-            any other file with one template a line (blank lines are skipped).
-        inline: Templates themselves.
+        sources: Names of built-in sets (`BUILTIN_TEMPLATES`), YAML files with a list of templates,
+            or text files with one template per line (blank lines are skipped).
+        inline: Templates given directly.
         load_set: Returns the templates of a built-in set.
+    Returns:
+        The templates, or `DEFAULT_TEMPLATES` if `sources` and `inline` are empty.
     Raises:
-        TemplatesError: A file cannot be read or holds no template, or a template has no `{}`.
+        TemplatesError: A file is unreadable or empty, or a template has no `{}`.
     """
     found: list[tuple[str, str]] = []
     for source in sources:
@@ -52,21 +60,17 @@ def read_templates(
             found += [(f"set {source}", template) for template in load_set(source)]
         else:
             found += _read_file(Path(source))
-    found += [(f"--template {text!r}", text.strip()) for text in inline]
+    found += [("--template", text.strip()) for text in inline]
     _check_placeholders(found)
     return tuple(template for _, template in found) or DEFAULT_TEMPLATES
 
 
 def _read_file(path: Path) -> list[tuple[str, str]]:
-    # lazy: yaml costs a while, and --help of the command that imports this needs none of it
-    from wiseft_cli.prompts.documents import YAML_SUFFIXES
-
     is_yaml = path.suffix.lower() in YAML_SUFFIXES
     found = _read_list(path) if is_yaml else _read_lines(path)
     if not found:
-        raise TemplatesError(
-            f"{path}: holds no template, expected {'a list' if is_yaml else 'one a line'}"
-        )
+        expected = "a list" if is_yaml else "one per line"
+        raise TemplatesError(f"{path}: contains no templates, expected {expected}")
     return found
 
 
@@ -80,21 +84,19 @@ def _read_lines(path: Path) -> list[tuple[str, str]]:
 
 
 def _read_list(path: Path) -> list[tuple[str, str]]:
-    from wiseft_cli.prompts.documents import Listing, Text, describe, read_yaml  # lazy: as above
-
     root = read_yaml(path, TemplatesError)
     if root is None:
         return []
     if not isinstance(root, Listing):
         raise TemplatesError(
-            f"{path}: is {describe(root)}, expected a list of templates", hint=_YAML_FORM
+            f"{path}: expected a list of templates, found {describe(root)}", hint=_YAML_HINT
         )
     found = []
     for item in root.items:
         if not isinstance(item, Text):
             raise TemplatesError(
-                f"{path}, {item.where}: {describe(item)} stands where a template is expected",
-                hint=_YAML_FORM,
+                f"{path}, {item.where}: expected a template, found {describe(item)}",
+                hint=_YAML_HINT,
             )
         found.append((f"{path}, {item.where}", item.text))
     return found
@@ -102,14 +104,11 @@ def _read_list(path: Path) -> list[tuple[str, str]]:
 
 def _check_placeholders(found: Sequence[tuple[str, str]]) -> None:
     wrong = [
-        brief(where) if where.startswith("--") else f"{where}: {brief(template)!r}"
-        for where, template in found
-        if PLACEHOLDER not in template
+        f"{where}: {brief(template)!r}" for where, template in found if PLACEHOLDER not in template
     ]
     if wrong:
-        count = "1 template has" if len(wrong) == 1 else f"{len(wrong)} templates have"
-        lines = "".join(f"\n  {line}" for line in list_some(wrong))
         raise TemplatesError(
-            f"{count} no {PLACEHOLDER}, where the class name goes{lines}",
-            hint="write each as in 'a photo of a {}.'",
+            f"each template must contain {PLACEHOLDER}, which stands for the class name",
+            faults=wrong,
+            hint="for example: 'a photo of a {}.'",
         )

@@ -12,7 +12,7 @@ from wiseft_cli.data.layouts.csv_table import read_columns
 from wiseft_cli.data.layouts.faults import refuse
 from wiseft_cli.data.lookup import is_regular_file
 from wiseft_cli.errors import DatasetError
-from wiseft_cli.prompts.text_file import read_text
+from wiseft_cli.prompts.documents import read_text
 
 _FIELDS = ("ILSVRC2012_ID", "WNID", "num_children")
 _COLUMNS = ("ImageId", "PredictionString")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wiseft_cli.errors import DatasetError
-from wiseft_cli.prompts.text_file import read_text
+from wiseft_cli.prompts.documents import read_text
 
 
 class _KeyTwiceError(Exception):

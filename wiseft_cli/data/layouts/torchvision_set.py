@@ -19,7 +19,7 @@ from wiseft_cli.data.layouts.places import find_folder, require_files
 from wiseft_cli.data.listed_images import sizes_of
 from wiseft_cli.data.lookup import is_regular_file
 from wiseft_cli.errors import DatasetError, list_some
-from wiseft_cli.prompts.text_file import read_text
+from wiseft_cli.prompts.documents import read_text
 
 if TYPE_CHECKING:
     from PIL import Image

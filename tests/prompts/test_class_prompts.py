@@ -1,4 +1,4 @@
-"""Synonyms and prompts of a class's own: which prompts they make, and what is refused."""
+"""Synonyms and per-class prompts in class files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return path
 
 
-def test_first_synonym_names_the_class_and_each_fills_each_template(path: Path) -> None:
+def test_first_synonym_is_the_name_and_every_synonym_fills_every_template(path: Path) -> None:
     found = read_class_names(path)
     assert found.entries == (
         ClassEntry("n01", "tench"),
@@ -54,7 +54,7 @@ def test_first_synonym_names_the_class_and_each_fills_each_template(path: Path) 
     assert [index for index, _ in prompts] == sorted(index for index, _ in prompts)
 
 
-def test_own_prompts_are_used_as_they_stand_and_no_template_touches_them(path: Path) -> None:
+def test_own_prompts_are_used_verbatim_in_place_of_templates(path: Path) -> None:
     found = read_class_names(path)
     prompts = list(found.prompts(["a {}."]))
     assert [text for index, text in prompts if index == 2] == ["a crane at work", "{} braces {0}"]
@@ -63,7 +63,7 @@ def test_own_prompts_are_used_as_they_stand_and_no_template_touches_them(path: P
     assert found.has_own_wording
 
 
-def test_list_whose_classes_all_bring_prompts_needs_no_template(tmp_path: Path) -> None:
+def test_templates_are_not_needed_when_every_class_has_prompts(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("owl:\n  prompts: [an owl at night]\ncat: {prompts: [a cat, one cat]}\n")
     found = read_class_names(path)
@@ -71,7 +71,7 @@ def test_list_whose_classes_all_bring_prompts_needs_no_template(tmp_path: Path) 
     assert list(found.prompts([])) == [(0, "an owl at night"), (1, "a cat"), (1, "one cat")]
 
 
-def test_plain_list_has_no_wording_of_its_own(tmp_path: Path) -> None:
+def test_plain_list_has_no_own_wording(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("n01: tench\nn02: [owl]\n")
     found = read_class_names(path)
@@ -79,7 +79,7 @@ def test_plain_list_has_no_wording_of_its_own(tmp_path: Path) -> None:
     assert list(found.prompts(["a {}"])) == [(0, "a tench"), (1, "a owl")]
 
 
-def test_wordings_that_make_no_sense_are_all_named(tmp_path: Path) -> None:
+def test_empty_duplicate_and_unused_entries_are_all_reported(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(
         "a: []\n"
@@ -93,18 +93,18 @@ def test_wordings_that_make_no_sense_are_all_named(tmp_path: Path) -> None:
     with pytest.raises(ClassNamesError) as caught:
         read_class_names(path)
     assert caught.value.message == (
-        f"{path}: is not a class list\n"
+        f"{path}: not a valid class list:\n"
         "  line 1: the list of names is empty\n"
         "  line 2: the name is empty\n"
         "  line 3: the list of prompts is empty\n"
         "  line 4: the prompt is empty\n"
-        "  line 5: synonyms are of no use beside prompts of its own\n"
-        "  line 6: the name 'owl' stands twice\n"
-        "  line 7: the prompt 'x' stands twice"
+        "  line 5: synonyms have no effect on a class with its own prompts\n"
+        "  line 6: duplicate name 'owl'\n"
+        "  line 7: duplicate prompt 'x'"
     )
 
 
-def test_over_long_names_and_prompts_are_named_with_their_line(tmp_path: Path) -> None:
+def test_overlong_names_and_prompts_are_reported_with_their_line(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(
         f"a: [cat, {'x' * 251}]\nb: {{prompts: [ok, {'y' * 2001}]}}\n{'z' * 251}: owl\n"
@@ -112,14 +112,14 @@ def test_over_long_names_and_prompts_are_named_with_their_line(tmp_path: Path) -
     with pytest.raises(ClassNamesError) as caught:
         read_class_names(path)
     assert caught.value.message == (
-        f"{path}: is not a class list\n"
+        f"{path}: not a valid class list:\n"
         "  line 1: the name has 251 characters, at most 250 are allowed\n"
         "  line 2: the prompt has 2001 characters, at most 2000 are allowed\n"
         "  line 3: the id has 251 characters, at most 250 are allowed"
     )
 
 
-def test_prompts_may_go_over_several_lines(tmp_path: Path) -> None:
+def test_prompts_may_span_several_lines(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("a:\n  prompts:\n  - |\n    a cat\n    in the sun\n")
     assert list(read_class_names(path).prompts([])) == [(0, "a cat\nin the sun")]
@@ -140,7 +140,7 @@ values = st.one_of(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.dictionaries(texts, values, min_size=1, max_size=4))
-def test_yaml_and_json_say_the_same(tmp_path: Path, document: dict[str, object]) -> None:
+def test_yaml_and_json_give_the_same_classes(tmp_path: Path, document: dict[str, object]) -> None:
     (tmp_path / "c.json").write_text(json.dumps(document))
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
     from_json, from_yaml = (read_class_names(tmp_path / name) for name in ("c.json", "c.yaml"))

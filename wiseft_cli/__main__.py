@@ -8,10 +8,10 @@ from wiseft_cli.cli.app import main
 def run() -> NoReturn:
     """Run one subcommand and end the process with its exit code."""
     code = main()
-    # lazy: the errors of the launch are of no use to --help
-    from wiseft_cli.cli.launched import leave
+    # lazy: --help needs none of it
+    from wiseft_cli.cli.torchrun import exit_process
 
-    leave(code)
+    exit_process(code)
 
 
 if __name__ == "__main__":

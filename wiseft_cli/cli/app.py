@@ -1,7 +1,6 @@
 """The command `wiseft`: its subcommands, and the one place that turns errors into exit codes.
 
-No subcommand is written here, and nothing heavy is imported here: `--help` of every
-subcommand works where torch cannot be imported.
+Nothing heavy is imported here: `--help` of every subcommand works where torch cannot be imported.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from wiseft_cli import __version__
-from wiseft_cli.cli.console import print_result, talk
+from wiseft_cli.cli.console import print_message, print_result
+from wiseft_cli.cli.help import CONTEXT_SETTINGS, HelpCommand, HelpGroup
 from wiseft_cli.errors import WiseftError
 
 EXIT_INTERRUPTED = 130
@@ -40,7 +40,7 @@ COMMANDS = {
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived; unwinds the stack so that nothing half-written stays behind."""
+    """Raised by SIGTERM; unwinding the stack removes unfinished files."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -57,29 +57,38 @@ def wiseft(
         ),
     ] = False,
 ) -> None:
-    """Hold the options that stand before a subcommand."""
+    """Declare the options before the subcommand."""
 
 
-def build_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
+def build_app(names: Iterable[str] = COMMANDS, *, add_completion: bool = True) -> typer.Typer:
     """Return the command line with some of its subcommands.
 
-    Importing the modules of the others would be a tenth of what a small merge takes.
+    Importing the modules of all subcommands takes a tenth of the time of a small merge.
     """
     app = typer.Typer(
         name="wiseft",
+        cls=HelpGroup,
         help="Take a CLIP-like model from zero-shot to robustly fine-tuned, over safetensors files "
         "(WiSE-FT, arXiv 2109.01903).",
-        epilog="Each command reads files, writes files and exits; results go to stdout, "
-        "talk to stderr.",
+        epilog="Each command reads files, writes files and exits. Results go to stdout, progress "
+        "and messages to stderr. `wiseft COMMAND --help` describes a command.",
+        context_settings=CONTEXT_SETTINGS,
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=add_completion,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
     app.callback()(wiseft)
     for name in names:
-        module, function = COMMANDS[name].split(":")
-        app.command(name)(getattr(import_module(f"wiseft_cli.cli.{module}"), function))
+        module_name, function = COMMANDS[name].split(":")
+        module = import_module(f"wiseft_cli.cli.{module_name}")
+        command = app.command(
+            name,
+            cls=HelpCommand,
+            epilog=getattr(module, "EXAMPLES", None),
+            context_settings=CONTEXT_SETTINGS,
+        )
+        command(getattr(module, function))
     return app
 
 
@@ -89,32 +98,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: The words after `wiseft`; the process's own where None.
     Returns:
-        0 done; 1 wrong input or environment; 2 usage; 3 a gate failed; 130 interrupted;
-        141 whoever read the output stopped reading (`| head -1`), as other programs that a broken
-        pipe ends; 143 terminated. Any other failure is a defect and keeps its traceback.
+        0 done; 1 wrong input or environment; 2 usage; 3 a gate failed; 130 interrupted; 141 the
+        reader of the output closed it (`| head -1`), as for other programs that a broken pipe
+        ends; 143 terminated. Any other failure is a defect and keeps its traceback.
     """
     signal.signal(signal.SIGTERM, _terminate)
     words = list(sys.argv[1:] if arguments is None else arguments)
     is_subcommand = bool(words) and words[0] in COMMANDS
     try:
-        build_app(words[:1] if is_subcommand else COMMANDS)(words, prog_name="wiseft")
+        names = words[:1] if is_subcommand else COMMANDS
+        build_app(names, add_completion=not is_subcommand)(words, prog_name="wiseft")
     except WiseftError as error:
-        talk(f"error: {error.message}")
+        print_message(f"error: {error.message}")
         if error.hint:
-            talk(f"hint: {error.hint}")
+            print_message(f"hint: {error.hint}")
         return error.exit_code
     except SystemExit as leave:
-        if isinstance(leave.__context__, BrokenPipeError):  # typer leaves with 1 then
+        if isinstance(leave.__context__, BrokenPipeError):  # typer exits with 1 then
             return EXIT_READER_GONE
         code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
         if code == EXIT_INTERRUPTED:
-            talk("interrupted")
+            print_message("interrupted")
         return code
-    except KeyboardInterrupt:  # before options were parsed; later it is typer that leaves
-        talk("interrupted")
+    except KeyboardInterrupt:  # before options are parsed; later typer exits
+        print_message("interrupted")
         return EXIT_INTERRUPTED
     except Terminated:
-        talk("terminated")
+        print_message("terminated")
         return EXIT_TERMINATED
     return 0
 

@@ -1,7 +1,4 @@
-"""What the person sees: results on stdout, talk on stderr, a bar only on a terminal.
-
-It does not decide anything and knows no command.
-"""
+"""Output of the commands: results on stdout, messages and progress on stderr."""
 
 from __future__ import annotations
 
@@ -15,22 +12,22 @@ from typing import Any
 from wiseft_cli.errors import OutputError
 
 PLAIN_INTERVAL_SECONDS = 15.0
-"""Seconds between progress lines where stderr is not a terminal."""
+"""Seconds between progress lines if stderr is not a terminal."""
 
 
 def print_result(text: str) -> None:
     """Print one line of the result on stdout.
 
     Raises:
-        OutputError: It cannot be written, such as to a file on a full disk.
-        BrokenPipeError: Whoever read it stopped; `app.py` ends quietly.
+        OutputError: stdout cannot be written, for example a file on a full disk.
+        BrokenPipeError: The reader closed the pipe; `app.py` then exits quietly.
     """
     try:
         print(text, file=sys.stdout, flush=True)
     except BrokenPipeError:
         raise
     except OSError as error:
-        sys.stdout = None  # or leaving flushes, and fails, again
+        sys.stdout = None  # or the exit flushes it, and fails, again
         raise OutputError(f"the result cannot be written to stdout: {error.strerror}") from None
 
 
@@ -39,26 +36,26 @@ def print_json(value: Any) -> None:
     print_result(json.dumps(value, sort_keys=True, ensure_ascii=False))
 
 
-def talk(text: str) -> None:
-    """Print a line for the person on stderr."""
+def print_message(text: str) -> None:
+    """Print a line on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
     """Print a warning on stderr."""
-    talk(f"warning: {text}")
+    print_message(f"warning: {text}")
 
 
 Advance = Callable[..., None]
-"""`advance(n=1, note="")`: n more are done; the note stands behind the bar."""
+"""`advance(n=1, note="")`: n more steps are done; the note is shown beside the bar."""
 
 
 @contextmanager
 def progress(total: int, description: str) -> Iterator[Advance]:
-    """Show progress on stderr: a bar on a terminal, a rare plain line elsewhere.
+    """Show progress on stderr: a bar on a terminal, a plain line now and then elsewhere.
 
     Args:
-        total: Number of steps in all.
+        total: Number of steps.
         description: What is counted, in a few words.
     """
     if sys.stderr.isatty():
@@ -70,7 +67,7 @@ def progress(total: int, description: str) -> Iterator[Advance]:
 
 @contextmanager
 def _bar(total: int, description: str) -> Iterator[Advance]:
-    # lazy: rich costs a tenth of a second, and only a terminal needs it
+    # lazy: rich takes a tenth of a second, and only a terminal needs it
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -105,6 +102,6 @@ def _plain_lines(total: int, description: str) -> Advance:
         done += n
         if time.monotonic() - last >= PLAIN_INTERVAL_SECONDS:
             last = time.monotonic()
-            talk(f"{description}: {done}/{total} {note}".rstrip())
+            print_message(f"{description}: {done}/{total} {note}".rstrip())
 
     return advance

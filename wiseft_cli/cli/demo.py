@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wiseft_cli.cli.console import print_result, talk
+from wiseft_cli.cli.console import print_message, print_result
 
 
 def demo(
@@ -30,7 +30,7 @@ def demo(
     # lazy: torch costs seconds
     from wiseft_cli.demo.pipeline import run_demo
 
-    report = run_demo(out, force=force, say=talk)
+    report = run_demo(out, force=force, say=print_message)
     print_result(report.table.rstrip("\n"))
     print_result(str(report.picture))
     for sentence in report.sentences:

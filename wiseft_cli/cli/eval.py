@@ -168,7 +168,7 @@ def eval_command(
     from wiseft_cli.cli.eval_plan import Request, plan_evaluation
     from wiseft_cli.cli.eval_report import judge, merge_best_alpha, report
     from wiseft_cli.cli.eval_run import RunOptions, evaluate
-    from wiseft_cli.cli.launched import speaking_first
+    from wiseft_cli.cli.torchrun import rank_zero_output
 
     request = Request(
         checkpoints=tuple(checkpoints),
@@ -190,7 +190,7 @@ def eval_command(
         precision=precision.value,
         force=force,
     )
-    with speaking_first() as launch:
+    with rank_zero_output() as launch:
         if workers is None:
             workers = default_workers(launch.local_world_size)
         options = RunOptions(batch_size, workers, device, threads, max_bad)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from wiseft_cli.cli.console import print_json, print_result, talk, warn
+from wiseft_cli.cli.console import print_json, print_message, print_result, warn
 from wiseft_cli.cli.eval_plan import EvalPlan
 from wiseft_cli.errors import GateFailedError
 from wiseft_cli.evaluation.weight_sets import WeightSet, doubts_about_pair
@@ -56,7 +56,7 @@ def merge_best_alpha(plan: EvalPlan, lines: Sequence[ResultLine]) -> None:
     for warning in done.warnings:
         if warning not in told:
             warn(warning)
-    talk(f"wrote {out}: the merge at alpha {alpha.text}, the best on {select_on!r}")
+    print_message(f"wrote {out}: the merge at alpha {alpha.text}, the best on {select_on!r}")
 
 
 def judge(plan: EvalPlan, lines: Sequence[ResultLine]) -> None:
@@ -72,7 +72,7 @@ def judge(plan: EvalPlan, lines: Sequence[ResultLine]) -> None:
     verdicts = [judge_gate(gate, row, baseline, plan.shifts) for gate in plan.gates]
     for verdict in verdicts:
         if verdict.passes:
-            talk(f"gate holds: {verdict}")
+            print_message(f"gate holds: {verdict}")
     broken = [f"  {verdict}" for verdict in verdicts if not verdict.passes]
     if broken:
         title = f"{len(broken)} of {len(verdicts)} gates failed for {plan.judged.name}:"

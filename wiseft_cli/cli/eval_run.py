@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wiseft_cli.cli.console import progress, talk
+from wiseft_cli.cli.console import print_message, progress
 from wiseft_cli.cli.eval_plan import EvalPlan
-from wiseft_cli.cli.launched import telling_own_errors
+from wiseft_cli.cli.torchrun import report_on_this_rank
 from wiseft_cli.compute.torchrun import Launch
 from wiseft_cli.errors import WiseftError
 from wiseft_cli.evaluation.plan import Job, split_held
@@ -38,12 +38,14 @@ def evaluate(plan: EvalPlan, options: RunOptions, launch: Launch) -> list[Result
     done, to_do = split_held(plan.jobs, held if is_reused else (), max_unreadable=options.max_bad)
     if done:
         n_jobs = len(plan.jobs)
-        talk(f"{results} holds {len(done)} of {n_jobs} results already; --force runs them again")
+        print_message(
+            f"{results} holds {len(done)} of {n_jobs} results already; --force runs them again"
+        )
     # Names, the reference or the primary metric may have changed.
     if results is not None and any(line not in held for line in done.values()):
         add_result_lines(results, list(done.values()))
     if to_do or launch.world_size > 1:  # the others wait to hear what is to do
-        with telling_own_errors(WiseftError):
+        with report_on_this_rank(WiseftError):
             done |= _run(to_do, plan, options, launch, results)
     return [done[job] for job in plan.jobs] if launch.is_first else []
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wiseft_cli.cli.console import print_json, print_result, talk
+from wiseft_cli.cli.console import print_json, print_message, print_result
 from wiseft_cli.errors import UsageError
 
 
@@ -59,7 +59,7 @@ def export(
 
     def note(text: str) -> None:
         warnings.append(text)
-        talk(f"note: {text}")
+        print_message(f"note: {text}")
 
     from wiseft_cli.model.export import export_clip  # lazy: torch and open_clip cost seconds
 
@@ -70,7 +70,7 @@ def export(
         pretrained=pretrained,
         random_weights=random_weights,
         force=force,
-        on_model=lambda description: talk(f"model: {description}"),
+        on_model=lambda description: print_message(f"model: {description}"),
         on_note=note,
     )
     if as_json:

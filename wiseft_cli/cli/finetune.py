@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wiseft_cli.cli import finetune_options as options
-from wiseft_cli.cli.console import print_json, print_result, talk
+from wiseft_cli.cli.console import print_json, print_message, print_result
 from wiseft_cli.cli.finetune_recipe import check_device_name
 from wiseft_cli.errors import UsageError
 
@@ -78,7 +78,7 @@ def finetune(
     from wiseft_cli.cli.finetune_estimate import show_estimate
     from wiseft_cli.cli.finetune_report import tell_plan
     from wiseft_cli.cli.finetune_run import RunOptions, default_feature_cache, run_with_progress
-    from wiseft_cli.cli.launched import speaking_first
+    from wiseft_cli.cli.torchrun import rank_zero_output
     from wiseft_cli.training.plan import make_plan
     from wiseft_cli.training.save_interval import Saving, parse_save_interval
     from wiseft_cli.training.starting import Start, clear_finished_run, find_start
@@ -104,7 +104,7 @@ def finetune(
         resume=resume,
         force=force,
     )
-    with speaking_first() as launch:
+    with rank_zero_output() as launch:
         plan = make_plan(
             parent=zeroshot,
             data=data,
@@ -118,7 +118,7 @@ def finetune(
         if launch.is_first:  # the one that has the states
             start = find_start(plan, resume=resume, threads=threads, world_size=launch.world_size)
         if start.digest is not None:
-            talk(f"{plan.output} is there already, made by this very run")
+            print_message(f"{plan.output} is there already, made by this very run")
         else:
             tell_plan(plan, n_processes=launch.world_size)
         if dry_run:

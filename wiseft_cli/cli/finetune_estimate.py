@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from wiseft_cli.cli.console import print_json, progress, talk, warn
+from wiseft_cli.cli.console import print_json, print_message, progress, warn
 from wiseft_cli.compute.disk import free_bytes
 from wiseft_cli.compute.torchrun import Launch
 from wiseft_cli.data.sample_check import unreadable_in_sample
@@ -50,9 +50,11 @@ def show_estimate(
     if options.saving.interval.is_never:
         found = replace(found, state=0)
     free = free_bytes(plan.output.parent)
-    talk(f"memory   about {_describe_memory(found)}, for each process on {device}")
-    talk(f"disk     about {_mb(found.disk)} ({_describe_disk(found)}); {_mb(free)} are free")
-    talk("dry run: nothing was trained, and nothing was written")
+    print_message(f"memory   about {_describe_memory(found)}, for each process on {device}")
+    print_message(
+        f"disk     about {_mb(found.disk)} ({_describe_disk(found)}); {_mb(free)} are free"
+    )
+    print_message("dry run: nothing was trained, and nothing was written")
     if as_json:
         print_json(
             {
@@ -91,7 +93,7 @@ def _check_sample(plan: FinetunePlan) -> list[str]:
             warn(reason)
         left_out += unreadable
         n_decoded = n_tried - len(unreadable)
-        talk(f"decoded  {n_decoded} of {len(images.records)} images of {images.name}")
+        print_message(f"decoded  {n_decoded} of {len(images.records)} images of {images.name}")
     return left_out
 
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from wiseft_cli.cli.console import Advance, talk, warn
+from wiseft_cli.cli.console import Advance, print_message, warn
 from wiseft_cli.training.plan import FinetunePlan
 from wiseft_cli.training.training_data import LabelledSet
 
@@ -38,27 +38,27 @@ def tell_plan(plan: FinetunePlan, *, n_processes: int = 1) -> None:
     """Print what is about to be trained, on what and for how long, and every doubt about it."""
     recipe = plan.recipe
     model = plan.card.model.name if plan.card.model else "?"
-    talk(f"model    {model}, {len(plan.card.classes)} classes, from {plan.parent}")
-    talk(f"train    {_describe_set(plan.train)}")
-    talk(f"classes  {_describe_classes(plan)}")
+    print_message(f"model    {model}, {len(plan.card.classes)} classes, from {plan.parent}")
+    print_message(f"train    {_describe_set(plan.train)}")
+    print_message(f"classes  {_describe_classes(plan)}")
     for labelled in plan.val:
-        talk(f"val      {_describe_set(labelled)}")
+        print_message(f"val      {_describe_set(labelled)}")
     length = f"= {recipe.epochs} epochs x {recipe.steps_per_epoch}"
     if recipe.steps % recipe.steps_per_epoch:
         length = f"of {recipe.steps_per_epoch} an epoch"
     parts = _describe_parts(recipe.batch_size, recipe.micro_batch_size, n_processes)
-    talk(
+    print_message(
         f"steps    {recipe.steps} {length},"
         f" batch size {recipe.batch_size}{parts}, warm-up {recipe.warmup_steps}"
     )
-    talk(
+    print_message(
         f"recipe   AdamW, lr {recipe.lr:g} {_SCHEDULES[recipe.schedule]},"
         f" weight decay {recipe.weight_decay:g}, clip {recipe.clip_grad_norm:g},"
         f" label smoothing {recipe.label_smoothing:g},"
         f" augment {recipe.augment}, batch norm {recipe.batch_norm}, seed {recipe.seed}"
     )
     for note in plan.notes:
-        talk(f"note: {note}")
+        print_message(f"note: {note}")
     for warning in plan.warnings:
         warn(warning)
 
@@ -121,7 +121,7 @@ class Reporter:
         if start.state is None:
             return
         steps_done = start.state.record.steps_done
-        talk(f"resume   after step {steps_done}, from {start.state.path}")
+        print_message(f"resume   after step {steps_done}, from {start.state.path}")
         recipe = self._plan.recipe
         epochs, steps = divmod(steps_done, recipe.steps_per_epoch)
         n_images = epochs * recipe.n_images + min(steps * recipe.batch_size, recipe.n_images)
@@ -132,7 +132,7 @@ class Reporter:
         precision = _describe_precision(ready, self._plan.recipe.precision)
         if self._plan.recipe.precision == "fp16" and ready.device.type == "cpu":
             self._on_warning("fp16 is made for GPUs; on a CPU bf16 or fp32 is faster")
-        talk(
+        print_message(
             f"trains   {_TRAINED[self._plan.recipe.freeze]}: {ready.n_parameters:,} parameters"
             f" in {ready.n_tensors} tensors, on {ready.device}, {precision}"
         )
@@ -164,7 +164,7 @@ class Reporter:
         ]
         if parts:
             when = f"epoch {report.epochs_done}/{self._plan.recipe.epochs}"
-            talk(f"{when if report.epochs_done else 'before'}: {', '.join(parts)}")
+            print_message(f"{when if report.epochs_done else 'before'}: {', '.join(parts)}")
         # The time of an evaluation is not the time of a step.
         self._recent.clear()
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
-from wiseft_cli.cli.console import progress, talk, warn
+from wiseft_cli.cli.console import print_message, progress, warn
 from wiseft_cli.cli.finetune_log import RunLog
 from wiseft_cli.cli.finetune_report import Reporter
-from wiseft_cli.cli.launched import telling_own_errors
+from wiseft_cli.cli.torchrun import report_on_this_rank
 from wiseft_cli.compute.torchrun import Launch
 from wiseft_cli.compute.workers import default_workers
 from wiseft_cli.errors import DatasetError, LostProcessError, ModelError, OutputError
@@ -94,7 +94,7 @@ def run_with_progress(
     if workers is None:
         workers = default_workers(launch.local_world_size)
     with (
-        telling_own_errors(DatasetError, OutputError, LostProcessError, ModelError),
+        report_on_this_rank(DatasetError, OutputError, LostProcessError, ModelError),
         join_process_group(launch, device) as processes,
         progress(recipe.n_draws + encoded, "images") as advance,
     ):
@@ -118,7 +118,7 @@ def run_with_progress(
                 on_encoded=reporter.count_encoded,
                 on_step=follow(reporter.count_step, log.count_step),
                 on_epoch=follow(reporter.tell_epoch, partial(log.tell_epoch, plan)),
-                on_note=talk,
+                on_note=print_message,
                 on_warning=tell_warning,
             ),
             processes=processes,
@@ -155,15 +155,17 @@ def _tell_idle_devices(wanted: str, device: torch.device, launch: Launch) -> Non
     n_devices = torch.cuda.device_count() if device.type == "cuda" else 0
     if launch.world_size == 1 and n_devices > 1 and ":" not in wanted:
         words = shlex.join(sys.argv[1:])
-        talk(
+        print_message(
             f"note: this machine has {n_devices} GPUs and this run takes one; all of them:"
             f" torchrun --nproc-per-node {n_devices} -m wiseft_cli {words}"
         )
 
 
 def _tell_stop(plan: FinetunePlan, stopped: Stopped) -> None:
-    talk(f"stopped after step {stopped.steps_done} of {plan.recipe.steps}")
+    print_message(f"stopped after step {stopped.steps_done} of {plan.recipe.steps}")
     if stopped.state is None:
-        talk("no state was saved: --resume would begin at the first step")
+        print_message("no state was saved: --resume would begin at the first step")
     else:
-        talk(f"the state is {stopped.state}: the same command with --resume goes on from it")
+        print_message(
+            f"the state is {stopped.state}: the same command with --resume goes on from it"
+        )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wiseft_cli.cli.console import Advance, print_json, print_result, progress, talk, warn
+from wiseft_cli.cli.console import Advance, print_json, print_message, print_result, progress, warn
 from wiseft_cli.errors import UsageError, list_some
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _tell(report: MergeReport) -> None:
     ):
         if names:
             noun = "tensor" if len(names) == 1 else "tensors"
-            talk(f"{len(names)} {noun} {what}: {', '.join(list_some(names, limit=3))}")
+            print_message(f"{len(names)} {noun} {what}: {', '.join(list_some(names, limit=3))}")
 
 
 def _result(file: MergedFile, report: MergeReport) -> dict[str, Any]:

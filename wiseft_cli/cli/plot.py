@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from wiseft_cli.cli.console import print_json, print_result, talk, warn
+from wiseft_cli.cli.console import print_json, print_message, print_result, warn
 from wiseft_cli.errors import UsageError
 
 FORMATS = ("png", "svg", "pdf")
@@ -102,7 +102,7 @@ def plot(
         )
         return
     for sentence in robustness_lines(panels):
-        talk(sentence)
+        print_message(sentence)
     print_result(str(output))
 
 

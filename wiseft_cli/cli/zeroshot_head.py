@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from wiseft_cli.checkpoint.atomic import check_output
-from wiseft_cli.cli.console import print_json, print_result, progress, talk, warn
+from wiseft_cli.cli.console import print_json, print_message, print_result, progress, warn
 from wiseft_cli.cli.zeroshot_prompts import read_classes, read_prompt_templates, template_files
 from wiseft_cli.errors import UsageError
 from wiseft_cli.prompts.templates import DEFAULT_TEMPLATES
@@ -117,8 +117,10 @@ def zeroshot_head(
     class_list = read_classes(classes)
     template_list = read_prompt_templates(class_list, templates or [], template or [])
     prompt_count = sum(1 for _ in class_list.prompts(template_list))
-    talk(f"classes: {len(class_list.entries)} from {classes} ({class_list.source_kind})")
-    talk(_describe_templates(class_list, template_list, prompt_count, bool(templates or template)))
+    print_message(f"classes: {len(class_list.entries)} from {classes} ({class_list.source_kind})")
+    print_message(
+        _describe_templates(class_list, template_list, prompt_count, bool(templates or template))
+    )
     warnings = [*class_list.notes]
 
     def note(text: str) -> None:
@@ -126,10 +128,10 @@ def zeroshot_head(
         if isinstance(text, Doubt):
             warn(text)
         else:
-            talk(f"note: {text}")
+            print_message(f"note: {text}")
 
     for text in class_list.notes:
-        talk(f"note: {text}")
+        print_message(f"note: {text}")
 
     # lazy: torch and open_clip cost seconds
     from wiseft_cli.compute.devices import resolve_device
@@ -153,7 +155,7 @@ def zeroshot_head(
             device=resolve_device(device),
             batch_size=batch_size,
             force=force,
-            on_model=lambda description: talk(f"model: {description}"),
+            on_model=lambda description: print_message(f"model: {description}"),
             on_note=note,
             on_progress=advance,
         )

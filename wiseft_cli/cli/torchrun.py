@@ -1,7 +1,4 @@
-"""A command that torchrun started several times: who talks, and how each process leaves.
-
-It knows no command, and starts nothing.
-"""
+"""Output and exit of a command that torchrun runs in several processes."""
 
 from __future__ import annotations
 
@@ -18,44 +15,44 @@ import typer
 from wiseft_cli.compute.torchrun import Launch, read_launch
 from wiseft_cli.errors import CommonDatasetError, WiseftError
 
-SECONDS_TO_TELL = 5.0
-"""How long the other processes wait with an error that process 0 finds too: torchrun ends all as
-soon as one ends, and process 0 is the one that tells it."""
+ERROR_DELAY_SECONDS = 5.0
+"""How long the other processes wait before they exit with an error that process 0 finds too:
+torchrun ends all processes as soon as one ends, and process 0 must have printed the error."""
 
 
-class _OwnError(Exception):
-    """An error that this process alone may have met, and tells."""
+class _OwnRankError(Exception):
+    """An error that perhaps no other process has, and that this process prints."""
 
     def __init__(self, error: WiseftError) -> None:
         self.error = error
 
 
 @contextlib.contextmanager
-def telling_own_errors(*kinds: type[WiseftError]) -> Iterator[None]:
-    """Let this process tell errors of these kinds itself, whichever process it is.
+def report_on_this_rank(*kinds: type[WiseftError]) -> Iterator[None]:
+    """Let this process print errors of these kinds, whatever its rank.
 
-    Those that all processes find alike are left to process 0.
+    Errors that all processes find alike are left to process 0.
     """
     try:
         yield
     except CommonDatasetError:
         raise
     except kinds as error:
-        raise _OwnError(error) from None
+        raise _OwnRankError(error) from None
 
 
 @contextlib.contextmanager
-def speaking_first() -> Iterator[Launch]:
-    """Give this process's place in the run, and keep all but process 0 from talking.
+def rank_zero_output() -> Iterator[Launch]:
+    """Yield the rank of this process, and discard the output of all ranks but 0.
 
-    What every process finds alike, the mistakes of a plan, is told by process 0 alone; an error
-    of `telling_own_errors` is told by the process that met it.
+    Errors that every process finds, such as wrong options, are printed by process 0 alone; an
+    error inside `report_on_this_rank` is printed by the process that met it.
     """
     launch = read_launch()
     if launch.is_first:
         try:
             yield launch
-        except _OwnError as own:
+        except _OwnRankError as own:
             raise own.error from None
         return
     try:
@@ -65,19 +62,19 @@ def speaking_first() -> Iterator[Launch]:
             contextlib.redirect_stderr(nowhere),
         ):
             yield launch
-    except _OwnError as own:
+    except _OwnRankError as own:
         raise own.error from None
     except WiseftError as error:
-        time.sleep(SECONDS_TO_TELL)
+        time.sleep(ERROR_DELAY_SECONDS)
         raise typer.Exit(error.exit_code) from None
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """End this process with an exit code.
 
-    One of several leaves without tearing the interpreter down: torch never frees what exchanges
-    gradients, its gloo threads live until the end, and beside them a teardown is aborted once in
-    some hundred runs.
+    One of several processes exits without tearing the interpreter down: torch never frees DDP's
+    reducer, so gloo's threads live until the end, and a teardown beside them is aborted about
+    once in a hundred runs.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         atexit._run_exitfuncs()

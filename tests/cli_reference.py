@@ -19,6 +19,7 @@ COMMANDS = (
     "diff",
     "datasets",
     "demo",
+    "doctor",
 )
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 

@@ -40,6 +40,7 @@ COMMANDS = (
     "diff",
     "datasets",
     "demo",
+    "doctor",
 )
 
 

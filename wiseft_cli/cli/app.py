@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -17,7 +18,7 @@ import typer
 from wiseft_cli import __version__
 from wiseft_cli.cli.console import print_message, print_result
 from wiseft_cli.cli.help import CONTEXT_SETTINGS, HelpCommand, HelpGroup
-from wiseft_cli.errors import WiseftError
+from wiseft_cli.errors import MissingDependencyError, WiseftError
 
 EXIT_INTERRUPTED = 130
 EXIT_READER_GONE = 141
@@ -35,6 +36,7 @@ COMMANDS = {
     "diff": "diff:diff",
     "datasets": "datasets:datasets",
     "demo": "demo:demo",
+    "doctor": "doctor:doctor",
 }
 """Each subcommand's module in this package and its function, in the order of `--help`."""
 
@@ -109,10 +111,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = words[:1] if is_subcommand else COMMANDS
         build_app(names, add_completion=not is_subcommand)(words, prog_name="wiseft")
     except WiseftError as error:
-        print_message(f"error: {error.message}")
-        if error.hint:
-            print_message(f"hint: {error.hint}")
-        return error.exit_code
+        return _print_error(error)
+    except ModuleNotFoundError as error:
+        if (missing := _missing_dependency(error)) is None:
+            raise
+        return _print_error(missing)
     except SystemExit as leave:
         if isinstance(leave.__context__, BrokenPipeError):  # typer exits with 1 then
             return EXIT_READER_GONE
@@ -127,6 +130,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_message("terminated")
         return EXIT_TERMINATED
     return 0
+
+
+def _print_error(error: WiseftError) -> int:
+    print_message(f"error: {error.message}")
+    if error.hint:
+        print_message(f"hint: {error.hint}")
+    return error.exit_code
+
+
+_PACKAGE_NAMES = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch"}
+"""Names of packages on the index, where modules have another name."""
+
+
+def _missing_dependency(error: ModuleNotFoundError) -> MissingDependencyError | None:
+    """Return the error for a package that a slim installation does not have."""
+    module = (error.name or "").partition(".")[0]
+    if not module or module == "wiseft_cli" or find_spec(module) is not None:
+        return None
+    package = _PACKAGE_NAMES.get(module, module)
+    return MissingDependencyError(
+        f"this command needs the package {package}, which is not installed",
+        hint="pip install wiseft-cli installs everything that wiseft needs; in a slim"
+        f" installation: pip install {package}",
+    )
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Writing whole or not at all: refusals, failures, kills, modes, links."""
+"""Atomic files: rejected outputs, failures, killed writers, modes and links."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ with AtomicFile(Path(sys.argv[1]), force=True) as file:
 
 
 @contextmanager
-def writer_at_work(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that has written half of `path`; it is killed in the end."""
+def unfinished_writer(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start another process that writes half of `path` and is killed at the end."""
     with subprocess.Popen(
         [sys.executable, "-c", WRITE_AND_WAIT, str(path)],
         stdout=subprocess.PIPE,
@@ -118,7 +118,7 @@ def test_a_link_is_written_through(tmp_path: Path) -> None:
     assert (tmp_path / "real").read_text() == "new"
 
 
-def test_a_name_taken_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+def test_an_output_created_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "out"
     with (
         pytest.raises(OutputError, match="created by another process meanwhile"),
@@ -134,7 +134,7 @@ def test_a_name_taken_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
 def test_a_killed_writer_leaves_the_old_output_and_the_next_one_cleans_up(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_text("old")
-    with writer_at_work(path):
+    with unfinished_writer(path):
         pass
     assert path.read_text() == "old"
     assert len(os.listdir(tmp_path)) == 2
@@ -142,14 +142,14 @@ def test_a_killed_writer_leaves_the_old_output_and_the_next_one_cleans_up(tmp_pa
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_the_temporary_file_of_a_living_writer_is_left_alone(tmp_path: Path) -> None:
+def test_the_temporary_file_of_a_running_writer_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "out"
-    with writer_at_work(path):
+    with unfinished_writer(path):
         write_bytes_atomically(path, b"mine")
         assert len(os.listdir(tmp_path)) == 2
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_file_size_limit_raises_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "out"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
@@ -165,11 +165,11 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
 def test_readers_never_see_a_partial_file(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_bytes(b"a" * 100_000)
-    with writer_at_work(path):
+    with unfinished_writer(path):
         assert path.read_bytes() == b"a" * 100_000
 
 
-def test_a_lack_of_room_is_told_before_anything_is_written(
+def test_a_lack_of_space_raises_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = SimpleNamespace(f_bavail=3, f_frsize=4096)
@@ -180,7 +180,7 @@ def test_a_lack_of_room_is_told_before_anything_is_written(
     assert os.listdir(tmp_path) == []
 
 
-def test_outputs_on_one_disk_need_room_together(
+def test_space_for_outputs_on_one_disk_is_added_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = SimpleNamespace(f_bavail=3, f_frsize=4096)
@@ -195,7 +195,7 @@ def test_outputs_on_one_disk_need_room_together(
 
 
 @pytest.mark.parametrize("name", ["file/out", "file/deeper/out"])
-def test_a_file_in_a_folders_place_is_named(tmp_path: Path, name: str) -> None:
+def test_a_file_where_a_folder_is_expected_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError) as caught:
         check_output(tmp_path / name, force=False)
@@ -205,7 +205,7 @@ def test_a_file_in_a_folders_place_is_named(tmp_path: Path, name: str) -> None:
     assert caught.value.hint is None
 
 
-def test_a_disk_that_fills_up_while_writing_is_told(
+def test_a_disk_that_fills_up_while_writing_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> int:
@@ -240,7 +240,7 @@ ls -A
 """
 
 
-def test_a_really_full_disk_is_told_and_left_empty(tmp_path: Path) -> None:
+def test_a_full_tmpfs_raises_and_stays_empty(tmp_path: Path) -> None:
     if shutil.which("unshare") is None:
         pytest.skip("needs unshare")
     done = subprocess.run(
@@ -254,7 +254,7 @@ def test_a_really_full_disk_is_told_and_left_empty(tmp_path: Path) -> None:
     assert done.stdout == "out: cannot be written: No space left on device; nothing was kept\n"
 
 
-def test_a_file_begun_and_never_entered_is_removed_at_exit(tmp_path: Path) -> None:
+def test_a_file_created_without_a_with_block_is_removed_at_exit(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
         "from wiseft_cli.checkpoint.atomic import AtomicFile\n"
@@ -270,13 +270,13 @@ def test_a_file_begun_and_never_entered_is_removed_at_exit(tmp_path: Path) -> No
     assert os.listdir(tmp_path) == []
 
 
-def test_a_long_name_of_wide_letters_can_be_written(tmp_path: Path) -> None:
+def test_a_long_name_of_multibyte_characters_can_be_written(tmp_path: Path) -> None:
     path = tmp_path / ("重" * 80)
     write_bytes_atomically(path, b"x")
     assert path.read_bytes() == b"x"
 
 
-def test_a_file_taken_for_abandoned_before_it_was_locked_is_opened_again(
+def test_a_temporary_file_removed_before_it_was_locked_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = fcntl.flock

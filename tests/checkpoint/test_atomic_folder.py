@@ -1,4 +1,4 @@
-"""Writing a folder whole or not at all: refusals, failures, kills, foreign files."""
+"""Atomic folders: rejected outputs, failures, killed writers and foreign files."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def environment() -> dict[str, str]:
 
 
 @contextmanager
-def writer_at_work(path: Path) -> Iterator[None]:
-    """Another process that has written half of `path`; it is killed in the end."""
+def unfinished_writer(path: Path) -> Iterator[None]:
+    """Start another process that writes half of `path` and is killed at the end."""
     with subprocess.Popen(
         [sys.executable, "-c", WRITE_AND_WAIT, str(path)],
         stdout=subprocess.PIPE,
@@ -67,7 +67,7 @@ def test_the_folder_appears_with_its_manifest(tmp_path: Path) -> None:
     }
 
 
-def test_nothing_stands_under_the_name_before_the_commit(tmp_path: Path) -> None:
+def test_the_folder_does_not_exist_before_the_commit(tmp_path: Path) -> None:
     with AtomicFolder(tmp_path / "out", manifest=MANIFEST) as folder:
         (folder.temporary / "a").write_text("x")
         assert not (tmp_path / "out").exists()
@@ -84,7 +84,7 @@ def test_an_existing_folder_is_refused_and_untouched(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])
-def test_force_replaces_a_folder_written_this_way_as_a_whole(
+def test_force_replaces_all_files_of_a_folder_written_this_way(
     tmp_path: Path, can_exchange: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not can_exchange:
@@ -103,7 +103,7 @@ def test_an_empty_folder_may_be_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("manifest", [None, "{", "[]", '{"files": 3}', '{"files": [3]}'])
-def test_a_folder_with_files_of_others_is_refused_even_with_force(
+def test_a_folder_with_foreign_files_is_refused_even_with_force(
     tmp_path: Path, manifest: str | None
 ) -> None:
     out = tmp_path / "out"
@@ -114,19 +114,18 @@ def test_a_folder_with_files_of_others_is_refused_even_with_force(
         (out / MANIFEST).write_text(manifest)
     with pytest.raises(OutputError) as caught:
         write(out, "new", force=True)
-    assert (
-        caught.value.message
-        == f"{out}: holds what was not written by this command\n  work/thesis.tex"
+    assert caught.value.message == (
+        f"{out}: contains files that this command did not write:\n  work/thesis.tex"
     )
-    assert caught.value.hint == "name another folder with -o, or move these files away"
+    assert caught.value.hint == "name another folder with -o, or move these files elsewhere"
     assert (out / "work" / "thesis.tex").read_text() == "precious"
 
 
-def test_a_file_put_into_the_folder_meanwhile_is_kept(tmp_path: Path) -> None:
+def test_a_file_added_meanwhile_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "out"
     write(out, "old")
     with (
-        pytest.raises(OutputError, match="holds what was not written"),
+        pytest.raises(OutputError, match="contains files that this command did not write"),
         AtomicFolder(out, manifest=MANIFEST, force=True) as folder,
     ):
         (out / "note").write_text("precious")
@@ -135,7 +134,7 @@ def test_a_file_put_into_the_folder_meanwhile_is_kept(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_a_name_taken_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+def test_a_folder_created_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with (
         pytest.raises(OutputError, match="exists already"),
@@ -153,19 +152,17 @@ def test_a_folder_that_holds_an_input_is_refused_even_with_force(tmp_path: Path)
     for path in (tmp_path / "out", tmp_path / "link", tmp_path):
         with pytest.raises(OutputError) as caught:
             check_output_folder(path, manifest=MANIFEST, force=True, inputs=[source])
-        assert caught.value.message == f"{path}: holds an input ({source})"
+        assert caught.value.message == f"{path}: contains an input ({source})"
 
 
 def test_a_file_is_refused_as_a_folder(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("x")
     with pytest.raises(OutputError) as caught:
         write(tmp_path / "out", "new", force=True)
-    assert caught.value.message == (
-        f"{tmp_path / 'out'}: is no folder, expected the name of a folder"
-    )
+    assert caught.value.message == (f"{tmp_path / 'out'}: is a file, expected the name of a folder")
 
 
-def test_a_folder_in_a_missing_one_is_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_a_folder_in_a_missing_folder_is_refused_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(OutputError) as caught:
         write(tmp_path / "no" / "out", "x")
     assert caught.value.hint == f"mkdir -p {tmp_path / 'no'}"
@@ -199,7 +196,7 @@ def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
 def test_a_killed_writer_leaves_the_old_folder_and_the_next_one_cleans_up(tmp_path: Path) -> None:
     out = tmp_path / "out"
     write(out, "old")
-    with writer_at_work(out):
+    with unfinished_writer(out):
         assert (out / "a").read_text() == "old"
     assert sorted(os.listdir(out)) == ["a", MANIFEST]
     assert len(os.listdir(tmp_path)) == 2
@@ -207,13 +204,13 @@ def test_a_killed_writer_leaves_the_old_folder_and_the_next_one_cleans_up(tmp_pa
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_the_temporary_folder_of_a_living_writer_is_left_alone(tmp_path: Path) -> None:
-    with writer_at_work(tmp_path / "out"):
+def test_the_temporary_folder_of_a_running_writer_is_kept(tmp_path: Path) -> None:
+    with unfinished_writer(tmp_path / "out"):
         write(tmp_path / "out", "mine")
         assert len(os.listdir(tmp_path)) == 2
 
 
-def test_a_folder_begun_and_never_entered_is_removed_at_exit(tmp_path: Path) -> None:
+def test_a_folder_created_without_a_with_block_is_removed_at_exit(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
         "from wiseft_cli.checkpoint.atomic_folder import AtomicFolder\n"
@@ -228,9 +225,7 @@ def test_a_folder_begun_and_never_entered_is_removed_at_exit(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("writes", ["plainly", "atomically"])
-def test_a_full_disk_is_told_of_the_final_name_and_leaves_nothing(
-    tmp_path: Path, writes: str
-) -> None:
+def test_a_file_size_limit_names_the_output_and_leaves_nothing(tmp_path: Path, writes: str) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
     try:
@@ -269,7 +264,7 @@ ls -A . out
 """
 
 
-def test_a_really_full_disk_keeps_the_old_folder(tmp_path: Path) -> None:
+def test_a_full_tmpfs_keeps_the_old_folder(tmp_path: Path) -> None:
     if shutil.which("unshare") is None:
         pytest.skip("needs unshare")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The card: canonical form, round trip, unknown fields, damage, joined histories."""
+"""The card: canonical form, round trip, unknown fields, damage and joined histories."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def make_card() -> Card:
     )
 
 
-def test_a_card_comes_back_as_it_was_written() -> None:
+def test_parsing_a_rendered_card_returns_the_card() -> None:
     assert parse_card(render_card(make_card()), PATH) == make_card()
 
 
@@ -61,7 +61,7 @@ def test_fields_of_a_later_version_are_kept() -> None:
     assert json.loads(render_card(card)) == document
 
 
-def test_an_unknown_digest_is_as_wide_as_a_known_one() -> None:
+def test_an_unknown_digest_has_the_width_of_a_known_one() -> None:
     assert len(render_card(replace(make_card(), digest=None))) == len(render_card(make_card()))
 
 
@@ -94,7 +94,7 @@ def test_a_damaged_field_is_named(change: dict[str, object], what: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "nonsense", "[" * 100_000])
-def test_text_that_is_no_card_is_refused(text: str) -> None:
+def test_text_that_is_not_a_card_is_refused(text: str) -> None:
     with pytest.raises(CheckpointError, match=r"^a\.safetensors: damaged card"):
         parse_card(text, PATH)
 

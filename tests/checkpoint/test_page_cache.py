@@ -1,4 +1,4 @@
-"""Writing past the page cache: the same bytes, whatever the file system can do."""
+"""Direct writes give the same bytes as the page cache, whatever the file system can do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from wiseft_cli.checkpoint import page_cache
 from wiseft_cli.checkpoint.atomic import AtomicFile
-from wiseft_cli.checkpoint.page_cache import PAGE_BYTES, UncachedPages
+from wiseft_cli.checkpoint.page_cache import PAGE_BYTES, DirectPages
 from wiseft_cli.errors import OutputError
 
 SIZE = 40 * PAGE_BYTES + 123
@@ -55,7 +55,7 @@ def test_pieces_of_any_size_and_order_give_the_same_bytes(tmp_path: Path, seed: 
     assert (tmp_path / "f").read_bytes() == content.tobytes()
 
 
-def test_memory_that_is_not_aligned_as_the_file_is_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_memory_aligned_differently_from_the_file_gives_the_same_bytes(tmp_path: Path) -> None:
     content = np.random.default_rng(0).integers(0, 256, SIZE, np.uint8)
     with AtomicFile(tmp_path / "f") as file:
         file.bypass_page_cache()
@@ -69,7 +69,7 @@ def test_memory_that_is_not_aligned_as_the_file_is_gives_the_same_bytes(tmp_path
     assert (tmp_path / "f").read_bytes() == content.tobytes()
 
 
-def test_a_file_system_that_refuses_to_open_is_written_through_the_cache(
+def test_a_file_system_without_direct_writes_is_written_through_the_page_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real_open = os.open
@@ -85,21 +85,21 @@ def test_a_file_system_that_refuses_to_open_is_written_through_the_cache(
     assert (tmp_path / "f").read_bytes() == content.tobytes()
 
 
-def test_a_system_without_direct_writes_is_written_through_the_cache(
+def test_a_system_without_o_direct_is_written_through_the_page_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(os, "O_DIRECT", raising=False)
-    pages = UncachedPages(tmp_path / "absent")
+    pages = DirectPages(tmp_path / "absent")
     assert pages.is_refused
     assert pages.write(0, memoryview(bytes(3 * PAGE_BYTES))) == (0, 0)
     pages.close()
 
 
-def test_a_refusal_at_the_first_write_is_not_tried_again(
+def test_a_direct_write_that_was_refused_is_not_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "f").touch()
-    pages = UncachedPages(tmp_path / "f")
+    pages = DirectPages(tmp_path / "f")
     tries = []
 
     def refuse(*_: object) -> int:
@@ -115,7 +115,9 @@ def test_a_refusal_at_the_first_write_is_not_tried_again(
     assert len(tries) == 1
 
 
-def test_a_full_disk_is_told_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_raises_an_error_that_names_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import RunWiseft
 from tests.merging.pairs import tensors, write_foreign, write_pair
-from wiseft_cli.checkpoint.source import open_source
+from wiseft_cli.checkpoint.reader import open_checkpoint
 from wiseft_cli.merging.distance import measure_distances
 
 
@@ -79,7 +79,10 @@ def test_distances_agree_with_numpy_on_whole_tensors(tmp_path: Path) -> None:
     y = (x + 0.01 * random.standard_normal(200_000)).astype(np.float16)
     write_foreign(tmp_path / "a", {"w": x})
     write_foreign(tmp_path / "b", {"w": y})
-    with open_source(tmp_path / "a") as a, open_source(tmp_path / "b") as b:
+    with (
+        open_checkpoint(tmp_path / "a") as a,
+        open_checkpoint(tmp_path / "b") as b,
+    ):
         (found,) = measure_distances(a, b)
     difference = y.astype(np.float64) - x
     relative = np.linalg.norm(difference) / np.linalg.norm(x.astype(np.float64))

@@ -65,7 +65,7 @@ def test_an_existing_folder_is_refused_and_one_with_files_of_others_always(
     assert export(trained, "-o", "clip", "--force") == 0
     Path("clip/notes.txt").write_text("precious")
     assert export(trained, "-o", "clip", "--force") == 1
-    assert "not written by this command\n  notes.txt" in capsys.readouterr().err
+    assert "this command did not write:\n  notes.txt" in capsys.readouterr().err
     assert Path("clip/notes.txt").read_text() == "precious"
 
 

@@ -66,7 +66,7 @@ def test_a_folder_with_one_checkpoint_is_that_checkpoint(tmp_path: Path) -> None
     (checkpoint,) = read_checkpoints([tmp_path / "run"])
     assert (checkpoint.path, checkpoint.name) == (path, "best")
     make_checkpoint(tmp_path / "run" / "last.safetensors", seed=1)
-    with pytest.raises(NotACheckpointError, match="a folder with 2 checkpoints"):
+    with pytest.raises(NotACheckpointError, match="contains 2 checkpoints, expected one"):
         read_checkpoints([tmp_path / "run"])
 
 

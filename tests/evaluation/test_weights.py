@@ -198,7 +198,7 @@ def test_a_file_whose_tensors_are_not_those_of_its_card_is_refused(
     data = bytearray(path.read_bytes())
     data[-2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="its tensors are not those its card was written for"):
+    with pytest.raises(CheckpointError, match="its tensors do not match its card"):
         run(jobs_of([path], images))
 
 

@@ -16,7 +16,7 @@ from tests.merging.pairs import (
     zeroshot_card,
 )
 from wiseft_cli.checkpoint.card import ClassEntry, ModelSpec
-from wiseft_cli.checkpoint.source import open_source
+from wiseft_cli.checkpoint.reader import open_checkpoint
 from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.errors import IncompatibleCheckpointsError
 from wiseft_cli.merging.compatibility import require_compatible
@@ -27,8 +27,8 @@ BLOCK_NAMES = ("conv1.weight", "transformer.resblocks.0.ln_1.weight", "ln_post.b
 
 def refusal(a: Path, b: Path, **options: bool) -> IncompatibleCheckpointsError:
     with (
-        open_source(a) as theta_0,
-        open_source(b) as theta_1,
+        open_checkpoint(a, allow_shards=True) as theta_0,
+        open_checkpoint(b, allow_shards=True) as theta_1,
         pytest.raises(IncompatibleCheckpointsError) as caught,
     ):
         require_compatible(theta_0, theta_1, **options)

@@ -66,7 +66,7 @@ def test_bytes_are_those_of_a_disk_that_only_knows_the_page_cache(
     half = [alpha for alpha in ALPHAS if alpha.value == 0.5]
     direct, cached = tmp_path / "direct.safetensors", tmp_path / "cached.safetensors"
     merge_checkpoints(*pair, [(half[0], direct)])
-    monkeypatch.setattr(page_cache.UncachedPages, "write", lambda *_: (0, 0))
+    monkeypatch.setattr(page_cache.DirectPages, "write", lambda *_: (0, 0))
     merge_checkpoints(*pair, [(half[0], cached)])
     assert direct.read_bytes() == cached.read_bytes()
 
@@ -89,7 +89,7 @@ def test_a_disk_that_fails_while_pieces_are_written_leaves_nothing(
             raise OSError(28, "No space left on device")
         return 0, 0
 
-    monkeypatch.setattr(page_cache.UncachedPages, "write", fail_late)
+    monkeypatch.setattr(page_cache.DirectPages, "write", fail_late)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(OutputError, match="No space left on device"):
         merge_checkpoints(*pair, [(alpha, tmp_path / f"{alpha.text}.st") for alpha in ALPHAS])

@@ -341,8 +341,8 @@ def test_a_flipped_byte_is_an_error_that_names_the_file(tmp_path: Path, side: in
     with pytest.raises(CheckpointError) as caught:
         merge(*pair, tmp_path / "out")
     assert caught.value.message == (
-        f"{pair[side]}: its tensors are not those its card was written for: content digest "
-        f"{documented_digest(pair[side])}, the card says {read_card(pair[side]).digest}"
+        f"{pair[side]}: its tensors do not match its card: content digest "
+        f"{documented_digest(pair[side])}, expected {read_card(pair[side]).digest}"
     )
     assert not (tmp_path / "out").exists()
     assert not [path for path in tmp_path.iterdir() if "tmp" in path.name]

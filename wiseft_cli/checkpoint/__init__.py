@@ -1,1 +1,1 @@
-"""The checkpoint file: header, reader, writer, card, digest."""
+"""The checkpoint file: format, card, digest, reader and atomic writer, without torch."""

@@ -1,7 +1,7 @@
-"""Write a file whole or not at all, and never over something that was not meant.
+"""Write a file completely or not at all, and never overwrite anything unintentionally.
 
-A sibling temporary file is written, flushed to disk and renamed. A process that fails or
-is killed leaves the final name as it was. It knows nothing of what is written.
+A temporary file beside the output is written, flushed to disk and renamed. If the process fails
+or is killed, the output's name still refers to what it referred to before.
 """
 
 from __future__ import annotations
@@ -11,27 +11,116 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 
-from wiseft_cli.checkpoint.page_cache import UncachedPages
+from wiseft_cli.checkpoint.page_cache import DirectPages
 from wiseft_cli.compute.disk import require_space
 from wiseft_cli.errors import OutputError
 
 _TEMPORARY_MARK = ".wiseft-tmp-"
 
+# A signal can arrive after a temporary file is created and before a `with` block can remove it.
+# Its name is therefore recorded before it is created, and removed at exit.
+UNFINISHED: set[Path] = set()
+"""Temporary files and folders of this process, to be removed at exit."""
+
+_OWNER = os.getpid()
+
+
+@atexit.register
+def _remove_unfinished() -> None:
+    if os.getpid() == _OWNER:  # and not in a forked child
+        for temporary in UNFINISHED:
+            remove_file_or_folder(temporary)
+
+
+def remove_file_or_folder(path: Path) -> None:
+    """Remove a file or a folder with its content; errors are ignored."""
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def resolve_output(path: Path) -> Path:
+    """Return the path that is replaced; a link is written through, as a plain open does."""
+    return Path(os.path.realpath(path))
+
+
+def temporary_sibling(target: Path) -> Path:
+    """Return a new temporary name beside an output."""
+    return target.with_name(_temporary_prefix(target) + os.urandom(6).hex())
+
+
+def _temporary_prefix(target: Path) -> str:
+    # File systems limit names in bytes; a character cut in two is dropped.
+    name = os.fsencode(target.name)[:120].decode("utf-8", "ignore")
+    return f".{name}{_TEMPORARY_MARK}"
+
+
+def try_lock(descriptor: int) -> None:
+    """Mark a temporary file or folder as in use until this process closes it or ends."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def remove_abandoned_versions(path: Path) -> None:
+    """Remove the temporary files and folders that killed processes left of one output."""
+    target = resolve_output(path)
+    _remove_abandoned(target.parent, _temporary_prefix(target))
+
+
+def remove_abandoned_files(folder: Path) -> None:
+    """Remove every temporary file that killed processes left in a folder.
+
+    An `AtomicFile` removes only those of its own output. Use this for a folder whose file names
+    change from one output to the next.
+    """
+    _remove_abandoned(folder, ".")
+
+
+def _remove_abandoned(folder: Path, prefix: str) -> None:
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            if entry.name.startswith(prefix) and _TEMPORARY_MARK in entry.name:
+                _remove_if_abandoned(Path(entry.path))
+
+
+def _remove_if_abandoned(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        access = os.O_RDONLY if path.is_dir() else os.O_RDWR
+        descriptor = os.open(path, access | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            # Raises while the process that writes it is alive.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_file_or_folder(path)
+        finally:
+            os.close(descriptor)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's list of names to disk, if its file system can do that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
 
 def check_output(path: Path, *, force: bool, inputs: Sequence[Path] = ()) -> None:
-    """Refuse an output that must not be written, before any work is spent on it.
+    """Reject an output that must not be written, before any work is done.
 
     Args:
-        path: Where the output is to go.
-        force: Whether an existing file may be overwritten.
-        inputs: Files the command reads; the output may be none of them, whatever its name.
+        path: Path of the output.
+        force: Whether an existing file may be replaced.
+        inputs: Files that the command reads; the output must not be one of them under any name.
     Raises:
-        OutputError: The output is an input (also through a link), exists without `force`, is
-            no regular file, or its folder is missing or not writable.
+        OutputError: The output is an input, also through a link; exists without `force`; is not
+            a regular file; or its folder is missing or not writable.
     """
     for source in inputs:
         if path.exists() and source.exists() and os.path.samefile(path, source):
@@ -47,49 +136,43 @@ def check_output(path: Path, *, force: bool, inputs: Sequence[Path] = ()) -> Non
         raise OutputError(
             f"{path}: exists already", hint="name another output with -o, or overwrite with --force"
         )
-    folder = _target(path).parent
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{path}: {folder} is a file, expected a folder")
-    if not folder.is_dir():
-        above = next(parent for parent in folder.parents if parent.exists())
-        if not above.is_dir():
-            raise OutputError(f"{path}: {above} is a file, expected a folder")
-        raise OutputError(f"{path}: its folder {folder} does not exist", hint=f"mkdir -p {folder}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"{path}: no permission to write in the folder {folder}")
+    check_parent(path, resolve_output(path).parent)
 
 
-# A signal may arrive between a temporary file's creation and the moment from which a `with` block
-# would remove it. Its name is therefore noted before there is a file, and looked up at exit.
-_UNFINISHED: set[Path] = set()
-_OWNER = os.getpid()
+def check_parent(path: Path, parent: Path) -> None:
+    """Reject an output whose parent folder is missing or not writable.
+
+    Raises:
+        OutputError: It is.
+    """
+    nearest = next(folder for folder in (parent, *parent.parents) if folder.exists())
+    if not nearest.is_dir():
+        raise OutputError(f"{path}: {nearest} is a file, expected a folder")
+    if nearest != parent:
+        raise OutputError(f"{path}: its folder {parent} does not exist", hint=f"mkdir -p {parent}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: no permission to write in the folder {parent}")
 
 
-@atexit.register
-def _remove_unfinished() -> None:
-    if os.getpid() != _OWNER:  # a forked child that leaves through exit
-        return
-    for temporary in _UNFINISHED:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _target(path: Path) -> Path:
-    # A link is written through, as a plain open for writing would.
-    return Path(os.path.realpath(path))
+def cannot_write(path: Path, error: OSError, *, hint: str | None = None) -> OutputError:
+    """Return the error of a failed write; the hint applies to a lack of space."""
+    lacks_space = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return OutputError(
+        f"{path}: cannot be written: {error.strerror}; nothing was kept",
+        hint=hint if lacks_space else None,
+    )
 
 
 class AtomicFile:
-    """A file being written; it appears under its name only with `commit`.
+    """A file that is being written; `commit` gives it its final name.
 
-    Use it as a context manager: leaving without `commit`, by an error or not, removes the
-    temporary file. A temporary file that a killed process left beside the same output is
-    removed by the next one.
+    Use it as a context manager: leaving it without `commit` removes the temporary file. Creating
+    it removes temporary files that killed processes left beside the same output.
 
     Args:
-        path: The final name.
+        path: Path of the output.
         force: Whether an existing file may be replaced.
-        inputs: Files that the output must not be.
+        inputs: Files that the output must not overwrite.
 
     Raises:
         OutputError: See `check_output`; also a full disk or any other failure to write.
@@ -99,45 +182,39 @@ class AtomicFile:
         check_output(path, force=force, inputs=inputs)
         self.path = path
         self._force = force
-        self._target = _target(path)
+        self._target = resolve_output(path)
         remove_abandoned_versions(path)
         self._committed = False
-        self._uncached: UncachedPages | None = None
-        with self._telling_errors():
+        self._direct: DirectPages | None = None
+        with self._converting_errors():
             self._open_temporary()
-            # Another process may have taken the file for abandoned before it was locked.
+            # Another process may have removed the file as abandoned before it was locked.
             while os.fstat(self._descriptor).st_nlink == 0:
                 os.close(self._descriptor)
-                _UNFINISHED.discard(self._temporary)
+                UNFINISHED.discard(self._temporary)
                 self._open_temporary()
 
     def __enter__(self) -> AtomicFile:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if not self._committed:
-            with contextlib.suppress(OSError):
-                self._temporary.unlink(missing_ok=True)
-        _UNFINISHED.discard(self._temporary)
+            remove_file_or_folder(self._temporary)
+        UNFINISHED.discard(self._temporary)
         with contextlib.suppress(OSError):
-            if self._uncached:
-                self._uncached.close()
+            if self._direct:
+                self._direct.close()
             os.close(self._descriptor)
 
     def bypass_page_cache(self) -> None:
-        """Write whole pages straight to the disk from now on, where the file system can."""
-        self._uncached = UncachedPages(self._temporary)
+        """Write whole pages directly to the disk from now on, if the file system can do that."""
+        self._direct = DirectPages(self._temporary)
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
-        """Write bytes at a position; safe from several threads on ranges of their own."""
+        """Write bytes at an offset; threads may write disjoint ranges at the same time."""
         view = memoryview(data).cast("B")
-        with self._telling_errors():
-            begin, end = self._uncached.write(offset, view) if self._uncached else (0, 0)
+        with self._converting_errors():
+            begin, end = self._direct.write(offset, view) if self._direct else (0, 0)
             self._write_cached(offset, view[:begin])
             self._write_cached(offset + end, view[end:])
 
@@ -148,41 +225,41 @@ class AtomicFile:
             offset += count
 
     def reserve(self, size_bytes: int) -> None:
-        """Give the file its final size, so that a lack of room shows before any work is done.
+        """Set the file's final size, so that a lack of space is found before any work is done.
 
         Raises:
-            OutputError: The disk has less room, or the process may not write files so large.
+            OutputError: The disk has less space, or the process may not write files that large.
         """
-        with self._telling_errors():
+        with self._converting_errors():
             os.ftruncate(self._descriptor, size_bytes)
         require_space([(self.path, size_bytes)])
 
     def flush(self) -> None:
-        """Wait until what was written so far is on the disk."""
-        if self._uncached and not self._uncached.is_refused:
-            return  # all but a few pages went there directly
-        with self._telling_errors():
-            # fdatasync where there is one: the file's times need not be on the disk yet.
+        """Wait until the bytes written so far are on the disk."""
+        if self._direct and not self._direct.is_refused:
+            return  # all but a few pages were written directly
+        with self._converting_errors():
+            # fdatasync where available: the file's times need not be on the disk yet.
             getattr(os, "fdatasync", os.fsync)(self._descriptor)
 
     def commit(self) -> None:
-        """Flush to disk and give the file its final name.
+        """Flush to disk and rename the temporary file to its final name.
 
         Raises:
-            OutputError: The disk is full or failing, or the name was taken meanwhile.
+            OutputError: The disk is full or failing, or the output was created meanwhile.
         """
-        with self._telling_errors():
+        with self._converting_errors():
             os.fsync(self._descriptor)
             if self._force:
                 os.replace(self._temporary, self._target)
             else:
                 self._rename_without_replacing()
             self._committed = True
-            _flush_folder(self._target.parent)
+            flush_folder(self._target.parent)
 
     def _rename_without_replacing(self) -> None:
         try:
-            # A link fails where the name exists, which a rename does not.
+            # A hard link fails if the name exists; a rename would replace it.
             os.link(self._temporary, self._target)
         except FileExistsError:
             raise OutputError(
@@ -190,7 +267,7 @@ class AtomicFile:
                 hint="name another output with -o, or overwrite with --force",
             ) from None
         except OSError:
-            # File systems without hard links: check as late as can be.
+            # File systems without hard links: check as late as possible.
             if os.path.lexists(self._target):
                 raise OutputError(f"{self.path}: exists already") from None
             os.replace(self._temporary, self._target)
@@ -198,84 +275,27 @@ class AtomicFile:
             self._temporary.unlink()
 
     def _open_temporary(self) -> None:
-        self._temporary = self._target.with_name(_mark_of(self._target) + os.urandom(6).hex())
-        _UNFINISHED.add(self._temporary)
-        # 0o666 less the umask, as for any new file; mkstemp would give 0o600.
+        self._temporary = temporary_sibling(self._target)
+        UNFINISHED.add(self._temporary)
+        # 0o666 less the umask, as for any new file; mkstemp would use 0o600.
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._descriptor = os.open(self._temporary, flags, 0o666)
-        # Held while this process lives, so that another can tell an abandoned file by it.
-        with contextlib.suppress(OSError):
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    @property
-    def _room_hint(self) -> str:
-        return f"free space in {self._target.parent}, or name another place with -o"
+        try_lock(self._descriptor)
 
     @contextlib.contextmanager
-    def _telling_errors(self) -> Iterator[None]:
+    def _converting_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise OutputError(
-                    f"{self.path}: cannot be written: {error.strerror}; nothing was kept",
-                    hint=self._room_hint,
-                ) from None
-            raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from None
-
-
-def _mark_of(target: Path) -> str:
-    # Cut by bytes, as file systems count them; a letter cut in two is left out.
-    name = os.fsencode(target.name)[:120].decode("utf-8", "ignore")
-    return f".{name}{_TEMPORARY_MARK}"
-
-
-def remove_abandoned_versions(path: Path) -> None:
-    """Remove the temporary files that killed processes left of one output."""
-    target = _target(path)
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(target.parent):
-            if entry.name.startswith(_mark_of(target)):
-                _remove_if_abandoned(entry.path)
-
-
-def remove_abandoned_files(folder: Path) -> None:
-    """Remove every temporary file that a killed process left in a folder.
-
-    An `AtomicFile` removes only those of its own name. This is for a folder in which names
-    follow one another, so that no later file would have the name.
-    """
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(folder):
-            if entry.name.startswith(".") and _TEMPORARY_MARK in entry.name:
-                _remove_if_abandoned(entry.path)
-
-
-def _remove_if_abandoned(path: str) -> None:
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            # Refused while the process that writes it is alive.
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(path)
-        finally:
-            os.close(descriptor)
-
-
-def _flush_folder(folder: Path) -> None:
-    # The rename itself must survive a power cut; some file systems refuse to flush a folder.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            folder = self._target.parent
+            hint = f"free space in {folder}, or name another place with -o"
+            raise cannot_write(self.path, error, hint=hint) from None
 
 
 def write_bytes_atomically(
     path: Path, data: bytes, *, force: bool = False, inputs: Sequence[Path] = ()
 ) -> None:
-    """Write a small file whole or not at all.
+    """Write a small file completely or not at all.
 
     Raises:
         OutputError: See `AtomicFile`.

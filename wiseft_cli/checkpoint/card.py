@@ -1,9 +1,9 @@
-"""The card: what a checkpoint says of itself, one JSON document in the file's metadata.
+"""The card: a JSON document in a checkpoint's metadata that describes the checkpoint.
 
-It holds everything a later command needs to use the file without a flag: the model's
-config, the preprocessing, the classes, and how the file came to be. Top-level fields
-this version does not know are kept and written back.
-It does not read or write files; `docs/checkpoint-format.md` describes the fields.
+It contains everything a later command needs to use the file without options: the model's
+config, the preprocessing, the classes, and the steps that created the file. Top-level fields
+that this version does not know are kept and written back. This module does not read or write
+files; `docs/checkpoint-format.md` describes the fields.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ SCHEMA = 1
 METADATA_KEY = "wiseft"
 ROLES = ("zeroshot", "finetuned", "merged")
 
+_OBJECT, _NUMBER = (dict, type(None)), (int, float, type(None))
+_TEXT, _INTEGER = (str, type(None)), (int, type(None))
+
 
 @dataclass(frozen=True)
 class ClassEntry:
-    """One class: the id that data sets are joined by, and the name that prompts use."""
+    """One class: the id that joins data sets, and the name that prompts use."""
 
     id: str
     name: str
@@ -32,12 +35,12 @@ class ClassEntry:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The model an image encoder belongs to.
+    """The model that an image encoder belongs to.
 
     Attributes:
-        name: open_clip's name, or the base name of a local folder.
-        source: Pretrained tag, `hf-hub:...`, `sha256:...` of a local weights file, or None
-            for random weights.
+        name: open_clip's model name, or the base name of a local folder.
+        source: Pretrained tag, `hf-hub:...`, `sha256:...` of a local weights file, or None for
+            random weights.
         config: open_clip's model config as resolved for these weights, `quick_gelu` included.
     """
 
@@ -48,7 +51,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class HistoryInput:
-    """One input of a step: the part it played and its content digest."""
+    """One input of a step: its role and its content digest."""
 
     role: str
     digest: str
@@ -56,11 +59,11 @@ class HistoryInput:
 
 @dataclass(frozen=True)
 class HistoryEntry:
-    """One step in a checkpoint's making.
+    """One step that led to a checkpoint.
 
     Attributes:
-        options: Those that affect the result, and nothing else.
-        output: Content digest of what the step wrote; None for the file's own last step.
+        options: The options that affect the result.
+        output: Content digest of the step's output; None for the last step of the file itself.
     """
 
     command: str
@@ -72,18 +75,18 @@ class HistoryEntry:
 
 @dataclass(frozen=True)
 class Card:
-    """What a checkpoint says of itself.
+    """Description of a checkpoint.
 
     Attributes:
         role: `zeroshot`, `finetuned` or `merged`.
-        model: None for a merge of files that are not wiseft's own.
+        model: None for a merge of files without a card.
         preprocess: open_clip's preprocessing fields.
-        classes: In the order of the classification head's rows.
-        templates: The prompt templates, or their digest and count where each class has its own.
-        logit_scale: exp of the stored log value; already inside the classification head.
-        alpha: Exact decimal, weight of the fine-tuned side; merged checkpoints only.
+        classes: In the order of the rows of the classification head.
+        templates: The prompt templates, or their digest and count if every class has its own.
+        logit_scale: exp of the stored log value; already included in the classification head.
+        alpha: Weight of the fine-tuned model, an exact decimal; merged checkpoints only.
         digest: Content digest of the file's tensors; None until it is known.
-        extra: Fields this version does not know.
+        extra: Fields that this version does not know.
     """
 
     role: str
@@ -101,12 +104,12 @@ class Card:
 
 
 def render_card(card: Card) -> str:
-    """Return the card as canonical JSON; an unknown digest takes a slot of the same width."""
+    """Return the card as canonical JSON; an unknown digest becomes a placeholder as wide."""
     return canonical_json(card_document(card))
 
 
 def card_document(card: Card) -> dict[str, Any]:
-    """Return the card as the JSON object that stands in the file."""
+    """Return the card as the JSON object that is stored in the file."""
     document: dict[str, Any] = {
         **card.extra,
         "schema": SCHEMA,
@@ -115,7 +118,10 @@ def card_document(card: Card) -> dict[str, Any]:
         "preprocess": card.preprocess,
         "classes": [vars(entry) for entry in card.classes],
         "templates": card.templates,
-        "history": [_render_entry(entry) for entry in card.history],
+        "history": [
+            {**vars(entry), "inputs": [vars(item) for item in entry.inputs]}
+            for entry in card.history
+        ],
         "digest": card.digest or UNKNOWN_DIGEST,
     }
     for name in ("logit_scale", "alpha", "recipe", "seed"):
@@ -124,15 +130,12 @@ def card_document(card: Card) -> dict[str, Any]:
     return document
 
 
-def _render_entry(entry: HistoryEntry) -> dict[str, Any]:
-    return {**vars(entry), "inputs": [vars(item) for item in entry.inputs]}
-
-
 def parse_card(text: str, path: Path) -> Card:
-    """Read a card from its JSON text; `path` is for messages.
+    """Parse a card from its JSON text; `path` is for messages.
 
     Raises:
-        CheckpointError: Not JSON, written by a newer version, or a field of the wrong kind.
+        CheckpointError: The text is not JSON, was written by a newer version, or has a field of
+            the wrong type.
     """
     try:
         document = json.loads(text)
@@ -146,18 +149,15 @@ def parse_card(text: str, path: Path) -> Card:
             )
         if schema != SCHEMA or isinstance(schema, bool):
             raise TypeError(f"schema is {schema!r:.60}, expected {SCHEMA}")
-        # It must be possible to write it back: no infinity, no NaN, no half of a character.
+        # The card must be writable again: finite numbers, no unpaired surrogates.
         json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
         return _parse_document(document)
     except KeyError as error:
-        raise _damaged(path, f"field {error} is missing") from None
+        fault = f"field {error} is missing"
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise _damaged(path, str(error)) from None
-
-
-def _damaged(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: damaged card (metadata key {METADATA_KEY!r}): {what}",
+        fault = str(error)
+    raise CheckpointError(
+        f"{path}: damaged card (metadata key {METADATA_KEY!r}): {fault}",
         hint="write the file again with the command that made it",
     )
 
@@ -167,22 +167,24 @@ def _parse_document(document: dict[str, Any]) -> Card:
     if role not in ROLES:
         raise ValueError(f"role is {role!r}, expected one of {', '.join(ROLES)}")
     templates = document.pop("templates", [])
-    logit_scale = _expect(
-        document.pop("logit_scale", None), (int, float, type(None)), "logit_scale"
-    )
+    if not isinstance(templates, dict):
+        templates = tuple(
+            _expect(text, str, "templates") for text in _expect(templates, list, "templates")
+        )
+    logit_scale = _expect(document.pop("logit_scale", None), _NUMBER, "logit_scale")
     return Card(
         role=role,
         model=_parse_model(document.pop("model", None)),
-        preprocess=_expect(document.pop("preprocess", None), (dict, type(None)), "preprocess"),
+        preprocess=_expect(document.pop("preprocess", None), _OBJECT, "preprocess"),
         classes=tuple(
             ClassEntry(_expect(entry["id"], str, "class id"), _expect(entry["name"], str, "name"))
             for entry in _expect(document.pop("classes", []), list, "classes")
         ),
-        templates=templates if isinstance(templates, dict) else _strings(templates, "templates"),
+        templates=templates,
         logit_scale=None if logit_scale is None else float(logit_scale),
-        alpha=_expect(document.pop("alpha", None), (str, type(None)), "alpha"),
-        recipe=_expect(document.pop("recipe", None), (dict, type(None)), "recipe"),
-        seed=_expect(document.pop("seed", None), (int, type(None)), "seed"),
+        alpha=_expect(document.pop("alpha", None), _TEXT, "alpha"),
+        recipe=_expect(document.pop("recipe", None), _OBJECT, "recipe"),
+        seed=_expect(document.pop("seed", None), _INTEGER, "seed"),
         history=tuple(
             _parse_entry(entry) for entry in _expect(document.pop("history", []), list, "history")
         ),
@@ -196,7 +198,7 @@ def _parse_model(model: Any) -> ModelSpec | None:
         return None
     return ModelSpec(
         name=_expect(model["name"], str, "model name"),
-        source=_expect(model["source"], (str, type(None)), "model source"),
+        source=_expect(model["source"], _TEXT, "model source"),
         config=_expect(model["config"], dict, "model config"),
     )
 
@@ -210,24 +212,20 @@ def _parse_entry(entry: Any) -> HistoryEntry:
             HistoryInput(_expect(i["role"], str, "role"), _expect(i["digest"], str, "digest"))
             for i in _expect(entry["inputs"], list, "history inputs")
         ),
-        output=_expect(entry["output"], (str, type(None)), "history output"),
+        output=_expect(entry["output"], _TEXT, "history output"),
     )
 
 
 def _expect(value: Any, kinds: type | tuple[type, ...], what: str) -> Any:
-    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+    if not isinstance(value, kinds) or isinstance(value, bool):
         raise TypeError(f"{what} is {value!r:.60}")
     return value
 
 
-def _strings(values: Any, what: str) -> tuple[str, ...]:
-    return tuple(_expect(value, str, what) for value in _expect(values, list, what))
-
-
 def closed_history(card: Card) -> tuple[HistoryEntry, ...]:
-    """Return the card's history with its last output filled in by the card's own digest.
+    """Return the card's history with the last step's output set to the card's own digest.
 
-    This is the form in which a history is carried into the card of a file made from this one.
+    The card of a file made from this one contains the history in this form.
     """
     if not card.history:
         return ()
@@ -235,9 +233,9 @@ def closed_history(card: Card) -> tuple[HistoryEntry, ...]:
 
 
 def join_histories(*cards: Card) -> tuple[HistoryEntry, ...]:
-    """Return the closed histories of several cards as one, each output once, in order.
+    """Return the closed histories of several cards as one, each output once, parents first.
 
-    Each history is in topological order, so their concatenation without repeats is too.
+    Every history is in topological order, so their concatenation without repeats is too.
     """
     joined: dict[str | None, HistoryEntry] = {}
     for card in cards:

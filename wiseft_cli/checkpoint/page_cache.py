@@ -1,11 +1,10 @@
-"""Write whole pages of a large file straight to the disk, past the system's page cache.
+"""Write whole pages of a large file directly to the disk, without the page cache.
 
-Copying an output into the page cache, and finding pages for it, costs more processor time than
-interpolating it, and the cache is filled with what the same command never reads again. Where the
-file system cannot do without (tmpfs of older kernels, systems without O_DIRECT), everything goes
-through the cache as usual, and so do always the bytes before the first and behind the last whole
-page of a piece. Which way was taken never shows in the bytes. It decides neither what is written
-nor when.
+Copying an output into the page cache costs more processor time than interpolating it, and fills
+the cache with data that the same command does not read again. File systems that cannot write
+directly (tmpfs of older kernels, systems without O_DIRECT) use the page cache; so do the bytes
+before the first and after the last whole page of a piece. The bytes of the file are the same
+either way.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ import os
 from pathlib import Path
 
 PAGE_BYTES = 4096
-"""What positions, lengths and memory are aligned to: enough for every common block size."""
+"""Alignment of positions, lengths and memory; a multiple of every common block size."""
 
 
-class UncachedPages:
-    """A second way into an open file, for its whole pages.
+class DirectPages:
+    """A second descriptor of an open file, through which whole pages are written directly.
 
     Args:
-        path: The file; it exists and stays in its place while this is open.
+        path: The file; it exists and keeps its name while this is open.
 
     Attributes:
-        is_refused: Whether the file system has shown that it cannot do so.
+        is_refused: Whether the file system has refused direct writes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,20 +37,20 @@ class UncachedPages:
         self.is_refused = self._descriptor < 0
 
     def close(self) -> None:
-        """Close it; the file itself stays open where it was opened."""
+        """Close the descriptor; the file's other descriptors stay open."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
     def write(self, position: int, view: memoryview) -> tuple[int, int]:
-        """Write the whole pages of a piece, and say which they were.
+        """Write the whole pages of a piece and return the range that was written.
 
         Args:
-            position: Where in the file the piece begins, in bytes.
-            view: The piece. Its whole pages can go past the cache only where memory is aligned
-                as the file is: address and position have the same remainder by a page.
+            position: Offset of the piece in the file, in bytes.
+            view: The piece. Direct writes need its address and `position` to have the same
+                remainder modulo the page size.
         Returns:
-            Begin and end, within the piece, of what has been written; equal where nothing was.
+            Start and end, within the piece, of the bytes written; equal if there are none.
         Raises:
             OSError: The disk is full or failing.
         """
@@ -66,6 +65,6 @@ class UncachedPages:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            # Not this memory, or not this file system after all. What went before stays written.
+            # Refused for this memory or by this file system; earlier pages stay written.
             self.is_refused = done == begin
         return begin, done

@@ -1,105 +1,118 @@
-"""Read a checkpoint lazily: its header at once, each tensor's bytes when asked for.
+"""Open a checkpoint and read its card and tensors, from one file or from shards.
 
-It does not interpret tensors; `model/classifier.py` and `merging/` do.
+Opening reads only headers; the bytes of a tensor are read on request. Tensors are not
+interpreted here: `model/classifier.py` and `merging/` do that.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from types import TracebackType
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from wiseft_cli.checkpoint.card import METADATA_KEY, Card, parse_card
-from wiseft_cli.checkpoint.dtypes import numpy_dtype
-from wiseft_cli.checkpoint.header import (
+from wiseft_cli.checkpoint.digest import content_digest
+from wiseft_cli.checkpoint.format import (
+    FLOATING_DTYPES,
+    MAX_HEADER_BYTES,
     Header,
     TensorInfo,
+    numpy_dtype,
     open_regular_file,
+    read_exactly,
     read_header_from,
 )
 from wiseft_cli.errors import CheckpointError, NotACheckpointError
 
+INDEX_SUFFIX = ".safetensors.index.json"
+FILE_SUFFIX = ".safetensors"
 
-class CheckpointReader:
-    """An open checkpoint; use it as a context manager.
+_CHUNK_BYTES = 1 << 20
 
-    Attributes:
-        path: The file as it was named.
-        header: Its validated header.
 
-    Raises:
-        NotACheckpointError: See `read_header`.
-    """
+class _OpenFile:
+    """One open safetensors file: its descriptor and its header."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = open_regular_file(path)
+        self.descriptor = open_regular_file(path)
         try:
-            self.header: Header = read_header_from(self._descriptor, path)
+            self.header: Header = read_header_from(self.descriptor, path)
         except BaseException:
-            os.close(self._descriptor)
+            self.close()
             raise
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+class CheckpointReader:
+    """An open checkpoint; `open_checkpoint` creates it. Use it as a context manager.
+
+    Attributes:
+        path: The path that was opened.
+        files: Every file it is read from, an index of shards included.
+        tensors: Tensors by name; their offsets count within the file that holds them.
+        metadata: `__metadata__`; for shards, the entries that are equal in all of them.
+    """
+
+    def __init__(self, path: Path, files: Sequence[Path], opened: Sequence[_OpenFile]) -> None:
+        self.path = path
+        self.files = tuple(files)
+        self._opened = tuple(opened)
+        self._file_of = {name: file for file in opened for name in file.header.tensors}
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: file.header.tensors[name] for name, file in self._file_of.items()
+        }
+        self.metadata: Mapping[str, Any] = shared_entries([file.header.metadata for file in opened])
 
     def __enter__(self) -> CheckpointReader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        os.close(self._descriptor)
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """The tensors by name, in the order of the header."""
-        return self.header.tensors
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """The file's `__metadata__`, strings to strings."""
-        return self.header.metadata
+    def __exit__(self, *_: object) -> None:
+        for file in self._opened:
+            file.close()
 
     @cached_property
     def card(self) -> Card | None:
-        """The card, or None where the file has none.
+        """The card, or None if there is none; a checkpoint in several shards has none.
 
         Raises:
             CheckpointError: The card is damaged or newer than this version.
         """
-        text = self.metadata.get(METADATA_KEY)
-        return None if text is None else parse_card(text, self.path)
+        if len(self._opened) > 1 or METADATA_KEY not in self.metadata:
+            return None
+        return parse_card(self.metadata[METADATA_KEY], self._opened[0].path)
+
+    @property
+    def size_bytes(self) -> int:
+        """Total size of the tensors in bytes."""
+        return sum(info.nbytes for info in self.tensors.values())
 
     def read_into(self, name: str, buffer: memoryview, offset: int = 0) -> None:
-        """Fill a buffer with a tensor's bytes from `offset` on; safe from several threads.
+        """Fill a buffer with bytes of a tensor; may be called from several threads.
 
         Args:
-            buffer: Writeable bytes; its length says how many are read.
-            offset: First byte within the tensor.
+            buffer: Writable bytes; its length is the number of bytes to read.
+            offset: Position of the first byte within the tensor.
         Raises:
-            CheckpointError: The file ended or could not be read.
+            CheckpointError: The file ended early or could not be read.
         """
-        info = self.tensors[name]
+        info, file = self.tensors[name], self._file_of[name]
         if offset + buffer.nbytes > info.nbytes:
-            raise ValueError(f"{name} has {info.nbytes} bytes, asked for {offset + buffer.nbytes}")
-        position = info.start + offset
-        while buffer.nbytes:
-            try:
-                count = os.preadv(self._descriptor, [buffer], position)
-            except OSError as error:
-                raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}") from None
-            if count == 0:
-                raise CheckpointError(f"{self.path}: was cut short while it was read")
-            buffer = buffer[count:]
-            position += count
+            raise ValueError(f"{name} has {info.nbytes} bytes, not {offset + buffer.nbytes}")
+        read_exactly(file.descriptor, buffer, info.start + offset, file.path)
 
     def read_array(self, name: str) -> np.ndarray:
-        """Return a tensor as an array of its own memory, C order, in its stored type."""
+        """Return a tensor as a new array in C order, in its stored dtype."""
         info = self.tensors[name]
         array = np.empty(info.shape, dtype=numpy_dtype(info.dtype))
         if info.nbytes:
@@ -107,23 +120,32 @@ class CheckpointReader:
         return array
 
 
-def open_checkpoint(path: Path) -> CheckpointReader:
+def open_checkpoint(path: Path, *, allow_shards: bool = False) -> CheckpointReader:
     """Open a checkpoint for reading.
 
+    Args:
+        path: A safetensors file.
+        allow_shards: Accept also an index of shards (`*.safetensors.index.json`), or a folder
+            that holds one checkpoint.
     Raises:
-        NotACheckpointError: See `read_header`.
+        NotACheckpointError: A file is not a safetensors file, or the folder does not hold
+            exactly one checkpoint.
+        CheckpointError: An index and its shards do not agree.
     """
-    return CheckpointReader(path)
+    file = _only_checkpoint_in(path) if allow_shards and path.is_dir() else path
+    if allow_shards and file.name.endswith(".json"):
+        return _open_shards(file, path)
+    return CheckpointReader(path, [file], [_OpenFile(file)])
 
 
 def read_card(path: Path, *, roles: Sequence[str] | None = None) -> Card:
-    """Return the card of a wiseft checkpoint, reading its header only.
+    """Return the card of a wiseft checkpoint; only the header is read.
 
     Args:
-        roles: The roles that fit; any where None.
+        roles: Accepted roles; None accepts any.
     Raises:
-        NotACheckpointError: Not safetensors, or without a card.
-        CheckpointError: The card is damaged, or the role does not fit.
+        NotACheckpointError: The file is not a safetensors file, or has no card.
+        CheckpointError: The card is damaged, or its role is not accepted.
     """
     with open_checkpoint(path) as reader:
         card = reader.card
@@ -135,3 +157,181 @@ def read_card(path: Path, *, roles: Sequence[str] | None = None) -> Card:
     if roles is not None and card.role not in roles:
         raise CheckpointError(f"{path}: is a {card.role} checkpoint, expected {' or '.join(roles)}")
     return card
+
+
+def stem_of(path: Path) -> str:
+    """Return a checkpoint's name without folder and suffix; for a folder, the folder's name."""
+    name = path.resolve().name if path.is_dir() else path.name
+    for suffix in (INDEX_SUFFIX, FILE_SUFFIX):
+        if name.endswith(suffix) and name != suffix:
+            return name.removesuffix(suffix)
+    return name
+
+
+def shared_entries(mappings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the entries that all of several mappings have with the same value."""
+    first, *others = mappings
+    return {
+        key: value
+        for key, value in first.items()
+        if all(key in other and other[key] == value for other in others)
+    }
+
+
+@dataclass(frozen=True)
+class ContentReport:
+    """Result of reading all data of a checkpoint.
+
+    Attributes:
+        digest: The content digest.
+        not_finite: Number of infinite or NaN elements by tensor; finite tensors are omitted.
+    """
+
+    digest: str
+    not_finite: dict[str, int]
+
+
+def read_content(
+    reader: CheckpointReader, *, on_progress: Callable[[int], None] | None = None
+) -> ContentReport:
+    """Read every tensor once, compute the content digest and count non-finite elements.
+
+    Args:
+        on_progress: Called with the number of bytes read since the last call.
+    Raises:
+        CheckpointError: A file ended early or could not be read.
+    """
+    buffer = np.empty(_CHUNK_BYTES, np.uint8)
+    rows, not_finite = [], {}
+    for info in reader.tensors.values():
+        sha256, count = hashlib.sha256(), 0
+        for offset in range(0, info.nbytes, _CHUNK_BYTES):
+            data = buffer[: min(_CHUNK_BYTES, info.nbytes - offset)]
+            reader.read_into(info.name, data.data, offset)
+            sha256.update(data.data)
+            count += _count_not_finite(info, data)
+            if on_progress:
+                on_progress(data.nbytes)
+        rows.append((info.name, info.dtype, info.shape, sha256.hexdigest()))
+        if count:
+            not_finite[info.name] = count
+    return ContentReport(content_digest(rows), not_finite)
+
+
+def _count_not_finite(info: TensorInfo, data: np.ndarray) -> int:
+    if info.dtype not in FLOATING_DTYPES:
+        return 0
+    with np.errstate(invalid="ignore"):  # inspecting a signalling NaN raises the flag
+        values = data.view(numpy_dtype(info.dtype))
+        return len(values) - int(np.count_nonzero(np.isfinite(values)))
+
+
+def require_card_digest(reader: CheckpointReader, digest: str) -> None:
+    """Reject a checkpoint whose content digest differs from the one in its card.
+
+    Args:
+        digest: The content digest of the tensors as read.
+    Raises:
+        CheckpointError: The two digests differ.
+    """
+    if reader.card is not None and reader.card.digest != digest:
+        raise CheckpointError(
+            f"{reader.path}: its tensors do not match its card: content digest {digest}, "
+            f"expected {reader.card.digest}",
+            hint="the file was damaged or changed by another program; fetch or make it again",
+        )
+
+
+def _only_checkpoint_in(folder: Path) -> Path:
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise NotACheckpointError(f"{folder}: cannot be opened: {error.strerror}") from None
+    indices = [name for name in names if name.endswith(INDEX_SUFFIX)]
+    # The shards of a sharded checkpoint lie beside its index.
+    found = indices or [name for name in names if name.endswith(FILE_SUFFIX)]
+    if not found:
+        raise NotACheckpointError(
+            f"{folder}: contains no *{FILE_SUFFIX} and no *{INDEX_SUFFIX} file"
+        )
+    if len(found) > 1:
+        raise NotACheckpointError(
+            f"{folder}: contains {len(found)} checkpoints, expected one",
+            faults=found,
+            hint="name one of them",
+        )
+    return folder / found[0]
+
+
+def _open_shards(index: Path, path: Path) -> CheckpointReader:
+    shard_of = _read_index(index)
+    shards = sorted(set(shard_of.values()))
+    with ExitStack() as stack:
+        opened = {}
+        for shard in shards:
+            opened[shard] = _OpenFile(index.parent / shard)
+            stack.callback(opened[shard].close)
+        _check_shards(index, shard_of, opened)
+        stack.pop_all()
+    files = [index, *(file.path for file in opened.values())]
+    return CheckpointReader(path, files, list(opened.values()))
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Return the shard of each tensor by name; nothing in the index is trusted."""
+    with os.fdopen(open_regular_file(path), "rb") as file:
+        text = file.read(MAX_HEADER_BYTES + 1)
+    if len(text) > MAX_HEADER_BYTES:
+        raise NotACheckpointError(
+            f"{path}: has more than {MAX_HEADER_BYTES} bytes, too long for an index of shards"
+        )
+    try:
+        document: Any = json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise NotACheckpointError(f"{path}: not a JSON index of shards: {error}") from None
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise NotACheckpointError(
+            f"{path}: not an index of shards: expected an object weight_map from tensors to files"
+        )
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not _is_inside(shard):
+            raise CheckpointError(
+                f"{path}: tensor {name!r}: shard {shard!r}, expected a file name inside the folder"
+            )
+    return weight_map
+
+
+def _is_inside(shard: str) -> bool:
+    try:
+        shard.encode()  # JSON can spell half a surrogate pair, a file name cannot
+    except UnicodeEncodeError:
+        return False
+    parts = PurePosixPath(shard).parts
+    return bool(parts) and not shard.startswith("/") and ".." not in parts and "\0" not in shard
+
+
+def _check_shards(
+    index: Path, shard_of: Mapping[str, str], opened: Mapping[str, _OpenFile]
+) -> None:
+    """Reject an index that does not list exactly the tensors in its shards."""
+    faults = [
+        f"{name}: not in {shard}, where the index places it"
+        for name, shard in shard_of.items()
+        if name not in opened[shard].header.tensors
+    ]
+    for shard, file in opened.items():
+        faults += [
+            f"{name}: in {shard}, but the index "
+            + (f"places it in {shard_of[name]}" if name in shard_of else "does not list it")
+            for name in file.header.tensors
+            if shard_of.get(name) != shard
+        ]
+        if METADATA_KEY in file.header.metadata and len(opened) > 1:
+            faults.append(f"{shard}: has a card of its own, which only a whole checkpoint may have")
+    if faults:
+        raise CheckpointError(
+            f"{index}: does not agree with its shards",
+            faults=faults,
+            hint="fetch the index and all shards again, from the same place",
+        )

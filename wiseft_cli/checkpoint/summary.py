@@ -1,6 +1,6 @@
-"""What can be said of a checkpoint from its headers alone: counts, types, size, its making.
+"""Summarize a checkpoint from its headers: tensor counts, dtypes, size and history.
 
-It reads no tensor; `checkpoint/verify.py` does. It prints nothing.
+Tensor data is not read here; `read_content` does that.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from dataclasses import dataclass
 from math import prod
 
 from wiseft_cli.checkpoint.card import Card, HistoryEntry, closed_history
-from wiseft_cli.checkpoint.source import CheckpointSource
+from wiseft_cli.checkpoint.digest import PREFIX, shorten
+from wiseft_cli.checkpoint.reader import CheckpointReader
+from wiseft_cli.errors import brief
 
-_DIGITS_SHOWN = 12
-_LETTERS_SHOWN = 60
+_MAX_CHARACTERS = 63
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts over a checkpoint's tensors.
+    """Counts over the tensors of a checkpoint.
 
     Attributes:
-        n_parameters: Numbers in all tensors together.
-        size_bytes: Bytes of the files on disk, headers and index included.
-        dtypes: Tensors of each safetensors dtype, the most frequent first.
+        n_parameters: Number of elements in all tensors.
+        size_bytes: Size of the files on disk, headers and index included.
+        dtypes: Number of tensors per safetensors dtype, the most frequent first.
     """
 
     n_tensors: int
@@ -34,30 +35,30 @@ class Summary:
     dtypes: Mapping[str, int]
 
 
-def summarize(source: CheckpointSource) -> Summary:
-    """Count a checkpoint's tensors."""
-    infos = source.tensors.values()
+def summarize(reader: CheckpointReader) -> Summary:
+    """Count the tensors of a checkpoint."""
+    infos = reader.tensors.values()
     return Summary(
         n_tensors=len(infos),
         n_parameters=sum(prod(info.shape) for info in infos),
-        size_bytes=sum(path.stat().st_size for path in source.files),
+        size_bytes=sum(path.stat().st_size for path in reader.files),
         dtypes=dict(Counter(info.dtype for info in infos).most_common()),
     )
 
 
 def draw_history(card: Card) -> list[str]:
-    """Return a card's history as a tree, one step a line, the last step at the root.
+    """Return the history as the lines of a tree, one step per line, the last step at the root.
 
-    A step that was drawn already is named again by its digest only.
+    A step that appears again is shown by its digest only.
     """
     history = closed_history(card)
-    # Where outputs are equal the earlier step made the tensors: a merge at alpha 0 or 1 only gave
-    # them back.
+    # Of steps with equal outputs the earliest created the tensors: a merge at alpha 0 or 1 only
+    # copies one of its inputs.
     made_by = {entry.output: entry for entry in (*history[-1:], *history[:-1])}
     lines: list[str] = []
     drawn: set[int] = set()
-    # What stands before a line, and before the lines below it. A stack of its own: a hostile
-    # card may hold a chain longer than Python's.
+    # Each item: the text before its line, the indentation below it, its digest and its step.
+    # An explicit stack, because a hostile card may be deeper than Python's own.
     pending: list[tuple[str, str, str | None, HistoryEntry | None]] = []
     if history:
         pending.append(("", "", card.digest, history[-1]))
@@ -80,14 +81,6 @@ def _options(entry: HistoryEntry) -> str:
     texts = []
     for name, value in sorted(entry.options.items()):
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        if text.startswith("sha256:"):
-            text = shorten(text)
-        elif len(text) > _LETTERS_SHOWN:
-            text = text[:_LETTERS_SHOWN] + "..."
-        texts.append(f"{name}={text}")
+        shown = shorten(text) if text.startswith(PREFIX) else brief(text, limit=_MAX_CHARACTERS)
+        texts.append(f"{name}={shown}")
     return " ".join(texts)
-
-
-def shorten(digest: str | None) -> str:
-    """Return the first digits of a digest, enough to tell a few files apart."""
-    return (digest or "unknown").removeprefix("sha256:")[:_DIGITS_SHOWN]

@@ -11,7 +11,7 @@ import typer
 from wiseft_cli.cli.console import print_json, print_result, progress
 
 if TYPE_CHECKING:
-    from wiseft_cli.checkpoint.source import CheckpointSource
+    from wiseft_cli.checkpoint.reader import CheckpointReader
     from wiseft_cli.merging.distance import TensorDistance
 
 
@@ -37,11 +37,14 @@ def diff(
     Exits with 0 whatever it finds.
     """
     # lazy: numpy costs a tenth of a second, and --help needs none
-    from wiseft_cli.checkpoint.source import open_source
+    from wiseft_cli.checkpoint.reader import open_checkpoint
     from wiseft_cli.merging.causes import cause_of
     from wiseft_cli.merging.comparison import compare, describe
 
-    with open_source(a) as theta_0, open_source(b) as theta_1:
+    with (
+        open_checkpoint(a, allow_shards=True) as theta_0,
+        open_checkpoint(b, allow_shards=True) as theta_1,
+    ):
         found = compare(theta_0, theta_1)
         differences = describe(found, theta_0, theta_1)
         cause = cause_of(found, theta_0.tensors, theta_1.tensors)
@@ -80,14 +83,14 @@ _CONTENT = {
 }
 
 
-def _equal_content(theta_0: CheckpointSource, theta_1: CheckpointSource) -> bool | None:
+def _equal_content(theta_0: CheckpointReader, theta_1: CheckpointReader) -> bool | None:
     """Whether the cards' digests are equal; None where a file has none."""
     if theta_0.card is None or theta_1.card is None:
         return None
     return theta_0.card.digest == theta_1.card.digest
 
 
-def _measure(theta_0: CheckpointSource, theta_1: CheckpointSource) -> list[TensorDistance]:
+def _measure(theta_0: CheckpointReader, theta_1: CheckpointReader) -> list[TensorDistance]:
     # lazy: as above
     from wiseft_cli.merging.distance import measure_distances
 

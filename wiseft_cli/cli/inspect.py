@@ -12,9 +12,8 @@ from wiseft_cli.errors import CheckpointError, list_some
 
 if TYPE_CHECKING:
     from wiseft_cli.checkpoint.card import Card
-    from wiseft_cli.checkpoint.source import CheckpointSource
+    from wiseft_cli.checkpoint.reader import CheckpointReader, ContentReport
     from wiseft_cli.checkpoint.summary import Summary
-    from wiseft_cli.checkpoint.verify import ContentReport
 
 
 def inspect(
@@ -38,10 +37,10 @@ def inspect(
     Reads the header only, unless --verify asks for the data.
     """
     # lazy: numpy costs a tenth of a second, and --help needs none
-    from wiseft_cli.checkpoint.source import open_source
+    from wiseft_cli.checkpoint.reader import open_checkpoint
     from wiseft_cli.checkpoint.summary import summarize
 
-    with open_source(file) as source:
+    with open_checkpoint(file, allow_shards=True) as source:
         summary = summarize(source)
         content = _read_content(source) if verify else None
         if json:
@@ -52,14 +51,14 @@ def inspect(
             _require_sound(source, content)
 
 
-def _read_content(source: CheckpointSource) -> ContentReport:
-    from wiseft_cli.checkpoint.verify import read_content
+def _read_content(source: CheckpointReader) -> ContentReport:
+    from wiseft_cli.checkpoint.reader import read_content
 
     with progress(source.size_bytes, "verifying (bytes)") as advance:
         return read_content(source, on_progress=advance)
 
 
-def _require_sound(source: CheckpointSource, content: ContentReport) -> None:
+def _require_sound(source: CheckpointReader, content: ContentReport) -> None:
     faults = []
     if source.card is not None and source.card.digest != content.digest:
         faults.append(f"content digest {content.digest}, the card says {source.card.digest}")
@@ -71,7 +70,7 @@ def _require_sound(source: CheckpointSource, content: ContentReport) -> None:
 
 
 def _document(
-    source: CheckpointSource,
+    source: CheckpointReader,
     summary: Summary,
     content: ContentReport | None,
     *,
@@ -101,7 +100,7 @@ def _document(
 
 
 def _print(
-    source: CheckpointSource,
+    source: CheckpointReader,
     summary: Summary,
     content: ContentReport | None,
     *,

@@ -117,7 +117,7 @@ def name_outputs(
         UsageError: There are several alphas and the template has no place for them.
     """
     if template is None:
-        from wiseft_cli.checkpoint.source import stem_of
+        from wiseft_cli.checkpoint.reader import stem_of
 
         stem = stem_of(finetuned)
         return [(alpha, Path(f"{stem}-wiseft-{alpha.text}.safetensors")) for alpha in alphas]

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from wiseft_cli.checkpoint.digest import content_digest
-from wiseft_cli.checkpoint.source import CheckpointSource, open_source
-from wiseft_cli.merging.provenance import require_digest_of_card
+from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint, require_card_digest
 
 _CHUNK_BYTES = 1 << 20
 
@@ -29,17 +28,17 @@ def tensor_digests(path: Path, *, threads: int) -> Mapping[str, str]:
         CheckpointError: The file cannot be read, or its tensors are not those its card was
             written for.
     """
-    with open_source(path) as source, ThreadPoolExecutor(threads) as pool:
+    with open_checkpoint(path) as source, ThreadPoolExecutor(threads) as pool:
         hashes = pool.map(lambda name: _sha256(source, name), source.tensors)
         rows = [
             (info.name, info.dtype, info.shape, sha256)
             for info, sha256 in zip(source.tensors.values(), hashes, strict=True)
         ]
-        require_digest_of_card(source, content_digest(rows))
+        require_card_digest(source, content_digest(rows))
     return {name: f"{dtype} {shape} {sha256}" for name, dtype, shape, sha256 in rows}
 
 
-def _sha256(source: CheckpointSource, name: str) -> str:
+def _sha256(source: CheckpointReader, name: str) -> str:
     sha256 = hashlib.sha256()
     n_bytes = source.tensors[name].nbytes
     buffer = np.empty(min(n_bytes, _CHUNK_BYTES), np.uint8)

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wiseft_cli.checkpoint.card import Card, ClassEntry
-from wiseft_cli.checkpoint.reader import read_card
-from wiseft_cli.checkpoint.source import FILE_SUFFIX, INDEX_SUFFIX, open_source
+from wiseft_cli.checkpoint.reader import FILE_SUFFIX, INDEX_SUFFIX, open_checkpoint, read_card
 from wiseft_cli.errors import CheckpointError, UsageError
 from wiseft_cli.merging.alpha import Alpha
 from wiseft_cli.merging.compatibility import (
@@ -118,7 +117,7 @@ def _file_of(path: Path) -> Path:
             f"{path} is a folder without a checkpoint, expected a checkpoint",
             hint=f"did you mean `--data {shlex.quote(str(path))}`?",
         )
-    with open_source(path) as source:
+    with open_checkpoint(path, allow_shards=True) as source:
         if len(source.files) == 1:
             return source.files[0]
     raise CheckpointError(
@@ -183,7 +182,10 @@ def _require_pair(checkpoints: Sequence[NamedCheckpoint], what: str, example: st
 
 
 def _require_mergeable(theta_0: NamedCheckpoint, theta_1: NamedCheckpoint, *, example: str) -> None:
-    with open_source(theta_0.path) as source_0, open_source(theta_1.path) as source_1:
+    with (
+        open_checkpoint(theta_0.path, allow_shards=True) as source_0,
+        open_checkpoint(theta_1.path, allow_shards=True) as source_1,
+    ):
         try:
             require_roles_in_order(source_0, source_1)
         except CheckpointError as error:
@@ -215,5 +217,8 @@ def _require_one_label_space(theta_0: NamedCheckpoint, theta_1: NamedCheckpoint)
 
 def doubts_about_pair(theta_0: NamedCheckpoint, theta_1: NamedCheckpoint) -> tuple[str, ...]:
     """Return what speaks against the second checkpoint descending from the first."""
-    with open_source(theta_0.path) as source_0, open_source(theta_1.path) as source_1:
+    with (
+        open_checkpoint(theta_0.path, allow_shards=True) as source_0,
+        open_checkpoint(theta_1.path, allow_shards=True) as source_1,
+    ):
         return tuple(doubts_about_descent(source_0, source_1))

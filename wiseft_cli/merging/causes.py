@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from wiseft_cli.checkpoint.header import TensorInfo
+from wiseft_cli.checkpoint.format import TensorInfo
 from wiseft_cli.merging.comparison import Comparison, both_interpolated
 
 _PREFIXES = ("module.", "_orig_mod.", "model.", "state_dict.", "visual.", "base_model.model.")

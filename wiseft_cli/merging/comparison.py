@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from wiseft_cli.checkpoint.card import Card
-from wiseft_cli.checkpoint.header import TensorInfo
-from wiseft_cli.checkpoint.source import CheckpointSource
+from wiseft_cli.checkpoint.format import TensorInfo
+from wiseft_cli.checkpoint.reader import CheckpointReader
 
 INTERPOLATED_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 DISCRETE_DTYPES = frozenset({"BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"})
@@ -44,7 +44,7 @@ class Comparison:
         return not (self.only_0 or self.only_1 or self.shapes or self.dtypes or self.card)
 
 
-def compare(theta_0: CheckpointSource, theta_1: CheckpointSource) -> Comparison:
+def compare(theta_0: CheckpointReader, theta_1: CheckpointReader) -> Comparison:
     """Compare two checkpoints by their headers and cards.
 
     Raises:
@@ -64,7 +64,7 @@ def compare(theta_0: CheckpointSource, theta_1: CheckpointSource) -> Comparison:
     )
 
 
-def describe(found: Comparison, theta_0: CheckpointSource, theta_1: CheckpointSource) -> list[str]:
+def describe(found: Comparison, theta_0: CheckpointReader, theta_1: CheckpointReader) -> list[str]:
     """Return one line for each difference, the cards' first."""
     lines = list(found.card)
     lines += [f"{name}: only in {theta_0.path}" for name in found.only_0]

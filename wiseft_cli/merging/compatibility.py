@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from wiseft_cli.checkpoint.card import Card
-from wiseft_cli.checkpoint.source import CheckpointSource
-from wiseft_cli.checkpoint.summary import shorten
+from wiseft_cli.checkpoint.digest import shorten
+from wiseft_cli.checkpoint.reader import CheckpointReader
 from wiseft_cli.errors import CheckpointError, IncompatibleCheckpointsError, list_some
 from wiseft_cli.merging.causes import cause_of
 from wiseft_cli.merging.comparison import Comparison, both_interpolated, compare, describe
 from wiseft_cli.merging.provenance import card_of_result
 
 
-def require_roles_in_order(theta_0: CheckpointSource, theta_1: CheckpointSource) -> None:
+def require_roles_in_order(theta_0: CheckpointReader, theta_1: CheckpointReader) -> None:
     """Refuse a zero-shot checkpoint in the fine-tuned one's place.
 
     Raises:
@@ -34,7 +34,7 @@ def require_roles_in_order(theta_0: CheckpointSource, theta_1: CheckpointSource)
         )
 
 
-def doubts_about_descent(theta_0: CheckpointSource, theta_1: CheckpointSource) -> Iterator[str]:
+def doubts_about_descent(theta_0: CheckpointReader, theta_1: CheckpointReader) -> Iterator[str]:
     """Yield what speaks against the second checkpoint having been fine-tuned from the first.
 
     The merge is defined for any two, but WiSE-FT's line of good models is one between a
@@ -56,7 +56,7 @@ def doubts_about_descent(theta_0: CheckpointSource, theta_1: CheckpointSource) -
         )
 
 
-def _doubts_about_cards(theta_0: CheckpointSource, theta_1: CheckpointSource) -> Iterator[str]:
+def _doubts_about_cards(theta_0: CheckpointReader, theta_1: CheckpointReader) -> Iterator[str]:
     """Yield what becomes of the card where only one of two checkpoints has one."""
     for source, other in ((theta_0, theta_1), (theta_1, theta_0)):
         if source.card is not None or other.card is None:
@@ -86,8 +86,8 @@ def _parents_of(card: Card) -> list[str]:
 
 
 def require_compatible(
-    theta_0: CheckpointSource,
-    theta_1: CheckpointSource,
+    theta_0: CheckpointReader,
+    theta_1: CheckpointReader,
     *,
     converts: bool = False,
     copies_missing: bool = False,

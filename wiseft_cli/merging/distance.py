@@ -11,8 +11,8 @@ from math import inf, sqrt
 
 import numpy as np
 
-from wiseft_cli.checkpoint.dtypes import numpy_dtype
-from wiseft_cli.checkpoint.source import CheckpointSource
+from wiseft_cli.checkpoint.format import numpy_dtype
+from wiseft_cli.checkpoint.reader import CheckpointReader
 from wiseft_cli.merging.comparison import DISCRETE_DTYPES, INTERPOLATED_DTYPES
 
 _BLOCK = 1 << 16
@@ -38,8 +38,8 @@ class TensorDistance:
 
 
 def measure_distances(
-    theta_0: CheckpointSource,
-    theta_1: CheckpointSource,
+    theta_0: CheckpointReader,
+    theta_1: CheckpointReader,
     *,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[TensorDistance]:
@@ -67,8 +67,8 @@ def measure_distances(
 
 def _measure(
     name: str,
-    theta_0: CheckpointSource,
-    theta_1: CheckpointSource,
+    theta_0: CheckpointReader,
+    theta_1: CheckpointReader,
     buffers: np.ndarray,
     on_progress: Callable[[int], None] | None,
 ) -> TensorDistance:

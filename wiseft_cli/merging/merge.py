@@ -16,7 +16,11 @@ from typing import Any
 
 from wiseft_cli.checkpoint.atomic import check_output
 from wiseft_cli.checkpoint.card import Card
-from wiseft_cli.checkpoint.source import CheckpointSource, open_source
+from wiseft_cli.checkpoint.reader import (
+    CheckpointReader,
+    open_checkpoint,
+    require_card_digest,
+)
 from wiseft_cli.checkpoint.writer import CheckpointWriter
 from wiseft_cli.compute.disk import require_space
 from wiseft_cli.errors import CheckpointError, list_some
@@ -30,7 +34,6 @@ from wiseft_cli.merging.opaque import require_equal_bytes
 from wiseft_cli.merging.plan import MergePlan, plan_merge
 from wiseft_cli.merging.provenance import (
     build_merged_card,
-    require_digest_of_card,
     shared_metadata,
 )
 from wiseft_cli.merging.stream import default_threads, stream_tensors
@@ -99,7 +102,10 @@ def merge_checkpoints(
         CheckpointError: An input is no checkpoint or damaged, or the two do not belong together.
         OutputError: An output must not or cannot be written.
     """
-    with open_source(zeroshot) as theta_0, open_source(finetuned) as theta_1:
+    with (
+        open_checkpoint(zeroshot, allow_shards=True) as theta_0,
+        open_checkpoint(finetuned, allow_shards=True) as theta_1,
+    ):
         inputs = [*theta_0.files, *theta_1.files]
         for _, path in outputs:
             check_output(path, force=force, inputs=inputs)
@@ -128,8 +134,8 @@ def merge_checkpoints(
 class _Merge:
     """Two open inputs and what is to be made of them."""
 
-    theta_0: CheckpointSource
-    theta_1: CheckpointSource
+    theta_0: CheckpointReader
+    theta_1: CheckpointReader
     plan: MergePlan
     options: Mapping[str, Any]
 
@@ -178,8 +184,8 @@ def _write_outputs(
             threads=threads,
             on_progress=partial(on_progress, plan.input_bytes) if on_progress else None,
         )
-        require_digest_of_card(theta_0, done.digest_0)
-        require_digest_of_card(theta_1, done.digest_1)
+        require_card_digest(theta_0, done.digest_0)
+        require_card_digest(theta_1, done.digest_1)
         for alpha, counts in zip(alphas, done.not_finite, strict=True):
             _refuse_if(is_strict, _tell_not_finite(alpha, counts))
         return tuple(

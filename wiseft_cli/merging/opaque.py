@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from wiseft_cli.checkpoint.source import CheckpointSource
+from wiseft_cli.checkpoint.reader import CheckpointReader
 from wiseft_cli.errors import IncompatibleCheckpointsError, list_some
 
 _CHUNK_BYTES = 1 << 19
 
 
 def require_equal_bytes(
-    theta_0: CheckpointSource, theta_1: CheckpointSource, names: Sequence[str]
+    theta_0: CheckpointReader, theta_1: CheckpointReader, names: Sequence[str]
 ) -> None:
     """Refuse tensors that cannot be interpolated and differ, all of them by name.
 
@@ -35,7 +35,7 @@ def require_equal_bytes(
         )
 
 
-def _has_equal_bytes(theta_0: CheckpointSource, theta_1: CheckpointSource, name: str) -> bool:
+def _has_equal_bytes(theta_0: CheckpointReader, theta_1: CheckpointReader, name: str) -> bool:
     size = theta_0.tensors[name].nbytes
     x, y = bytearray(_CHUNK_BYTES), bytearray(_CHUNK_BYTES)
     for offset in range(0, size, _CHUNK_BYTES):

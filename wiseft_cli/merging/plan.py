@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from wiseft_cli.checkpoint.header import TensorInfo
-from wiseft_cli.checkpoint.source import CheckpointSource
-from wiseft_cli.checkpoint.writer import TensorSpec
+from wiseft_cli.checkpoint.format import TensorInfo, TensorSpec
+from wiseft_cli.checkpoint.reader import CheckpointReader
 from wiseft_cli.merging.comparison import DISCRETE_DTYPES, INTERPOLATED_DTYPES
 
 
@@ -70,7 +69,7 @@ class MergePlan:
 
 
 def plan_merge(
-    theta_0: CheckpointSource, theta_1: CheckpointSource, *, dtype: str | None = None
+    theta_0: CheckpointReader, theta_1: CheckpointReader, *, dtype: str | None = None
 ) -> MergePlan:
     """Decide what becomes of each tensor.
 

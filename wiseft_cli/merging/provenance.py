@@ -18,14 +18,13 @@ from wiseft_cli.checkpoint.card import (
     join_histories,
 )
 from wiseft_cli.checkpoint.digest import UNKNOWN_DIGEST
-from wiseft_cli.checkpoint.source import CheckpointSource
-from wiseft_cli.errors import CheckpointError
+from wiseft_cli.checkpoint.reader import CheckpointReader
 from wiseft_cli.merging.alpha import Alpha
 
 
 def build_merged_card(
-    theta_0: CheckpointSource,
-    theta_1: CheckpointSource,
+    theta_0: CheckpointReader,
+    theta_1: CheckpointReader,
     alpha: Alpha,
     *,
     options: Mapping[str, Any],
@@ -63,7 +62,7 @@ def build_merged_card(
     )
 
 
-def card_of_result(theta_0: CheckpointSource, theta_1: CheckpointSource) -> Card | None:
+def card_of_result(theta_0: CheckpointReader, theta_1: CheckpointReader) -> Card | None:
     """Return the card that says what a merge of the two is, None where neither can.
 
     A card speaks for the result only if its file has every tensor that the result will have.
@@ -75,7 +74,7 @@ def card_of_result(theta_0: CheckpointSource, theta_1: CheckpointSource) -> Card
     return None
 
 
-def shared_metadata(theta_0: CheckpointSource, theta_1: CheckpointSource) -> dict[str, str]:
+def shared_metadata(theta_0: CheckpointReader, theta_1: CheckpointReader) -> dict[str, str]:
     """Return the `__metadata__` entries, beside the card, that both inputs have and agree on."""
     shared = _shared([theta_0.metadata, theta_1.metadata])
     return {key: value for key, value in shared.items() if key != METADATA_KEY}
@@ -88,18 +87,3 @@ def _shared(mappings: list[Mapping[str, Any]]) -> dict[str, Any]:
         for key, value in first.items()
         if all(key in other and other[key] == value for other in others)
     }
-
-
-def require_digest_of_card(source: CheckpointSource, digest: str) -> None:
-    """Refuse a checkpoint whose tensors are not those its card was written for.
-
-    Raises:
-        CheckpointError: The card's digest is another than `digest`.
-    """
-    card = source.card
-    if card is not None and card.digest != digest:
-        raise CheckpointError(
-            f"{source.path}: its tensors are not those its card was written for: "
-            f"content digest {digest}, the card says {card.digest}",
-            hint="the file was damaged or changed by another program; fetch or make it again",
-        )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from wiseft_cli.checkpoint.digest import content_digest
-from wiseft_cli.checkpoint.source import CheckpointSource
+from wiseft_cli.checkpoint.reader import CheckpointReader
 from wiseft_cli.checkpoint.writer import CheckpointWriter
 from wiseft_cli.compute.workers import usable_cpus
 from wiseft_cli.merging.alpha import Alpha
@@ -50,8 +50,8 @@ def default_threads() -> int:
 
 def stream_tensors(
     plan: MergePlan,
-    theta_0: CheckpointSource,
-    theta_1: CheckpointSource,
+    theta_0: CheckpointReader,
+    theta_1: CheckpointReader,
     outputs: Sequence[tuple[Alpha, CheckpointWriter]],
     *,
     threads: int,
@@ -91,7 +91,7 @@ def stream_tensors(
     )
 
 
-def _digest_of(source: CheckpointSource, sha256: dict[str, str]) -> str:
+def _digest_of(source: CheckpointReader, sha256: dict[str, str]) -> str:
     return content_digest(
         (info.name, info.dtype, info.shape, sha256[info.name]) for info in source.tensors.values()
     )

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wiseft_cli.checkpoint.dtypes import numpy_dtype
+from wiseft_cli.checkpoint.format import numpy_dtype
 from wiseft_cli.checkpoint.page_cache import PAGE_BYTES
-from wiseft_cli.checkpoint.source import CheckpointSource
+from wiseft_cli.checkpoint.reader import CheckpointReader
 from wiseft_cli.checkpoint.writer import CheckpointWriter
 from wiseft_cli.merging.alpha import Alpha
 from wiseft_cli.merging.interpolate import BlockInterpolation
@@ -43,8 +43,8 @@ class StreamJob:
 
     def __init__(
         self,
-        theta_0: CheckpointSource,
-        theta_1: CheckpointSource,
+        theta_0: CheckpointReader,
+        theta_1: CheckpointReader,
         outputs: Sequence[tuple[Alpha, CheckpointWriter]],
         steps: Sequence[Step],
         *,
@@ -172,7 +172,7 @@ class StreamWorker:
         return buffer, buffer[begin : begin + nbytes]
 
     def _write(self, writer: CheckpointWriter, step: Step, out: Array, buffer: Array) -> None:
-        position = writer.admit(step.name, out.data)
+        position = writer.hash_next(step.name, out.data)
         self._job.write_behind.write(writer, position, out, buffer=buffer, pool=self._pool)
 
     def _only_hash(self, other: TensorInput) -> None:

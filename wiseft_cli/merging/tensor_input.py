@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from wiseft_cli.checkpoint.dtypes import numpy_dtype
-from wiseft_cli.checkpoint.header import TensorInfo
-from wiseft_cli.checkpoint.source import CheckpointSource
+from wiseft_cli.checkpoint.format import TensorInfo, numpy_dtype
+from wiseft_cli.checkpoint.reader import CheckpointReader
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
@@ -30,7 +29,7 @@ class TensorInput:
         sha256: The hash of those.
     """
 
-    source: CheckpointSource
+    source: CheckpointReader
     info: TensorInfo
     buffer: Array
     position: int = 0

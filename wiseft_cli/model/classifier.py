@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wiseft_cli.checkpoint.card import Card, ModelSpec
-from wiseft_cli.checkpoint.header import TensorInfo
+from wiseft_cli.checkpoint.format import TensorInfo
 from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint
 from wiseft_cli.compute.precision import autocast
 from wiseft_cli.errors import CheckpointError, NotACheckpointError, list_some

@@ -20,7 +20,7 @@ from wiseft_cli import __version__
 from wiseft_cli.checkpoint.atomic_folder import AtomicFolder, check_output_folder
 from wiseft_cli.checkpoint.card import HistoryEntry, HistoryInput, join_histories
 from wiseft_cli.checkpoint.digest import UNKNOWN_DIGEST
-from wiseft_cli.checkpoint.tensors_file import write_tensors_file
+from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.model.classifier import state_arrays
 from wiseft_cli.model.encoder_checkpoint import EncoderCheckpoint, load_encoder, put_encoder
 from wiseft_cli.model.full_clip import FullClip, load_full_clip
@@ -94,8 +94,11 @@ def export_clip(
     with AtomicFolder(output, manifest=MANIFEST_NAME, force=force, inputs=inputs) as folder:
         config = _write_config(folder.temporary, source, full, encoder)
         check_tokenizer(folder.temporary, config["text_cfg"], full.tokenizer)
-        digest = write_tensors_file(
-            folder.temporary / WEIGHTS_NAME, state_arrays(full.model), metadata={"format": "pt"}
+        digest = write_checkpoint(
+            folder.temporary / WEIGHTS_NAME,
+            state_arrays(full.model),
+            None,
+            metadata={"format": "pt"},
         )
         folder.commit(_facts(full, encoder, digest))
     for note in _tokenizer_notes(output, config["text_cfg"]):

@@ -18,7 +18,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from wiseft_cli.checkpoint.header import read_header
+from wiseft_cli.checkpoint.format import read_header
 from wiseft_cli.errors import ModelError, NotACheckpointError, list_some
 from wiseft_cli.model.classifier import HEAD_WEIGHT
 from wiseft_cli.model.quiet import quiet_libraries

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from wiseft_cli.checkpoint.card import Card
-from wiseft_cli.checkpoint.dtypes import safetensors_dtype
+from wiseft_cli.checkpoint.format import TensorSpec, safetensors_dtype
 from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint
-from wiseft_cli.checkpoint.writer import CheckpointWriter, TensorSpec
+from wiseft_cli.checkpoint.writer import CheckpointWriter
 from wiseft_cli.errors import CheckpointError, list_some
 from wiseft_cli.model.classifier import ImageClassifier
 from wiseft_cli.training.state_record import RECORD_TENSOR, StateRecord, encode_record

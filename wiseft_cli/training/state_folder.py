@@ -17,9 +17,7 @@ from pathlib import Path
 
 from wiseft_cli.checkpoint.atomic import remove_abandoned_files
 from wiseft_cli.checkpoint.card import Card
-from wiseft_cli.checkpoint.reader import open_checkpoint
-from wiseft_cli.checkpoint.source import open_source
-from wiseft_cli.checkpoint.verify import read_content
+from wiseft_cli.checkpoint.reader import open_checkpoint, read_content
 from wiseft_cli.compute.disk import free_bytes
 from wiseft_cli.errors import CheckpointError, OutputError
 from wiseft_cli.training.state_record import StateRecord, read_record
@@ -85,7 +83,7 @@ def find_newest_intact(output: Path, on_damaged: Callable[[str], None]) -> Found
 
 
 def _open_intact(path: Path) -> FoundState:
-    with open_source(path) as source:
+    with open_checkpoint(path) as source:
         card, digest = source.card, read_content(source).digest
     if card is None or card.digest != digest:
         raise CheckpointError(f"{path}: is damaged, its content is not what was written")

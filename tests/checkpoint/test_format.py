@@ -1,4 +1,4 @@
-"""Every way a file can lie: one message with its name, and nothing read beyond the header."""
+"""Hostile and damaged files: one message that names the file, before any tensor is read."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import RunWiseft
 from tests.merging.pairs import write_foreign, write_pair
-from wiseft_cli.checkpoint.header import read_header
+from wiseft_cli.checkpoint.format import read_header
 from wiseft_cli.checkpoint.reader import open_checkpoint
-from wiseft_cli.checkpoint.source import open_source
 from wiseft_cli.errors import CheckpointError, NotACheckpointError, WiseftError
 
 
@@ -36,21 +35,20 @@ def entry(shape: Any, offsets: Any, dtype: Any = "F32") -> dict[str, Any]:
 GOOD = container({"w": entry([2], [0, 8])}, b"\0" * 8)
 
 HOSTILE: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "0 bytes are too few for a safetensors file (at least 10)"),
-    "seven bytes": (b"1234567", "7 bytes are too few for a safetensors file (at least 10)"),
+    "empty": (b"", "0 bytes, a safetensors file has at least 10"),
+    "seven bytes": (b"1234567", "7 bytes, a safetensors file has at least 10"),
     "header beyond the file": (
         (1000).to_bytes(8, "little") + b"{}",
         "truncated: the header ends at byte 1008, the file at byte 10",
     ),
     "header over the cap": (
         (100_000_001).to_bytes(8, "little") + b"{}",
-        "not a safetensors file: its header would be 100000001 bytes long, "
-        "and the format allows 100000000",
+        "not a safetensors file: its header would have 100000001 bytes, the maximum is 100000000",
     ),
     "header length of all ones": (
         b"\xff" * 8 + b"{}",
-        "not a safetensors file: its header would be 18446744073709551615 bytes long, "
-        "and the format allows 100000000",
+        "not a safetensors file: its header would have 18446744073709551615 bytes, "
+        "the maximum is 100000000",
     ),
     "not JSON": (
         container(b"{nonsense"),
@@ -62,18 +60,21 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         "damaged header: not JSON: Expecting value: line 1 column 1 (char 0)",
     ),
     "a list": (container([]), "damaged header: expected a JSON object"),
-    "bad UTF-8": (container(b'{"\xff": 1}'), "damaged header: not UTF-8 at byte 10"),
-    "half a character": (
+    "bad UTF-8": (
+        container(b'{"\xff": 1}'),
+        "damaged header: 'utf-8' codec can't decode byte 0xff",
+    ),
+    "unpaired surrogate": (
         container(b'{"\\ud800": 1}'),
-        "damaged header: name '\\ud800' has half a character",
+        "damaged header: 'utf-8' codec can't encode character '\\ud800'",
     ),
     "name used twice": (
         container(b'{"w": {}, "v": {}, "w": {}, "v": {}}'),
-        "damaged header: name used twice: 'v', 'w'",
+        "damaged header: duplicate names: 'v', 'w'",
     ),
     "field used twice": (
         container(b'{"w": {"dtype": "F32", "dtype": "F32", "shape": [], "data_offsets": [0, 4]}}'),
-        "damaged header: name used twice: 'dtype'",
+        "damaged header: duplicate names: 'dtype'",
     ),
     "metadata of numbers": (
         container({"__metadata__": {"step": 3}}),
@@ -101,55 +102,55 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     ),
     "negative extent": (
         container({"w": entry([-1], [0, 4])}),
-        "damaged header: tensor 'w': shape [-1] is not a list of whole numbers from 0",
+        "damaged header: tensor 'w': shape [-1], expected a list of integers from 0",
     ),
     "fractional extent": (
         container({"w": entry([1.0], [0, 4])}),
-        "damaged header: tensor 'w': shape [1.0] is not a list of whole numbers from 0",
+        "damaged header: tensor 'w': shape [1.0], expected a list of integers from 0",
     ),
     "boolean extent": (
         container({"w": entry([True], [0, 4])}),
-        "damaged header: tensor 'w': shape [True] is not a list of whole numbers from 0",
+        "damaged header: tensor 'w': shape [True], expected a list of integers from 0",
     ),
     "negative offset": (
         container({"w": entry([1], [-4, 0])}),
-        "damaged header: tensor 'w': data_offsets [-4, 0] are not a begin and an end",
+        "damaged header: tensor 'w': data_offsets [-4, 0], expected a start and an end",
     ),
     "offsets in the wrong order": (
         container({"w": entry([1], [4, 0])}, b"\0" * 4),
-        "damaged header: tensor 'w': data_offsets [4, 0] are not a begin and an end",
+        "damaged header: tensor 'w': data_offsets [4, 0], expected a start and an end",
     ),
     "three offsets": (
         container({"w": entry([1], [0, 4, 8])}, b"\0" * 8),
-        "damaged header: tensor 'w': data_offsets [0, 4, 8] are not a begin and an end",
+        "damaged header: tensor 'w': data_offsets [0, 4, 8], expected a start and an end",
     ),
     "wrong size for the shape": (
         container({"w": entry([3], [0, 8])}, b"\0" * 8),
-        "damaged header: tensor 'w': 8 bytes of data, but F32 of shape [3] takes 12",
+        "damaged header: tensor 'w': 8 bytes of data, expected 12 for F32 of shape [3]",
     ),
     "half a byte": (
         container({"w": entry([3], [0, 2], "F4")}, b"\0" * 2),
-        "damaged header: tensor 'w': 2 bytes of data, but F4 of shape [3] takes 1.5",
+        "damaged header: tensor 'w': 2 bytes of data, expected 1.5 for F4 of shape [3]",
     ),
     "a size that overflows to the right one": (
         container({"w": entry([2**62 + 1, 4], [0, 16])}, b"\0" * 16),
-        "damaged header: tensor 'w': 16 bytes of data, but F32 of shape "
-        "[4611686018427387905, 4] more than any file holds",
+        "damaged header: tensor 'w': 16 bytes of data, expected more than any file holds "
+        "for F32 of shape [4611686018427387905, 4]",
     ),
     "overlapping tensors": (
         container({"a": entry([2], [0, 8]), "b": entry([2], [4, 12])}, b"\0" * 12),
-        "damaged header: tensor 'b' overlaps the tensor before it "
+        "damaged header: tensor 'b' overlaps the previous tensor "
         "(begins at byte 135, expected 139)",
     ),
     "a gap": (
         container({"a": entry([1], [0, 4]), "b": entry([1], [8, 12])}, b"\0" * 12),
-        "damaged header: tensor 'b' leaves a gap (begins at byte 139, expected 135)",
+        "damaged header: tensor 'b' follows a gap (begins at byte 139, expected 135)",
     ),
     "truncated data": (
         GOOD[:-1],
         "truncated: the tensors end at byte 77, the file at byte 76",
     ),
-    "trailing bytes": (GOOD + b"\0", "damaged: 1 bytes behind the last tensor"),
+    "trailing bytes": (GOOD + b"\0", "damaged: 1 byte after the last tensor"),
     "git LFS pointer": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n",
         "is a Git LFS pointer, expected a safetensors file",
@@ -185,7 +186,7 @@ def test_a_hostile_file_is_refused_with_one_message(path: Path, case: str) -> No
     assert "\n" not in caught.value.message
 
 
-def test_a_zip_of_torch_is_recognised(path: Path) -> None:
+def test_a_zip_archive_of_torch_save_is_recognized(path: Path) -> None:
     torch.save({"w": torch.zeros(1)}, path)
     assert zipfile.is_zipfile(path)
     with pytest.raises(NotACheckpointError) as caught:
@@ -196,7 +197,7 @@ def test_a_zip_of_torch_is_recognised(path: Path) -> None:
     assert caught.value.hint == "save its state dict with safetensors.torch.save_file first"
 
 
-def test_a_folder_a_pipe_and_nothing_are_refused(tmp_path: Path) -> None:
+def test_a_folder_a_pipe_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name, said in (
         ("", "is a folder, expected a safetensors file"),
@@ -217,14 +218,14 @@ def test_a_file_without_permission_is_refused(path: Path) -> None:
     assert caught.value.message == f"{path}: cannot be opened: Permission denied"
 
 
-def test_a_long_hostile_name_is_cut_in_the_message(path: Path) -> None:
+def test_a_long_name_is_shortened_in_the_message(path: Path) -> None:
     path.write_bytes(container({"x" * 10_000_000: entry([1], [0, 5])}))
     with pytest.raises(NotACheckpointError) as caught:
         read_header(path)
     assert len(caught.value.message) < len(str(path)) + 300
 
 
-def test_a_shape_whose_product_would_take_hours_is_refused_at_once(path: Path) -> None:
+def test_a_shape_with_a_huge_product_is_refused_immediately(path: Path) -> None:
     path.write_bytes(container({"w": entry([10**4000] * 2000, [0, 4])}))
     with pytest.raises(NotACheckpointError, match="more than any file holds"):
         read_header(path)
@@ -242,13 +243,13 @@ def test_a_hundred_thousand_tensors_are_read(path: Path) -> None:
     assert len(read_header(path).tensors) == 100_000
 
 
-def test_a_file_cut_short_after_its_header_was_read_is_told(path: Path) -> None:
+def test_a_file_truncated_after_its_header_was_read_raises(path: Path) -> None:
     path.write_bytes(GOOD)
     with open_checkpoint(path) as reader:
         os.truncate(path, len(GOOD) - 4)
         with pytest.raises(CheckpointError) as caught:
             reader.read_array("w")
-    assert caught.value.message == f"{path}: was cut short while it was read"
+    assert caught.value.message == f"{path}: was truncated while it was being read"
 
 
 CARD = {"schema": 1, "role": "zeroshot", "digest": "sha256:" + "0" * 64}
@@ -268,14 +269,17 @@ CARD = {"schema": 1, "role": "zeroshot", "digest": "sha256:" + "0" * 64}
 )
 def test_a_damaged_or_foreign_card_is_refused(path: Path, text: str, what: str) -> None:
     write_foreign(path, {"w": np.zeros(1)}, {"wiseft": text})
-    with open_source(path) as source, pytest.raises(CheckpointError) as caught:
+    with (
+        open_checkpoint(path) as source,
+        pytest.raises(CheckpointError) as caught,
+    ):
         source.card  # noqa: B018
     begin = f"{path}: damaged card (metadata key 'wiseft'): {what}"
     assert caught.value.message.startswith(begin)
 
 
 @given(data=st.data())
-def test_no_change_of_bytes_escapes_as_anything_but_a_message(
+def test_changed_bytes_raise_nothing_but_wiseft_errors_that_name_the_file(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("fuzz")
@@ -288,7 +292,7 @@ def test_no_change_of_bytes_escapes_as_anything_but_a_message(
     (folder / "broken").write_bytes(broken[:cut])
     refusals = []
     try:
-        with open_source(folder / "broken") as source:
+        with open_checkpoint(folder / "broken") as source:
             _ = source.card
     except WiseftError as error:
         refusals.append(error.message)
@@ -296,7 +300,7 @@ def test_no_change_of_bytes_escapes_as_anything_but_a_message(
 
 
 @given(st.dictionaries(st.text(max_size=5), st.integers(0, 3), max_size=4), st.binary(max_size=16))
-def test_what_the_official_reader_refuses_is_refused_here(
+def test_a_file_is_refused_exactly_when_the_official_reader_refuses_it(
     tmp_path_factory: pytest.TempPathFactory, sizes: dict[str, int], tail: bytes
 ) -> None:
     path = tmp_path_factory.mktemp("pair") / "x"
@@ -317,7 +321,7 @@ def test_what_the_official_reader_refuses_is_refused_here(
 
 @pytest.mark.parametrize("case", ["truncated data", "git LFS pointer", "name used twice"])
 @pytest.mark.parametrize("command", ["merge", "inspect", "diff"])
-def test_every_command_says_it_and_writes_nothing(
+def test_every_command_reports_the_damage_and_writes_nothing(
     tmp_path: Path, run_wiseft: RunWiseft, case: str, command: str
 ) -> None:
     write_foreign(tmp_path / "good", {"w": np.zeros(2, np.float32)})

@@ -1,4 +1,4 @@
-"""The checkpoint file as a whole: round trip, same bytes, digest, layout, readers of others."""
+"""The written file: round trip, reproducible bytes, digest, layout, other readers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from wiseft_cli.checkpoint.card import Card, ClassEntry, HistoryEntry, ModelSpec
-from wiseft_cli.checkpoint.header import read_header
+from wiseft_cli.checkpoint.format import read_header
 from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
 from wiseft_cli.checkpoint.writer import CheckpointWriter, TensorSpec, write_checkpoint
 from wiseft_cli.errors import CheckpointError, NotACheckpointError
@@ -49,7 +49,7 @@ def make_tensors() -> dict[str, np.ndarray]:
     }
 
 
-def test_every_tensor_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_every_tensor_is_read_back_bit_for_bit(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_checkpoint(path, make_tensors(), make_card())
     with open_checkpoint(path) as reader:
@@ -61,7 +61,7 @@ def test_every_tensor_comes_back_bit_for_bit(tmp_path: Path) -> None:
             assert found.tobytes() == array.tobytes()
 
 
-def test_safetensors_and_torch_read_what_is_written(tmp_path: Path) -> None:
+def test_safetensors_and_torch_read_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_checkpoint(path, make_tensors(), make_card())
     loaded = safetensors.torch.load_file(path)
@@ -71,7 +71,7 @@ def test_safetensors_and_torch_read_what_is_written(tmp_path: Path) -> None:
     assert loaded["visual.bfloat"].dtype == torch.bfloat16
 
 
-def test_a_file_without_further_metadata_equals_the_official_writer(tmp_path: Path) -> None:
+def test_the_data_equals_that_of_the_official_writer(tmp_path: Path) -> None:
     tensors = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.array([1], np.int64)}
     ours = tmp_path / "ours.safetensors"
     write_checkpoint(ours, tensors, make_card())
@@ -85,8 +85,8 @@ def test_a_file_without_further_metadata_equals_the_official_writer(tmp_path: Pa
 def test_every_tensor_is_aligned_to_its_type(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_checkpoint(path, make_tensors(), make_card())
+    assert read_header(path).data_start % 8 == 0
     with open_checkpoint(path) as reader:
-        assert reader.header.data_start % 8 == 0
         for info in reader.tensors.values():
             assert info.start % reader.read_array(info.name).dtype.itemsize == 0
 
@@ -94,7 +94,7 @@ def test_every_tensor_is_aligned_to_its_type(tmp_path: Path) -> None:
 def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
-        "from tests.checkpoint.test_file import make_card, make_tensors\n"
+        "from tests.checkpoint.test_writer import make_card, make_tensors\n"
         "from wiseft_cli.checkpoint.writer import write_checkpoint\n"
         "write_checkpoint(Path(sys.argv[1]), make_tensors(), make_card())\n"
     )
@@ -121,7 +121,7 @@ def test_the_digest_is_the_documented_hash(tmp_path: Path) -> None:
     assert read_card(path).digest == expected
 
 
-def test_tensors_may_be_written_in_pieces_and_in_turns(tmp_path: Path) -> None:
+def test_tensors_may_be_written_in_alternating_pieces(tmp_path: Path) -> None:
     whole = tmp_path / "whole.safetensors"
     tensors = {"a": np.arange(4, dtype=np.float32), "b": np.arange(8, dtype=np.int64)}
     write_checkpoint(whole, tensors, make_card())
@@ -136,10 +136,10 @@ def test_tensors_may_be_written_in_pieces_and_in_turns(tmp_path: Path) -> None:
     assert pieces.read_bytes() == whole.read_bytes()
 
 
-def test_a_tensor_left_unfinished_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
+def test_an_incomplete_tensor_raises_and_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     with (
-        pytest.raises(ValueError, match="not written to the end: a"),
+        pytest.raises(ValueError, match="incomplete tensors: a"),
         CheckpointWriter(path, [TensorSpec("a", "F32", (4,))], make_card()) as writer,
     ):
         writer.append("a", b"1234")
@@ -147,7 +147,7 @@ def test_a_tensor_left_unfinished_is_refused_and_leaves_no_file(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_digest_known_late_fills_its_slot(tmp_path: Path) -> None:
+def test_a_digest_known_at_the_end_replaces_its_placeholder(tmp_path: Path) -> None:
     from dataclasses import replace
 
     from wiseft_cli.checkpoint.card import HistoryInput

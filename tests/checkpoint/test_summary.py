@@ -1,4 +1,4 @@
-"""The history as a tree, also where a merge gives back one of its inputs."""
+"""The history as a tree, also if a merge equals one of its inputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def digest(letter: str) -> str:
 
 
 @pytest.mark.parametrize(("alpha", "output"), [("0", "a"), ("0.5", "c"), ("1", "b")])
-def test_every_step_is_drawn_at_every_alpha(alpha: str, output: str) -> None:
+def test_every_step_is_drawn_once_at_every_alpha(alpha: str, output: str) -> None:
     head = HistoryEntry("zeroshot-head", "0.1.0", {}, (), digest("a"))
     tuned = HistoryEntry(
         "finetune", "0.1.0", {}, (HistoryInput("zeroshot", digest("a")),), digest("b")
@@ -27,7 +27,7 @@ def test_every_step_is_drawn_at_every_alpha(alpha: str, output: str) -> None:
     assert [commands.count(name) for name in ("merge", "finetune", "zeroshot-head")] == [1, 1, 1]
 
 
-def test_a_history_that_goes_on_from_such_a_merge_holds_each_output_once() -> None:
+def test_a_history_continued_from_a_merge_that_equals_its_input_lists_each_output_once() -> None:
     head = HistoryEntry("zeroshot-head", "0.1.0", {}, (), digest("a"))
     merge = HistoryEntry("merge", "0.1.0", {"alpha": "0"}, (HistoryInput("zeroshot", digest("a")),))
     card = Card(role="merged", history=(head, merge), digest=digest("a"))

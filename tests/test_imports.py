@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "model": {"prompts", "checkpoint", "compute", "errors"},
     "evaluation": {"model", "data", "reporting", "merging", "checkpoint", "compute", "errors"},
     "training": {"evaluation", "model", "data", "prompts", "checkpoint", "compute", "errors"},
-    "demo": {"model", "data", "reporting", "checkpoint", "errors"},
+    "demo": {"reporting", "errors"},
 }
 TORCH_FREE = {"checkpoint", "prompts", "merging", "reporting", "errors"}
 TORCH_FREE_MODULES = {"compute/torchrun.py", "compute/disk.py", "compute/workers.py"}

@@ -16,7 +16,7 @@ from PIL import Image
 from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
 from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.cli.app import main
-from wiseft_cli.demo.tiny_clip import embedded_model_folder
+from wiseft_cli.demo.embedded import embedded_model_folder
 from wiseft_cli.model.classifier import load_classifier
 from wiseft_cli.model.transforms import eval_transform
 

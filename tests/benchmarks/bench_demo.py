@@ -1,10 +1,9 @@
-"""`wiseft demo` step by step: seconds and peak memory of each command.
+"""Measure seconds and peak memory of each command of `wiseft demo`.
 
     python tests/benchmarks/bench_demo.py
 
-The commands are the demo's own, each in a process of its own; the peak is the largest
-resident set of the process or of any one of its workers. Beside each stands the time of
-importing torch and open_clip alone, which no command that computes can do without.
+Each command runs in its own process. The peak is the largest resident set size of the process or
+of any of its workers. For comparison, the last row imports torch and open_clip only.
 """
 
 from __future__ import annotations
@@ -17,11 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from wiseft_cli.demo import commands
+from wiseft_cli.demo.embedded import embedded_model_folder
 from wiseft_cli.demo.image_folders import write_image_folders
-from wiseft_cli.demo.tiny_clip import embedded_model_folder
+from wiseft_cli.demo.pipeline import (
+    eval_command,
+    finetune_command,
+    merge_command,
+    plot_command,
+    zeroshot_head_command,
+)
 
-# A process of a few megabytes in between: a child's peak begins at the size of what forked it.
+# A small process in between: a child's peak starts at the size of the process that forks it.
 LAUNCHER = """
 import os, subprocess, sys, time
 begin = time.perf_counter()
@@ -34,9 +39,9 @@ print(process.returncode, time.perf_counter() - begin, usage.ru_maxrss / 1024)
 
 
 def measure(arguments: list[str]) -> tuple[float, float]:
-    """Run a process; return its seconds and its peak memory in MiB.
+    """Run a process and return its seconds and peak memory in MiB.
 
-    `wait4` reports the largest of the process and of the children it waited for.
+    `wait4` reports the maximum over the process and the children that it waited for.
     """
     launched = subprocess.run(
         [sys.executable, "-c", LAUNCHER, *arguments], capture_output=True, text=True, check=True
@@ -48,7 +53,7 @@ def measure(arguments: list[str]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Print one row a step, and the whole."""
+    """Print one row per step and the total."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         begin = time.perf_counter()
@@ -57,20 +62,16 @@ def main() -> None:
         zeroshot, finetuned, merged = (out / f"{name}.safetensors" for name in "zfm")
         results = out / "results.jsonl"
         steps = (
-            commands.zeroshot_head_command(
-                model=embedded_model_folder(),
+            zeroshot_head_command(
+                embedded_model_folder(),
                 classes=data.classes,
                 templates=data.templates,
                 out=zeroshot,
             ),
-            commands.finetune_command(
-                zeroshot, train=data.train, validation=data.validation, out=finetuned
-            ),
-            commands.merge_command(zeroshot, finetuned, out=merged),
-            commands.eval_command(
-                zeroshot, finetuned, test=data.test, shifts=data.shifts, results=results
-            ),
-            commands.plot_command(results, out=out / "curve.png"),
+            finetune_command(zeroshot, train=data.train, validation=data.validation, out=finetuned),
+            merge_command(zeroshot, finetuned, out=merged),
+            eval_command(zeroshot, finetuned, test=data.test, shifts=data.shifts, results=results),
+            plot_command(results, out=out / "curve.png"),
         )
         for step in steps:
             rows.append(

@@ -18,7 +18,7 @@ from tests.data.wilds_trees import make_fmow, make_iwildcam
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
 from wiseft_cli.data.dataset_card import read_dataset_card
-from wiseft_cli.demo.tiny_clip import embedded_model_folder
+from wiseft_cli.demo.embedded import embedded_model_folder
 
 SETS = ("iwildcam", "fmow")
 TRAIN = {name: f"{name}=.?split=train" for name in SETS}

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from wiseft_cli.data.dataset_card import read_dataset_card
-from wiseft_cli.demo.digits import load_digits
+from wiseft_cli.demo.embedded import load_digits
 
 # fmt: off
 IWILDCAM_COLUMNS = (

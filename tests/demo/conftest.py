@@ -1,4 +1,4 @@
-"""What several tests of the demo need: fonts that every installation has, and the folders."""
+"""Fonts that every installation has, and the demo's image folders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from wiseft_cli.demo.glyphs import GlyphBank, render_glyph_bank
+from tests.demo.makers.glyphs import GlyphBank, render_glyph_bank
+from wiseft_cli.demo.embedded import DigitAssets, load_digits
 from wiseft_cli.demo.image_folders import DemoData, write_image_folders
 
 
@@ -19,6 +20,11 @@ def font_folder() -> Path:
 @pytest.fixture(scope="session")
 def glyph_bank(font_folder: Path) -> GlyphBank:
     return render_glyph_bank([font_folder])
+
+
+@pytest.fixture(scope="session")
+def digits() -> DigitAssets:
+    return load_digits()
 
 
 @pytest.fixture(scope="session")

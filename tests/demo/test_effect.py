@@ -1,4 +1,4 @@
-"""The effect is read off results lines, and the words follow the numbers."""
+"""The effect is computed from results lines, and the sentences state its numbers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from wiseft_cli.demo.effect import (
     IN_DISTRIBUTION,
     INDEPENDENT,
     SHIFTS,
-    CurvePoint,
     at_half,
     best_inside,
     curve_table,
     describe,
     read_curve,
 )
-from wiseft_cli.demo.study import bow, choose_learning_rate, markdown, mean_curve
 from wiseft_cli.errors import ResultsError
 from wiseft_cli.reporting.results import CheckpointName, Metric, ResultLine
 
@@ -44,7 +42,7 @@ def line(alpha: str | None, name: str, value: float) -> ResultLine:
 
 
 def lines(by_alpha: dict[str, tuple[float, float, float]]) -> list[ResultLine]:
-    """Lines with one accuracy for all sets of a kind: (in distribution, independent, derived)."""
+    """Make lines from accuracies (in distribution, independent sets, derived sets) by alpha."""
     return [
         line(alpha, name, value)
         for alpha, values in by_alpha.items()
@@ -61,7 +59,7 @@ RISING = {
 }
 
 
-def test_the_curve_rises_in_alpha_and_averages_each_kind_of_shift():
+def test_curve_is_sorted_by_alpha_and_averages_each_kind_of_shift():
     curve = read_curve([*lines(RISING), line(None, IN_DISTRIBUTION, 0.1)])
     assert [str(point.alpha) for point in curve] == ["0", "0.3", "0.5", "1"]
     end = curve[-1]
@@ -71,12 +69,12 @@ def test_the_curve_rises_in_alpha_and_averages_each_kind_of_shift():
     assert at_half(curve).in_distribution == 0.97
 
 
-def test_the_best_point_is_never_an_end_point():
+def test_best_point_is_never_an_end_point():
     curve = read_curve(lines({"0": (0.9, 0.9, 0.9), "0.5": (0.5, 0.5, 0.5), "1": (0.8, 0.8, 0.8)}))
     assert best_inside(curve).alpha == Decimal("0.5")
 
 
-def test_the_sentences_say_what_the_lines_say():
+def test_sentences_state_the_numbers_of_the_lines():
     first, second = describe(read_curve(lines(RISING)))
     assert first == (
         "Fine-tuning took accuracy on mnist from 80.00 % to 98.00 % and the mean over 10 "
@@ -89,52 +87,24 @@ def test_the_sentences_say_what_the_lines_say():
     )
 
 
-def test_the_sentences_admit_an_effect_that_is_not_there():
+def test_sentences_report_a_missing_effect():
     flat = {"0": (0.9, 0.9, 0.9), "0.5": (0.6, 0.5, 0.5), "1": (0.8, 0.8, 0.8)}
     _, second = describe(read_curve(lines(flat)))
     assert "40.00 points below zero-shot and 30.00 points below fine-tuned" in second
 
 
-def test_a_set_without_results_is_named():
+def test_sets_without_results_are_reported():
     incomplete = [entry for entry in lines(RISING) if entry.set_name not in ("thin", "fonts")]
     with pytest.raises(ResultsError, match=r"^no results at alpha 1 for fonts, thin$"):
         read_curve(incomplete)
 
 
-def test_a_missing_alpha_is_named():
+def test_missing_alphas_are_reported():
     with pytest.raises(ResultsError, match=r"^no results at alpha 0\.5, 1$"):
         read_curve(lines({"0": (0.9, 0.9, 0.9)}))
 
 
-def test_the_table_has_every_set_and_the_three_means():
+def test_table_has_every_set_and_the_three_means():
     table = curve_table(read_curve(lines(RISING)))
     assert table[0] == ["alpha", IN_DISTRIBUTION, *SHIFTS, "independent", "derived", "all shifts"]
     assert table[1] == ["0", "80.0", *["80.0"] * 3, *["70.0"] * 7, "80.0", "70.0", "73.0"]
-    assert markdown([["a", "b"], ["1", "2"]]) == "| a | b |\n|---|---|\n| 1 | 2 |"
-
-
-def test_the_bow_is_the_height_over_the_chord():
-    curve = read_curve(lines({"0": (0, 0.8, 0.8), "0.5": (0, 0.9, 0.9), "1": (0, 0.6, 0.6)}))
-    assert bow(curve) == pytest.approx(0.2)
-
-
-def test_the_mean_curve_averages_each_set_over_the_seeds():
-    point = CurvePoint(Decimal(0), {"x": 0.2, "y": 0.4})
-    other = CurvePoint(Decimal(0), {"x": 0.4, "y": 0.4})
-    (mean,) = mean_curve([(point,), (other,)])
-    assert mean.by_set == pytest.approx({"x": 0.3, "y": 0.4})
-
-
-@pytest.mark.parametrize(
-    ("validation", "chosen"),
-    [
-        ({"3e-4": [0.9, 0.9], "1e-3": [0.95, 0.93], "4e-3": [0.9, 0.94]}, "1e-3"),
-        # 0.1 + 0.2 and 0.3 are the same count of images, whatever their order of summation.
-        ({"4e-3": [0.3, 0.2, 0.1], "1e-3": [0.1, 0.2, 0.3], "2e-3": [0.2, 0.2, 0.2]}, "1e-3"),
-    ],
-    ids=["highest mean", "of equal means the smaller learning rate"],
-)
-def test_the_learning_rate_is_chosen_by_the_stated_rule(
-    validation: dict[str, list[float]], chosen: str
-):
-    assert choose_learning_rate(validation) == chosen

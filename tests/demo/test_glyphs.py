@@ -1,4 +1,4 @@
-"""Glyph masks of matplotlib's fonts: legible, and split by family."""
+"""Glyph masks of matplotlib's fonts are legible and can be split by family."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wiseft_cli.demo.glyphs import (
+from tests.demo.makers.glyphs import (
     CHARACTERS,
     GLYPH_SIZE,
     GlyphBank,
@@ -18,7 +18,7 @@ from wiseft_cli.demo.glyphs import (
 from wiseft_cli.errors import DatasetError
 
 
-def test_every_mask_is_centred_and_spans_the_glyph_size(glyph_bank: GlyphBank):
+def test_masks_are_centred_and_at_most_of_the_glyph_size(glyph_bank: GlyphBank):
     assert glyph_bank.masks.shape[1:] == (len(CHARACTERS), 48, 48)
     rows, columns = np.any(glyph_bank.masks, axis=3), np.any(glyph_bank.masks, axis=2)
     for ink in (rows, columns):
@@ -27,26 +27,26 @@ def test_every_mask_is_centred_and_spans_the_glyph_size(glyph_bank: GlyphBank):
         assert (last - first + 1).max() <= GLYPH_SIZE
 
 
-def test_symbol_fonts_are_left_out(glyph_bank: GlyphBank):
-    # cmsy10 and cmex10 hold symbols and parts of brackets at some letters' places.
+def test_symbol_fonts_are_excluded(glyph_bank: GlyphBank):
+    # cmsy10 and cmex10 map some letters to symbols and parts of brackets.
     assert not {"cmsy10", "cmex10"} & set(glyph_bank.names)
     assert "DejaVu Sans" in glyph_bank.names
 
 
-def test_the_bank_does_not_depend_on_where_the_fonts_lie(
+def test_bank_does_not_depend_on_the_paths_of_the_fonts(
     glyph_bank: GlyphBank, font_folder: Path, tmp_path: Path
 ):
     for number, path in enumerate(sorted(font_folder.glob("*.ttf"))):
         target = tmp_path / str(number % 3)
         target.mkdir(exist_ok=True)
         shutil.copyfile(path, target / path.name)
-    (tmp_path / "broken.ttf").write_bytes(b"\0\1\0\0 this is no font")
+    (tmp_path / "broken.ttf").write_bytes(b"\0\1\0\0 this is not a font")
     again = render_glyph_bank([tmp_path])
     assert again.names == glyph_bank.names
     assert np.array_equal(again.masks, glyph_bank.masks)
 
 
-def test_no_family_is_on_both_sides_of_the_split(glyph_bank: GlyphBank):
+def test_every_family_is_on_one_side_of_the_split(glyph_bank: GlyphBank):
     training, held_out = split_by_family(glyph_bank, held_out_fraction=0.4)
     assert training.names
     assert held_out.names
@@ -54,18 +54,18 @@ def test_no_family_is_on_both_sides_of_the_split(glyph_bank: GlyphBank):
     assert len(training.names) + len(held_out.names) == len(glyph_bank.names)
 
 
-def test_removing_fonts_moves_no_other_family_across_the_split(glyph_bank: GlyphBank):
+def test_removing_fonts_does_not_move_other_families_across_the_split(glyph_bank: GlyphBank):
     _, held_out = split_by_family(glyph_bank, held_out_fraction=0.4)
     fewer = glyph_bank.select(range(0, len(glyph_bank.names), 2))
     _, held_out_of_fewer = split_by_family(fewer, held_out_fraction=0.4)
     assert set(held_out_of_fewer.families) == set(held_out.families) & set(fewer.families)
 
 
-def test_a_folder_without_fonts_is_refused(tmp_path: Path):
+def test_folder_without_fonts_is_rejected(tmp_path: Path):
     with pytest.raises(DatasetError, match=f"^no usable font below {tmp_path}: 0 font files"):
         render_glyph_bank([tmp_path])
 
 
-def test_a_missing_folder_is_named(tmp_path: Path):
-    with pytest.raises(DatasetError, match=f"^no such font folder: {tmp_path / 'absent'}$"):
+def test_missing_folder_is_reported(tmp_path: Path):
+    with pytest.raises(DatasetError, match=f"^{tmp_path / 'absent'} is not a folder$"):
         render_glyph_bank([tmp_path / "absent"])

@@ -1,4 +1,4 @@
-"""The image folders: the same bytes each time, the right labels, and shifts that are shifts."""
+"""Image folders have reproducible bytes and correct labels, and shifts alter the images."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 
 from wiseft_cli.demo import shifts
-from wiseft_cli.demo.captions import DIGIT_NAMES
-from wiseft_cli.demo.digits import load_digits
 from wiseft_cli.demo.effect import DERIVED, INDEPENDENT, SHIFTS
+from wiseft_cli.demo.embedded import DIGIT_NAMES, DigitAssets
 from wiseft_cli.demo.image_folders import DemoData, make_shift, write_image_folders
 
 
@@ -34,7 +33,7 @@ def test_two_runs_write_the_same_bytes(demo_data: DemoData, tmp_path: Path):
     assert contents(tmp_path) == contents(root_of(demo_data))
 
 
-def test_every_set_has_its_documented_images_a_class(demo_data: DemoData):
+def test_every_set_has_its_documented_number_of_images_per_class(demo_data: DemoData):
     expected = {"train": 200, "validation": 50, "test": 100, "optdigits": 100}
     folders = {
         "train": demo_data.train,
@@ -48,16 +47,15 @@ def test_every_set_has_its_documented_images_a_class(demo_data: DemoData):
         assert counts == {expected.get(name, 50)}, name
 
 
-def test_mnist_is_written_as_published(demo_data: DemoData):
-    digits = load_digits().test
+def test_mnist_pixels_and_labels_are_those_of_the_assets(demo_data: DemoData, digits: DigitAssets):
     for path in sorted(demo_data.test.rglob("*.png"))[::97]:
         number = int(path.stem)
         with Image.open(path) as image:
-            assert np.array_equal(np.asarray(image), digits.images[number])
-        assert DIGIT_NAMES[digits.labels[number]] == path.parent.name
+            assert np.array_equal(np.asarray(image), digits.test.images[number])
+        assert DIGIT_NAMES[digits.test.labels[number]] == path.parent.name
 
 
-def test_class_and_template_files_say_what_the_folders_are(demo_data: DemoData):
+def test_class_and_template_files_match_the_folders(demo_data: DemoData):
     assert demo_data.classes.read_text().split() == list(DIGIT_NAMES)
     templates = demo_data.templates.read_text().splitlines()
     assert all(template.count("{}") == 1 for template in templates)
@@ -65,8 +63,7 @@ def test_class_and_template_files_say_what_the_folders_are(demo_data: DemoData):
 
 
 @pytest.mark.parametrize("name", SHIFTS)
-def test_a_shift_follows_its_seed_and_keeps_its_labels(name: str):
-    digits = load_digits()
+def test_pictures_of_a_shift_depend_on_the_seed_and_labels_do_not(digits: DigitAssets, name: str):
     pictures, labels = make_shift(name, digits)
     again, _ = make_shift(name, digits)
     assert torch.equal(pictures, again)
@@ -82,8 +79,7 @@ def test_a_shift_follows_its_seed_and_keeps_its_labels(name: str):
         assert np.array_equal(labels, test_labels[np.sort(np.concatenate(firsts))])
 
 
-def test_every_derived_set_differs_from_the_test_images_and_from_the_others():
-    digits = load_digits()
+def test_every_derived_set_differs_from_the_test_images_and_the_other_sets(digits: DigitAssets):
     gray = {name: make_shift(name, digits)[0].clamp(0, 1).mean(1) for name in DERIVED}
     rows = np.sort(
         np.concatenate([np.flatnonzero(digits.test.labels == digit)[:50] for digit in range(10)])
@@ -96,13 +92,13 @@ def test_every_derived_set_differs_from_the_test_images_and_from_the_others():
             assert (gray[first] - gray[second]).abs().mean() > 0.01, (first, second)
 
 
-def test_inverting_twice_gives_the_image_back():
+def test_inverting_twice_restores_the_image():
     image = torch.rand(2, 1, 32, 32)
     unused = torch.Generator()
     assert torch.allclose(shifts.invert(shifts.invert(image, unused), unused), image)
 
 
-def test_rotation_is_by_20_to_45_degrees_to_both_sides():
+def test_rotation_is_by_20_to_45_degrees_in_both_directions():
     bar = torch.zeros(400, 1, 32, 32)
     bar[:, :, 4:28, 15:17] = 1
     turned = shifts.rotate(bar, torch.Generator().manual_seed(0))[:, 0]
@@ -124,18 +120,18 @@ def test_thin_strokes_lose_one_pixel_on_each_side():
     assert torch.equal(shifts.thin(stroke, torch.Generator())[0, 0].gt(0.5).float(), expected)
 
 
-def test_a_small_digit_is_the_whole_picture_in_the_middle():
+def test_small_digit_is_the_shrunk_picture_in_the_centre():
     small = shifts.shrink(torch.ones(1, 1, 32, 32), torch.Generator())
     expected = torch.zeros(32, 32)
     expected[7:25, 7:25] = 1
     assert torch.allclose(small[0, 0], expected)
 
 
-def test_no_name_is_both_independent_and_derived():
+def test_independent_and_derived_sets_are_disjoint():
     assert not set(INDEPENDENT) & set(DERIVED)
     assert set(DERIVED) == set(shifts.DERIVATIONS)
 
 
-def test_folders_that_exist_are_not_mixed_with_new_ones(demo_data: DemoData):
+def test_existing_folders_are_not_overwritten(demo_data: DemoData):
     with pytest.raises(FileExistsError):
         write_image_folders(root_of(demo_data))

@@ -1,4 +1,4 @@
-"""`wiseft demo`: careful with folders in use, honest about failures, and the effect itself."""
+"""`wiseft demo` protects other files, reports failed steps and shows the effect."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ import pytest
 
 from wiseft_cli.cli.app import main
 from wiseft_cli.demo import pipeline
-from wiseft_cli.demo.commands import DemoStepError, run_command, show_command
 from wiseft_cli.demo.effect import SHIFTS, at_half, best_inside, describe, read_curve
 from wiseft_cli.demo.image_folders import DemoData
-from wiseft_cli.demo.pipeline import check_out, remove_own_files
+from wiseft_cli.demo.pipeline import (
+    DemoStepError,
+    check_out,
+    remove_own_files,
+    run_command,
+    show_command,
+)
 from wiseft_cli.errors import OutputError
 from wiseft_cli.reporting.results import read_result_lines
 
 
 def write_leftovers(out: Path) -> list[Path]:
-    """Some of the files that an earlier demo left."""
+    """Write some of the files of an earlier demo."""
     image = out / "data" / "mnist" / "train" / "zero" / "0003.png"
     paths = [image, out / "results.jsonl", out / "classes.txt", out / "tiny-clip" / "bpe.txt.gz"]
     for path in paths:
@@ -27,7 +32,7 @@ def write_leftovers(out: Path) -> list[Path]:
     return paths
 
 
-def test_a_folder_in_use_is_refused_before_any_work(
+def test_folder_that_is_not_empty_is_rejected_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "mine.txt").write_text("mine")
@@ -36,24 +41,24 @@ def test_a_folder_in_use_is_refused_before_any_work(
     assert captured.out == ""
     assert captured.err == (
         f"error: {tmp_path} is not empty\n"
-        "hint: name a new folder with --out, or replace the demo's own files with --force\n"
+        "hint: choose a new folder with --out, or replace the demo's own files with --force\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_a_file_in_place_of_the_folder_is_refused_even_with_force(tmp_path: Path):
+def test_file_in_place_of_the_folder_is_rejected_even_with_force(tmp_path: Path):
     path = tmp_path / "file"
     path.write_text("mine")
     with pytest.raises(OutputError, match=re.escape(f"{path} is not a folder")):
         check_out(path, force=True)
 
 
-def test_an_empty_or_new_folder_is_taken(tmp_path: Path):
+def test_empty_or_new_folder_is_accepted(tmp_path: Path):
     check_out(tmp_path, force=False)
     check_out(tmp_path / "new", force=False)
 
 
-def test_force_removes_only_what_the_demo_writes(tmp_path: Path):
+def test_force_deletes_only_files_that_the_demo_writes(tmp_path: Path):
     leftovers = write_leftovers(tmp_path)
     mine = [tmp_path / "mine.txt", tmp_path / "tiny-clip" / "mine", tmp_path / "notes" / "0003.png"]
     for path in mine:
@@ -65,7 +70,7 @@ def test_force_removes_only_what_the_demo_writes(tmp_path: Path):
     assert [path.read_text() for path in mine] == ["mine"] * 3
 
 
-def test_force_removes_every_file_of_an_earlier_demo(demo_data: DemoData, tmp_path: Path):
+def test_force_deletes_every_file_of_an_earlier_demo(demo_data: DemoData, tmp_path: Path):
     for path in demo_data.classes.parent.rglob("*"):
         target = tmp_path / path.relative_to(demo_data.classes.parent)
         if path.is_dir():
@@ -76,7 +81,7 @@ def test_force_removes_every_file_of_an_earlier_demo(demo_data: DemoData, tmp_pa
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_files_of_others_among_the_data_are_refused_and_counted(tmp_path: Path):
+def test_foreign_files_in_the_data_folder_are_rejected_and_counted(tmp_path: Path):
     write_leftovers(tmp_path)
     folder = tmp_path / "data" / "mnist" / "train" / "zero"
     for number in range(12):
@@ -84,31 +89,35 @@ def test_files_of_others_among_the_data_are_refused_and_counted(tmp_path: Path):
     with pytest.raises(OutputError) as caught:
         check_out(tmp_path, force=True)
     lines = caught.value.message.split("\n")
-    assert lines[0] == f"{tmp_path}: 12 files that the demo does not write"
+    assert lines[0] == f"{tmp_path}: 12 files were not written by the demo:"
     assert lines[1] == "  data/mnist/train/zero/mine-00.png"
     assert lines[-1] == "  ... and 2 more"
     assert caught.value.hint == (
-        "they would be evaluated as data; move them away or name another --out"
+        "they would be evaluated as data; move them, or choose another folder with --out"
     )
 
 
-def test_a_failing_command_passes_its_exit_code_on(
+def test_exit_code_of_a_failed_command_is_passed_on(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
-    said: list[str] = []
+    lines: list[str] = []
     with pytest.raises(DemoStepError) as caught:
-        run_command(("demo", "--no-such-option"), say=said.append)
+        run_command(("demo", "--no-such-option"), on_progress=lines.append)
     assert caught.value.exit_code == 2
     assert caught.value.message == "`wiseft demo --no-such-option` ended with exit code 2"
-    assert said == ["$ wiseft demo --no-such-option"]
+    assert lines == ["$ wiseft demo --no-such-option"]
     assert "No such option: --no-such-option" in capfd.readouterr().err
 
 
-def test_a_failing_step_ends_the_demo(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_failed_step_ends_the_demo(
+    demo_data: DemoData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ):
     empty = tmp_path / "no-model"
     empty.mkdir()
+    monkeypatch.setattr(pipeline, "write_image_folders", lambda out: demo_data)
     monkeypatch.setattr(pipeline, "embedded_model_folder", lambda: empty)
     out = tmp_path / "out"
     assert main(["demo", "--out", str(out)]) == 1
@@ -121,13 +130,13 @@ def test_a_failing_step_ends_the_demo(
     assert not (out / "zeroshot.safetensors").exists()
 
 
-def test_a_command_is_shown_as_it_can_be_typed():
+def test_commands_are_shown_as_shell_input():
     assert show_command(("plot", "a b.jsonl", "-o", "c.png")) == "wiseft plot 'a b.jsonl' -o c.png"
 
 
 @pytest.mark.timeout(600)
 def test_the_demo_shows_the_effect(run_wiseft, tmp_path: Path):
-    """The real commands on a fixed seed; the thresholds are those that docs/demo.md claims."""
+    """Run the real commands with a fixed seed; docs/demo.md claims these thresholds."""
     finished = run_wiseft("demo", "--out", "demo")
     assert finished.returncode == 0, finished.stderr
     steps = [line.split()[2] for line in finished.stderr.splitlines() if line.startswith("$ ")]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from wiseft_cli.cli.app import main
-from wiseft_cli.demo.tiny_clip import embedded_model_folder
+from wiseft_cli.demo.embedded import embedded_model_folder
 from wiseft_cli.model.classifier import load_classifier
 
 LOGIT_SCALE = 19.0537815

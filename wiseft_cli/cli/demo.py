@@ -9,28 +9,40 @@ import typer
 
 from wiseft_cli.cli.console import print_message, print_result
 
+EXAMPLES = """wiseft demo
+wiseft demo --out demo --force"""
+
 
 def demo(
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Folder to fill; it must be empty.")
+        Path,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder for data, checkpoints and results. Without --force, it must be empty or new.",
+            rich_help_panel="Output",
+        ),
     ] = Path("wiseft-demo"),
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Take a folder in use: replace the demo's own files, keep all others."
+            "--force",
+            help="Accept a folder that is not empty. Files that the demo writes are replaced, all "
+            "others are kept.",
+            rich_help_panel="Output",
         ),
     ] = False,
 ) -> None:
-    """Show the effect on real digits in a minute or two, without a network.
+    """Run the whole pipeline on handwritten digits, without a network.
 
-    Writes image folders of handwritten digits and of ten distribution shifts, then runs
-    zeroshot-head, finetune, merge, eval and plot on them as separate processes, printing each
-    command line first.
+    Writes folders of handwritten digits and of ten distribution shifts, then runs zeroshot-head,
+    finetune, merge, eval and plot on them, each in its own process, and prints every command
+    line. Takes one to two minutes.
     """
     # lazy: torch costs seconds
     from wiseft_cli.demo.pipeline import run_demo
 
-    report = run_demo(out, force=force, say=print_message)
+    report = run_demo(out, force=force, on_progress=print_message)
     print_result(report.table.rstrip("\n"))
     print_result(str(report.picture))
     for sentence in report.sentences:

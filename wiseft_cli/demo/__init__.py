@@ -1,1 +1,1 @@
-"""The embedded tiny CLIP, its digits, and the pipeline as real commands."""
+"""The demo: a tiny CLIP, handwritten digits, and the wiseft commands run on them."""

@@ -1,7 +1,6 @@
-"""The effect in numbers: accuracy over alpha, in distribution and averaged over the shifts.
+"""Summarise the demo's results: accuracy over alpha, in distribution and under shift.
 
-Computed from the results lines that `wiseft eval` wrote, and put into words. It runs nothing, and
-no number in it is written down beforehand.
+Everything is computed from the results lines that `wiseft eval` wrote.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ HALF = Decimal("0.5")
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Accuracies, as fractions, of the weights at one alpha.
+    """Accuracies of the interpolated weights at one alpha, as fractions.
 
     Attributes:
         alpha: Weight of the fine-tuned model.
-        by_set: Accuracy on each set, the in-distribution one included.
+        by_set: Accuracy by set, including the in-distribution set.
     """
 
     alpha: Decimal
@@ -35,30 +34,30 @@ class CurvePoint:
 
     @property
     def in_distribution(self) -> float:
-        """Accuracy on the test set of the data that was fine-tuned on."""
+        """Accuracy on the in-distribution test set."""
         return self.by_set[IN_DISTRIBUTION]
 
     @property
     def independent(self) -> float:
-        """Mean over the sets that do not come from the in-distribution images."""
+        """Mean over the sets that are not made from in-distribution images."""
         return fmean(self.by_set[name] for name in INDEPENDENT)
 
     @property
     def derived(self) -> float:
-        """Mean over the sets made from the in-distribution test images."""
+        """Mean over the sets that are made from in-distribution test images."""
         return fmean(self.by_set[name] for name in DERIVED)
 
     @property
     def shifts(self) -> float:
-        """Mean over all shifts, each set counted once."""
+        """Mean over all shifts, with equal weight for each set."""
         return fmean(self.by_set[name] for name in SHIFTS)
 
 
 def read_curve(lines: Sequence[ResultLine]) -> tuple[CurvePoint, ...]:
-    """Gather the interpolated rows, by rising alpha.
+    """Collect the results of interpolated weights, sorted by alpha.
 
     Raises:
-        ResultsError: A set is missing at some alpha, or 0, 0.5 or 1 is.
+        ResultsError: An alpha lacks a set, or there are no results at alpha 0, 0.5 or 1.
     """
     by_alpha: dict[Decimal, dict[str, float]] = {}
     for line in lines:
@@ -75,17 +74,17 @@ def read_curve(lines: Sequence[ResultLine]) -> tuple[CurvePoint, ...]:
 
 
 def best_inside(curve: Sequence[CurvePoint]) -> CurvePoint:
-    """The point strictly between the end points with the highest mean over the shifts."""
+    """Return the point with the highest mean over the shifts, end points excluded."""
     return max(curve[1:-1], key=lambda point: point.shifts)
 
 
 def at_half(curve: Sequence[CurvePoint]) -> CurvePoint:
-    """The point at alpha 0.5, the paper's default."""
+    """Return the point at alpha 0.5, the paper's default."""
     return next(point for point in curve if point.alpha == HALF)
 
 
 def describe(curve: Sequence[CurvePoint]) -> tuple[str, str]:
-    """Say in two sentences what fine-tuning did, and what the weights in between do."""
+    """Describe the effect of fine-tuning and of interpolation in two sentences."""
     zero_shot, half, fine_tuned, best = curve[0], at_half(curve), curve[-1], best_inside(curve)
     first = (
         f"Fine-tuning took accuracy on {IN_DISTRIBUTION} from "
@@ -104,7 +103,7 @@ def describe(curve: Sequence[CurvePoint]) -> tuple[str, str]:
 
 
 def curve_table(curve: Sequence[CurvePoint]) -> list[list[str]]:
-    """Rows of cells in per cent, a header first: every set, then the three means."""
+    """Return a header and one row per alpha: every set and the three means, in per cent."""
     names = (IN_DISTRIBUTION, *SHIFTS)
     header = ["alpha", *names, "independent", "derived", "all shifts"]
     rows = [
@@ -121,6 +120,5 @@ def _percent(fraction: float) -> str:
 
 
 def _points(difference: float) -> str:
-    """A difference of two fractions as "3.20 points above"."""
     side = "above" if difference >= 0 else "below"
     return f"{abs(100 * difference):.2f} points {side}"

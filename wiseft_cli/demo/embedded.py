@@ -1,7 +1,7 @@
-"""The digits that ship with the package: `assets/digits.npz`, written by `pack`.
+"""Load the files that ship with the demo: a tiny CLIP and three sources of digits.
 
-Two sources of real handwriting and the digits of held-out fonts, as they were published or
-rendered; sources and licences are in docs/demo.md. How they become pictures is `image_folders`'.
+`assets/` contains the files; docs/demo.md gives their sources and licences. `image_folders` turns
+the digits into image sets.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
 
 @dataclass(frozen=True)
 class LabelledDigits:
-    """Gray images of digits, white on black.
+    """Grayscale images of digits, white on black.
 
     Attributes:
         images: Shape (N, H, W), uint8.
-        labels: The digit, shape (N,), uint8.
+        labels: The digits, shape (N,), uint8.
     """
 
     images: NDArray[np.uint8]
@@ -33,14 +35,14 @@ class LabelledDigits:
 
 @dataclass(frozen=True)
 class DigitAssets:
-    """Everything in the asset file.
+    """The image sets in `assets/digits.npz`.
 
     Attributes:
         train: MNIST, 28 x 28.
         validation: MNIST, 28 x 28; disjoint from the other two.
         test: MNIST, 28 x 28; disjoint from the other two.
-        optdigits: UCI optical digits, 8 x 8 with values scaled from 0..16 to 0..255.
-        fonts: Masks of digits in fonts the embedded model never saw, 48 x 48.
+        optdigits: UCI optical digits, 8 x 8; values scaled from 0..16 to 0..255.
+        fonts: Coverage masks of digits in fonts held out from pretraining, 48 x 48.
     """
 
     train: LabelledDigits
@@ -53,13 +55,18 @@ class DigitAssets:
 SET_NAMES = ("train", "validation", "test", "optdigits", "fonts")
 
 
+def embedded_model_folder() -> Path:
+    """Return the folder of the tiny CLIP, which open_clip loads as `local-dir:FOLDER`."""
+    return _assets() / "tiny-clip"
+
+
 def digits_path() -> Path:
-    """The asset file inside the installed package."""
-    return Path(str(files("wiseft_cli.demo"))) / "assets" / "digits.npz"
+    """Return the path of the digits' file."""
+    return _assets() / "digits.npz"
 
 
 def load_digits(path: Path | None = None) -> DigitAssets:
-    """Read the asset file; nothing in it is unpickled."""
+    """Load the digits from `path` (default: the file in the package), without unpickling."""
     with np.load(path or digits_path(), allow_pickle=False) as archive:
         return DigitAssets(
             **{
@@ -67,3 +74,7 @@ def load_digits(path: Path | None = None) -> DigitAssets:
                 for name in SET_NAMES
             }
         )
+
+
+def _assets() -> Path:
+    return Path(str(files("wiseft_cli.demo"))) / "assets"

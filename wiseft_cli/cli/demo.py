@@ -19,7 +19,8 @@ def demo(
         typer.Option(
             "--out",
             metavar="DIR",
-            help="Folder for data, checkpoints and results. Without --force, it must be empty or new.",
+            help="Folder for data, checkpoints and results. Without --force, it must be "
+            "empty or new.",
             rich_help_panel="Output",
         ),
     ] = Path("wiseft-demo"),

@@ -18,7 +18,7 @@ from typer.main import get_command
 
 from wiseft_cli.cli.app import build_app
 from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
-from wiseft_cli.data.spec import parse_data_spec
+from wiseft_cli.data.spec import parse_spec
 from wiseft_cli.data.suite import suite_names
 from wiseft_cli.merging.alpha import parse_alphas
 from wiseft_cli.training.recipe_file import builtin_names
@@ -179,7 +179,7 @@ def test_every_name_in_a_command_is_known() -> None:
         if given.get("suite") is not None:
             assert given["suite"] in suite_names()
         for text in [*given.get("data", []), *filter(None, [given.get("train")])]:
-            spec = parse_data_spec(text)
+            spec = parse_spec(text)
             assert spec.name in cards
             if spec.name in cards - {"imagenet"}:
                 assert read_dataset_card(spec.name).part(spec.options.split)

@@ -39,7 +39,7 @@ from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.finetune_log import RunLog
 from wiseft_cli.cli.finetune_report import Reporter
 from wiseft_cli.cli.finetune_run import follow
-from wiseft_cli.data.dataset import ImageDataset, collate_images
+from wiseft_cli.data.loading import ImageDataset, collate_images
 from wiseft_cli.model.transforms import train_transform
 from wiseft_cli.training.finetune import open_run
 from wiseft_cli.training.listener import Listener

@@ -16,7 +16,7 @@ from wiseft_cli.cli.app import main
 from wiseft_cli.cli.zeroshot_prompts import read_classes, read_prompt_templates
 from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
 from wiseft_cli.data.image_folder import list_image_folder
-from wiseft_cli.data.sample_check import unreadable_in_sample
+from wiseft_cli.data.images import find_unreadable_images
 from wiseft_cli.data.suite import suite_names
 
 __all__ = ["place"]
@@ -140,7 +140,7 @@ def test_a_head_from_a_cards_names_scores_the_set_by_name(tmp_path: Path, capsys
     assert "warning: image set 'imagenet-r': 2 images, ImageNet-R" in capsys.readouterr().err
     assert main(["eval", "z.safetensors", "--data", f"imagenet-v2={tmp_path / 'v2'}"]) == 1
     err = capsys.readouterr().err
-    assert "'imagenet-v2': 1 of 2 labels are no class of the head" in err
+    assert "'imagenet-v2': 1 of 2 labels are not classes of the head" in err
     assert err.splitlines()[1] == "  'n01491361'"
 
 
@@ -230,6 +230,6 @@ def test_a_sample_is_spread_over_all_images_and_has_the_last(tmp_path: Path, n_t
     for at in range(7):
         (tmp_path / f"a/{at}.png").write_bytes(b"")
     images = list_image_folder(tmp_path)
-    told = unreadable_in_sample(images, n_tried)
+    told = find_unreadable_images(images, n_tried)
     assert len(set(told)) == min(n_tried, 7)
     assert f"{tmp_path}/a/{6 if n_tried > 1 else 0}.png" in told[-1]

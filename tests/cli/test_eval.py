@@ -149,7 +149,7 @@ def test_a_new_reference_is_noted_in_the_file_without_a_run(
         (
             (PAIR[0], "--data", "strange"),
             1,
-            "error: image set 'strange': 2 of 2 labels are no class of the head",
+            "error: image set 'strange': 2 of 2 labels are not classes of the head",
         ),
         (("no.safetensors", "--data", "val"), 1, "error: no.safetensors"),
         ((PAIR[0], "--data", "val", "--results", "no/r.jsonl"), 1, "error: no/r.jsonl: its folder"),

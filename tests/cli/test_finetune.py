@@ -206,7 +206,7 @@ def test_unknown_labels_are_listed(folder, capsys):
     shutil.copytree(folder / "train" / "n01", folder / "train" / "dog")
     assert main([*WORDS, *QUICK]) == 1
     assert capsys.readouterr().err == (
-        "error: image set 'train': 1 of 4 labels are no class of the head"
+        "error: image set 'train': 1 of 4 labels are not classes of the head"
         " (3 classes, the first 'n01'):\n"
         "  'dog'\n"
         "hint: label the images with the ids or names of the head's classes; position is"

@@ -177,7 +177,7 @@ def test_features_of_a_frozen_encoder_are_computed_once(folder, capsys, monkeypa
     (kept,) = (folder / "cache/wiseft/features").iterdir()
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr("wiseft_cli.data.dataset.load_image_of", None)  # no image is decoded
+        patch.setattr("wiseft_cli.data.loading.load_image_of", None)  # no image is decoded
         assert main(words) == 0
     assert f"features of 18 images from {kept}\n" in capsys.readouterr().err
     assert Path("out.safetensors").read_bytes() == first

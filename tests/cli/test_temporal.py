@@ -30,7 +30,7 @@ from tests.evaluation.test_processes import torchrun
 from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
-from wiseft_cli.data import dataset as dataset_module
+from wiseft_cli.data import loading
 from wiseft_cli.data.dataset_card import read_dataset_card
 from wiseft_cli.data.images import load_image_of
 
@@ -85,7 +85,7 @@ def test_the_suite_gives_pm0_and_pm10_as_plain_python_does_at_every_alpha(
 ) -> None:
     decoded = []
     monkeypatch.setattr(
-        dataset_module,
+        loading,
         "load_image_of",
         lambda images, at: decoded.append(images.records[at].path) or load_image_of(images, at),
     )

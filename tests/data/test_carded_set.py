@@ -12,10 +12,10 @@ from tests.data.test_dataset_card import OWN
 from tests.data.test_image_folder import put
 from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.data.dataset_card import read_dataset_card
-from wiseft_cli.data.fingerprint import data_fingerprint
+from wiseft_cli.data.image_set import data_fingerprint
 from wiseft_cli.data.images import load_image_of
-from wiseft_cli.data.label_space import join_image_set
-from wiseft_cli.data.spec import open_image_set, open_image_sets, open_training_set
+from wiseft_cli.data.label_join import join_image_set
+from wiseft_cli.data.sources import open_image_set, open_image_sets, open_training_set
 from wiseft_cli.errors import DatasetError, UsageError
 
 IDS = read_dataset_card("imagenet").class_ids
@@ -164,7 +164,7 @@ def test_what_the_card_says_cannot_be_said_again(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         open_image_set(f"imagenet-r={tmp_path}?labels_are_indices=true")
     assert caught.value.message == (
-        f"{tmp_path}: the card 'imagenet-r' says what labels_are_indices would"
+        f"{tmp_path}: the card 'imagenet-r' already determines labels_are_indices"
     )
 
 
@@ -268,17 +268,17 @@ def test_a_training_set_is_not_a_test_split_unasked(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         open_training_set(spec)
     assert caught.value.message == (
-        f"--train {spec!r} names no split of {card}, which has val, train"
+        f"--train {spec!r} does not name a split of {card}; the splits are val, train"
     )
-    assert caught.value.hint == f"name the one to train on: {spec + ',split=train'!r}"
+    assert caught.value.hint == f"name the split to train on: {spec + ',split=train'!r}"
     assert open_training_set(f"{spec},split=val").labels == ("kitten", "puppy")
     put(tmp_path / "sketch", "n01443537/1.jpg")
     with pytest.raises(UsageError) as caught:
         open_training_set(f"imagenet={tmp_path}")
-    assert caught.value.hint == f"name the one to train on: 'imagenet={tmp_path}?split=train'"
+    assert caught.value.hint == f"name the split to train on: 'imagenet={tmp_path}?split=train'"
     images = open_training_set(f"imagenet-sketch={tmp_path}")
     assert images.warnings[-1] == (
-        "image set 'imagenet-sketch' has no split to train on: whatever trains here cannot be"
+        "image set 'imagenet-sketch' has no training split: a model trained on it cannot be"
         " evaluated on it"
     )
 
@@ -287,8 +287,8 @@ def test_a_name_that_is_nearly_a_published_sets_is_told(tmp_path: Path) -> None:
     put(tmp_path / "r", "n01443537/1.jpg")
     images = open_image_set(f"ImageNet_R={tmp_path / 'r'}")
     assert images.notes == (
-        "image set 'ImageNet_R' is taken as a plain folder; ?card=imagenet-r behind it takes it as"
-        " the published set imagenet-r",
+        "image set 'ImageNet_R' is read as a plain folder; add ?card=imagenet-r to read it as the"
+        " published set imagenet-r",
     )
     assert open_image_set(f"ImageNet_R={tmp_path / 'r'}?card=none").notes == ()
     with pytest.raises(UsageError) as caught:
@@ -301,5 +301,5 @@ def test_a_head_of_other_classes_is_told_how_to_get_one_of_a_published_sets(tmp_
     with pytest.raises(DatasetError) as caught:
         join_image_set(open_image_set(f"imagenet-r={tmp_path / 'r'}"), [ClassEntry("c", "cat")])
     assert (caught.value.hint or "").startswith(
-        "the head is of other classes; `wiseft zeroshot-head --classes NAME` makes one"
+        "the head is of other classes; `wiseft zeroshot-head --classes NAME` builds a head"
     )

@@ -23,10 +23,9 @@ from tests.data.official import (
 )
 from tests.data.test_dataset_card import OWN
 from wiseft_cli.data.dataset_card import read_dataset_card
-from wiseft_cli.data.fingerprint import data_fingerprint
-from wiseft_cli.data.image_set import ImageSet
+from wiseft_cli.data.image_set import ImageSet, data_fingerprint
 from wiseft_cli.data.images import load_image_of
-from wiseft_cli.data.spec import open_image_set
+from wiseft_cli.data.sources import open_image_set
 from wiseft_cli.errors import DatasetError, UsageError
 
 IDS = read_dataset_card("cifar10").class_ids

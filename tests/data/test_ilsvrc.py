@@ -11,7 +11,7 @@ from scipy.io import savemat
 from tests.data.ilsvrc import write_devkit, write_kaggle, write_meta
 from tests.data.test_image_folder import put
 from wiseft_cli.data.dataset_card import read_dataset_card
-from wiseft_cli.data.spec import open_image_set
+from wiseft_cli.data.sources import open_image_set
 from wiseft_cli.errors import DatasetError
 
 IDS = read_dataset_card("imagenet").class_ids

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from wiseft_cli.data.fingerprint import data_fingerprint
 from wiseft_cli.data.image_folder import list_image_folder
-from wiseft_cli.data.image_set import ImageRecord
+from wiseft_cli.data.image_set import ImageRecord, data_fingerprint
 from wiseft_cli.errors import DatasetError
 
 
@@ -65,8 +64,8 @@ def test_class_folders_without_images_and_loose_images_are_noted(tmp_path: Path)
     image_set = list_image_folder(tmp_path, name="val")
     assert image_set.labels == ("a",)
     assert image_set.notes == (
-        "image set 'val': 1 class folders hold no image: 'b'",
-        "image set 'val': 1 images outside every class folder are ignored",
+        "image set 'val': 1 class folder without images: 'b'",
+        "image set 'val': 1 image outside the class folders ignored",
     )
 
 
@@ -77,7 +76,7 @@ def test_broken_links_and_pipes_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         list_image_folder(tmp_path, name="val")
     assert caught.value.message == (
-        "image set 'val' has 2 images that are broken links or no regular files:\n"
+        "image set 'val' has 2 images that are broken links or not regular files:\n"
         f"  {tmp_path}/a/2.png\n  {tmp_path}/a/3.png"
     )
 
@@ -85,8 +84,11 @@ def test_broken_links_and_pipes_are_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ([], "image set 'val': {root} has no class subfolder"),
-        (["1.png"], "image set 'val': {root} has no class subfolder (1 image lies in it directly)"),
+        ([], "image set 'val': {root} has no class subfolders"),
+        (
+            ["1.png"],
+            "image set 'val': {root} has no class subfolders; it directly contains 1 image",
+        ),
     ],
 )
 def test_a_folder_without_classes_is_refused(
@@ -101,7 +103,9 @@ def test_a_folder_without_classes_is_refused(
 
 def test_classes_without_any_image_missing_folders_and_files_are_refused(tmp_path: Path) -> None:
     put(tmp_path, "a/readme.txt")
-    with pytest.raises(DatasetError, match=r"the 1 class folders of .* hold no image \(\.apng "):
+    with pytest.raises(
+        DatasetError, match=r"the 1 class folders of .* contain no images \(\.apng "
+    ):
         list_image_folder(tmp_path)
     with pytest.raises(DatasetError, match=r"^image folder .*/nowhere does not exist$"):
         list_image_folder(tmp_path / "nowhere")

@@ -94,15 +94,16 @@ def test_what_is_named_around_the_stream_keeps_its_place() -> None:
 @pytest.mark.parametrize(
     ("words", "kind", "message"),
     [
-        ([], UsageError, "no image; expected images, folders, manifests, or - for standard input"),
-        (["-", "-"], UsageError, "- stands for standard input and can be given once"),
-        (["-"], DatasetError, "standard input holds no path"),
-        (["m.csv?label=x"], UsageError, "m.csv: images without labels take no label"),
-        (["m.csv?split=x"], DatasetError, "m.csv: holds no image of split 'x'; its splits are s"),
+        ([], UsageError, "no images; expected images, folders, manifests, or - for standard input"),
+        (["-", "-"], UsageError, "- stands for standard input and can be given only once"),
+        (["-"], DatasetError, "standard input contains no paths"),
+        (["m.csv?label=x"], UsageError, "m.csv: images without labels do not use label"),
+        (["m.csv?split=x"], DatasetError, "m.csv: contains no images of split 'x'; its splits are"
+         " s"),
         (["no.csv"], DatasetError, "no.csv: cannot be read: No such file or directory"),
-        (["g.csv"], DatasetError, "g.csv: holds no image"),
-        (["h.jsonl"], DatasetError, "h.jsonl: 2 rows cannot be used:\n  line 1: has no 'path'\n"
-         "  line 2: is not JSON: Expecting value"),
+        (["g.csv"], DatasetError, "g.csv: contains no images"),
+        (["h.jsonl"], DatasetError, "h.jsonl: 2 rows cannot be used:\n  line 1: 'path' is missing\n"
+         "  line 2: not valid JSON: Expecting value"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_before_the_first_image(
@@ -117,18 +118,18 @@ def test_mistakes_are_told_before_the_first_image(
 
 
 def test_an_empty_folder_and_a_missing_column_are_told_with_what_is_there(folder: Path) -> None:
-    with pytest.raises(DatasetError, match=r"^folder empty holds no image \(\.apng "):
+    with pytest.raises(DatasetError, match=r"^folder empty contains no images \(\.apng "):
         paths("f", "empty")
     (folder / "m.csv").write_text("file\na.png\n")
     with pytest.raises(DatasetError) as caught:
         paths("m.csv")
-    assert caught.value.message.endswith("  it has no column 'path'")
+    assert caught.value.message.endswith("  column 'path' is missing")
     assert caught.value.hint == (
-        "the first line has 'file'; expected a header with path, or say which columns they are:"
+        "the first line contains 'file'; expected a header with path, or name the columns:"
         " 'm.csv?path=COLUMN'"
     )
 
 
 def test_a_binary_file_on_standard_input_is_no_list_of_paths() -> None:
-    with pytest.raises(DatasetError, match=r"^standard input is no list of paths$"):
+    with pytest.raises(DatasetError, match=r"^standard input is not a list of paths$"):
         paths("-", stream=PathStream(io.BytesIO(b"x" * 2**21).read))

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wiseft_cli.checkpoint.card import ClassEntry
+from wiseft_cli.data.label_join import join_labels
 from wiseft_cli.data.label_map import LabelMap, read_label_map
-from wiseft_cli.data.label_space import join_labels
 from wiseft_cli.errors import DatasetError
 
 HEAD = tuple(ClassEntry(f"n{at}", f"class {at}") for at in range(6))
@@ -45,18 +45,18 @@ def test_yaml_and_json_say_the_same(tmp_path: Path) -> None:
 
 
 def test_every_fault_of_a_map_is_told_with_its_place(tmp_path: Path) -> None:
-    assert refusal(tmp_path, "- a\n") == ": holds a list, expected a mapping of labels"
-    assert refusal(tmp_path, "") == ": holds nothing, expected a mapping of labels"
+    assert refusal(tmp_path, "- a\n") == ": contains a list, expected a mapping of labels"
+    assert refusal(tmp_path, "") == ": contains nothing, expected a mapping of labels"
     assert refusal(tmp_path, "a: [\n").startswith(", line 2: is not YAML: ")
     text = "classes:\n  a: []\n  b: [n1, '']\n  b: n2\nany_of: {b: n1}\nextra: {}\nleave_out: {}\n"
     assert refusal(tmp_path, text) == (
-        ": is no label map:\n"
-        "  line 6: 'extra' is none of classes, any_of, unmapped, leave_out\n"
-        "  line 2: 'a' names no class\n"
-        "  line 3: expected an id or name, found an empty text\n"
-        "  line 4: 'b' stands there twice\n"
+        ": not a valid label map:\n"
+        "  line 6: unknown key 'extra', expected classes, any_of, unmapped, leave_out\n"
+        "  line 2: 'a' has no classes\n"
+        "  line 3: expected an id or name, found empty text\n"
+        "  line 4: label 'b' occurs more than once\n"
         "  line 7: expected an id or name, found a mapping\n"
-        "  'b' stands there more than once"
+        "  label 'b' occurs more than once"
     )
     assert "expected an id or name, found a number" in refusal(tmp_path, '{"a": [3]}', "map.json")
 
@@ -66,7 +66,6 @@ def test_a_column_is_all_classes_of_a_label(tmp_path: Path) -> None:
     join = join_labels(["cat", "dog"], HEAD, set_name="s", label_map=label_map)
     assert join.kind == "map"
     assert join.columns == ((1, 4), (3,))
-    assert join.column_names == ("dog", "n3")
     assert join.accepted == {"cat": (1,), "dog": (0,)}
     assert join.class_indices == (1, 3, 4)
     assert join.index == {"cat": 3}  # dog is no one class, so there is nothing to train on
@@ -80,7 +79,7 @@ def test_columns_without_an_image_compete_too(tmp_path: Path) -> None:
 
 def test_labels_of_the_same_classes_share_a_column_and_can_be_trained_on(tmp_path: Path) -> None:
     label_map = read(tmp_path, "beagle: n1\nhusky: class_1\n")
-    with pytest.raises(DatasetError, match="1 of 2 classes that it names are no class"):
+    with pytest.raises(DatasetError, match="1 of 2 classes that it names are not classes"):
         join_labels(["beagle"], HEAD, set_name="s", label_map=label_map)  # one kind for all
     label_map = read(tmp_path, "beagle: class 1\nhusky: class_1\npug: [Class 2, class-3]\n")
     join = join_labels(["husky", "beagle", "pug"], HEAD, set_name="s", label_map=label_map)
@@ -95,7 +94,6 @@ def test_any_of_labels_accept_several_columns(tmp_path: Path) -> None:
     )
     join = join_labels(["both", "either"], HEAD, set_name="s", label_map=label_map)
     assert join.columns == ((0,), (1, 2), (5,))
-    assert join.column_names == ("n0", "dog", "n5")
     assert join.accepted == {"both": (1, 2), "either": (0, 2)}
     assert join.index == {}
 
@@ -108,7 +106,7 @@ def test_unmapped_labels_have_no_column_and_are_no_answer(tmp_path: Path) -> Non
     assert join.columns == ((1, 2),)
     assert join.accepted == {"both": (0,), "cow": ()}
     assert join.index == {}
-    assert "'cow' stands there more than once" in refusal(tmp_path, text + "leave_out: [cow]\n")
+    assert "label 'cow' occurs more than once" in refusal(tmp_path, text + "leave_out: [cow]\n")
 
 
 def test_unknown_classes_of_a_map_are_listed(tmp_path: Path) -> None:
@@ -116,7 +114,7 @@ def test_unknown_classes_of_a_map_are_listed(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         join_labels(["a"], HEAD, set_name="s", label_map=label_map)
     assert caught.value.message == (
-        f"{tmp_path}/map.yaml: 2 of 3 classes that it names are no class of the head"
+        f"{tmp_path}/map.yaml: 2 of 3 classes that it names are not classes of the head"
         " (6 classes, the first 'n0'):\n  'n8'\n  'n9'"
     )
 
@@ -135,7 +133,7 @@ def test_a_class_of_two_columns_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         join_labels(["dog"], HEAD, set_name="s", label_map=label_map)
     assert caught.value.message == (
-        f"{tmp_path}/map.yaml: 2 classes of the head count for more than one column:\n"
+        f"{tmp_path}/map.yaml: 2 classes of the head belong to more than one column:\n"
         "  'n1' is in 'dog / pet', 'animal'\n"
         "  'n2' is in 'animal', 'any_of alone'"
     )
@@ -163,4 +161,4 @@ def test_columns_part_the_classes_whatever_the_order_of_the_map(data: st.DataObj
     for label, (column,) in join.accepted.items():
         assert join.columns[column] == tuple(at for at in range(6) if owners[at] == label)
     assert join.columns == tuple(sorted(join.columns))
-    assert len(join.column_names) == len(join.columns) == len(entries)
+    assert len(join.columns) == len(entries)

@@ -11,11 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.test_image_folder import put
-from wiseft_cli.data.fingerprint import data_fingerprint
 from wiseft_cli.data.image_folder import list_image_folder
-from wiseft_cli.data.image_set import ImageRecord, ImageSet
-from wiseft_cli.data.manifest import list_manifest
-from wiseft_cli.data.manifest_rows import Columns, read_rows
+from wiseft_cli.data.image_set import ImageRecord, ImageSet, data_fingerprint
+from wiseft_cli.data.manifest import Columns, list_manifest, read_rows
 from wiseft_cli.errors import DatasetError
 
 
@@ -78,10 +76,10 @@ def test_a_split_is_chosen_and_the_others_need_not_be_there(folder: Path) -> Non
     assert read(folder, text, split="val").labels == ("x", "y")
     assert refusal(folder, text) == ": has several splits: train (1), val (2)"
     assert refusal(folder, text, split="tset") == (
-        ": has no split 'tset'; there are train (1), val (2)"
+        ": has no split 'tset'; found train (1), val (2)"
     )
     assert refusal(folder, "path,label\na.jpg,x\n", split="val") == (
-        ": has no split 'val'; its column 'split' names none"
+        ": has no split 'val'; found no splits in column 'split'"
     )
     assert len(read(folder, "path,label,split\na.jpg,x,val\n").records) == 1
 
@@ -111,7 +109,7 @@ def test_absolute_paths_are_taken_as_they_are(folder: Path, tmp_path_factory) ->
 def test_an_image_named_twice_counts_once(folder: Path) -> None:
     image_set = read(folder, "path,label\na.jpg,x\n./a.jpg,x\nb/../a.jpg,x\nb//2.png,y\n")
     assert [record.path for record in image_set.records] == ["a.jpg", "b/2.png"]
-    assert image_set.notes == ("image set 'set': 2 rows repeat an image, which counts once",)
+    assert image_set.notes == ("image set 'set': 2 repeated rows ignored; each image counts once",)
 
 
 def test_every_row_that_cannot_be_used_is_listed_with_its_line(folder: Path) -> None:
@@ -125,11 +123,11 @@ def test_every_row_that_cannot_be_used_is_listed_with_its_line(folder: Path) -> 
         "  line 3: the path is empty\n"
         "  line 4: the label is empty\n"
         "  line 5: 2 cells, expected 3\n"
-        "  line 6: a.jpg: has the label 'y', on line 2 'x'\n"
-        "  line 7: a.jpg: has the group 'h', on line 2 'g'\n"
+        "  line 6: a.jpg: label 'y' contradicts 'x' on line 2\n"
+        "  line 7: a.jpg: group 'h' contradicts 'g' on line 2\n"
         "  line 9: b/two\nlines.png: No such file or directory\n"
-        "  line 10: b: is no regular file\n"
-        "  line 11: pipe: is no regular file\n"
+        "  line 10: b: is not a regular file\n"
+        "  line 11: pipe: is not a regular file\n"
         "  line 12: b/2.png\0: embedded null byte"
     )
 
@@ -140,7 +138,7 @@ def test_ten_rows_are_shown_and_the_rest_counted(folder: Path) -> None:
     assert (len(lines), lines[0], lines[-1]) == (
         12,
         ": 25 rows cannot be used:",
-        "... and 15 more",
+        "  ... and 15 more",
     )
 
 
@@ -153,49 +151,49 @@ def test_bad_json_lines_are_listed(folder: Path) -> None:
     message = refusal(folder, text, "m.jsonl")
     assert message.startswith(
         ": 7 rows cannot be used:\n"
-        "  line 2: is not JSON: Expecting ',' delimiter\n"
-        "  line 3: is no JSON object\n"
-        "  line 4: has no 'label'\n"
-        "  line 5: 'label' is true, expected a text\n"
-        "  line 7: 'path' is null, expected a text\n"
-        "  line 7: 'label' is 1.5, expected a text\n"
-        "  line 8: is not JSON: "
+        "  line 2: not valid JSON: Expecting ',' delimiter\n"
+        "  line 3: not a JSON object\n"
+        "  line 4: 'label' is missing\n"
+        "  line 5: 'label' is true, expected text\n"
+        "  line 7: 'path' is null, expected text\n"
+        "  line 7: 'label' is 1.5, expected text\n"
+        "  line 8: not valid JSON: "
     )
 
 
 @pytest.mark.parametrize(
     ("text", "faults"),
     [
-        ("", ["  it has no column 'path'", "  it has no column 'label'"]),
-        ("a.jpg,dog\n", ["  it has no column 'path'", "  it has no column 'label'"]),
-        ("path,class\n", ["  it has no column 'label'"]),
-        ("path,label,label\n", ["  it has the column 'label' more than once"]),
+        ("", ["  column 'path' is missing", "  column 'label' is missing"]),
+        ("a.jpg,dog\n", ["  column 'path' is missing", "  column 'label' is missing"]),
+        ("path,class\n", ["  column 'label' is missing"]),
+        ("path,label,label\n", ["  column 'label' occurs more than once"]),
     ],
 )
 def test_a_header_that_lacks_something_is_refused(
     folder: Path, text: str, faults: list[str]
 ) -> None:
-    message = ", line 1: is no header with what is needed:"
+    message = ", line 1: the header does not fit:"
     assert refusal(folder, text).splitlines() == [message, *faults]
 
 
 def test_a_named_column_that_is_missing_is_refused_even_where_it_may_be(folder: Path) -> None:
     message = refusal(folder, "path,label\na.jpg,x\n", columns=Columns(group="region"))
-    assert message.endswith("  it has no column 'region'")
+    assert message.endswith("  column 'region' is missing")
     message = refusal(folder, '{"path": "a.jpg", "label": "x"}\n', "m.jsonl",
                       columns=Columns(group="region"))  # fmt: skip
-    assert message.endswith("  line 1: has no 'region'")
+    assert message.endswith("  line 1: 'region' is missing")
 
 
 def test_files_that_are_no_text_or_no_csv_are_refused(folder: Path) -> None:
     assert refusal(folder, b"path,label\na.jpg,caf\xe9\n") == (
         ", line 2: is not UTF-8 text (byte 0xe9)"
     )
-    assert refusal(folder, 'path,label\na.jpg,"x\n').startswith(", line 2: is not CSV: ")
+    assert refusal(folder, 'path,label\na.jpg,"x\n').startswith(", line 2: not valid CSV: ")
     assert refusal(folder, f"path,label\na.jpg,{'x' * 200_000}\n").startswith(
-        ", line 2: is not CSV: field larger"
+        ", line 2: not valid CSV: field larger"
     )
-    assert refusal(folder, "path,label\n") == ": holds no image"
+    assert refusal(folder, "path,label\n") == ": contains no images"
     with pytest.raises(DatasetError, match=r"nowhere\.csv: cannot be read: No such file"):
         list_manifest(folder / "nowhere.csv", name="x")
 

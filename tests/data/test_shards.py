@@ -14,9 +14,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-from wiseft_cli.data.dataset import ImageDataset, collate_images
-from wiseft_cli.data.fingerprint import data_fingerprint
+from wiseft_cli.data.image_set import data_fingerprint
 from wiseft_cli.data.images import load_image
+from wiseft_cli.data.loading import ImageDataset, collate_images
 from wiseft_cli.data.shards import list_shards
 from wiseft_cli.errors import DatasetError
 
@@ -114,7 +114,7 @@ def test_a_shard_that_shrinks_or_goes_after_listing_is_told(tmp_path: Path) -> N
     os.truncate(tmp_path / "a.tar", 1600)
     dataset = ImageDataset(image_set, [0], to_tensor)
     assert dataset[0].reason.endswith(
-        "the shard ends within it; it has changed since it was listed"
+        "the shard ends inside the image; it has changed since it was listed"
     )
     (tmp_path / "a.tar").unlink()
     assert dataset[0].reason.endswith("a.tar/x.jpg: No such file or directory")
@@ -164,11 +164,11 @@ def test_samples_that_cannot_be_used_are_all_listed(tmp_path: Path) -> None:
         "image set 's': 8 samples cannot be used:\n"
         "  a.tar/1: expected one image, found none among cls, txt\n"
         "  a.tar/2: expected one image, found png and jpg among png, jpg, cls\n"
-        "  a.tar/3: has no label among png, meta\n"
+        "  a.tar/3: found no label among png, meta\n"
         "  a.tar/4: its label is empty\n"
         "  a.tar/5: its .cls is not UTF-8 text\n"
-        "  a.tar/6: its .json is not JSON\n"
-        "  a.tar/7: 'label' of its .json is [1], expected a text\n"
+        "  a.tar/6: its .json is not valid JSON\n"
+        "  a.tar/7: 'label' in its .json is [1], expected text\n"
         "  a.tar/8: expected one image, found none among 1.png, 1.cls"
     )
 
@@ -177,12 +177,12 @@ def test_a_name_that_comes_twice_is_refused(tmp_path: Path) -> None:
     image = png(0)
     write_tar(tmp_path / "a.tar", [("0.png", image), ("0.PNG", image), ("0.cls", b"x")])
     assert refusal(tmp_path / "a.tar") == (
-        f"{tmp_path}/a.tar: its sample has 0.PNG twice; upper and lower case are alike in endings"
+        f"{tmp_path}/a.tar: a sample has 0.PNG twice; extensions are not case-sensitive"
     )
     sample = [("0.png", image), ("0.cls", b"x")]
     write_tar(tmp_path / "b.tar", [*sample, ("1.png", image), ("1.cls", b"x"), *sample])
     assert refusal(tmp_path / "b.tar") == (
-        "image set 's': members of one name in one shard:\n  b.tar/0.png"
+        "image set 's': member names repeat within a shard:\n  b.tar/0.png"
     )
 
 
@@ -190,14 +190,14 @@ def test_a_missing_shard_of_the_range_is_named(tmp_path: Path) -> None:
     write_shards(tmp_path)
     (tmp_path / "data-001.tar").unlink()
     assert refusal(tmp_path / "data-{000..003}.tar") == (
-        "image set 's': 2 of 4 shards do not exist or are no files:\n"
+        "image set 's': 2 of 4 shards do not exist or are not files:\n"
         f"  {tmp_path}/data-001.tar\n  {tmp_path}/data-003.tar"
     )
     assert refusal(tmp_path / "data-{000..000}{,}.tar").startswith(
         f"{tmp_path}/data-{{000..000}}{{,}}.tar: names shards more than once:"
     )
     for pattern in ("data-{000..001.tar", "${nowhere}.tar"):
-        assert "is no pattern of shards" in refusal(tmp_path / pattern)
+        assert "not a valid shard pattern" in refusal(tmp_path / pattern)
 
 
 def test_shards_of_two_places_are_one_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,14 +225,15 @@ def test_a_damaged_header_does_not_end_the_shard_in_silence(tmp_path: Path) -> N
     data[2048 + 5] ^= 255  # in the header of the third member
     path.write_bytes(data)
     assert refusal(path) == (
-        f"{path}: is damaged, or several tar files in one: no end and no member at byte 2048"
+        f"{path}: damaged, or several concatenated tar files: neither a member nor the end of the"
+        " archive at byte 2048"
     )
 
 
 def test_tar_files_one_behind_the_other_are_refused(tmp_path: Path) -> None:
     one = write_tar(tmp_path / "a.tar", {"0.jpg": b"x", "0.cls": b"x"}).read_bytes()
     (tmp_path / "a.tar").write_bytes(one + one)
-    assert "several tar files in one" in refusal(tmp_path / "a.tar")
+    assert "several concatenated tar files" in refusal(tmp_path / "a.tar")
 
 
 def test_compressed_and_foreign_files_links_and_empty_shards_are_refused(tmp_path: Path) -> None:
@@ -240,11 +241,11 @@ def test_compressed_and_foreign_files_links_and_empty_shards_are_refused(tmp_pat
         pass
     with pytest.raises(DatasetError) as caught:
         list_shards(str(tmp_path / "z.tar"))
-    assert caught.value.hint == "shards are plain tar files: unpack .gz"
+    assert caught.value.hint == "shards are plain tar files: decompress .gz"
     (tmp_path / "t.tar").write_text("no tar file" * 100)
-    assert refusal(tmp_path / "t.tar").startswith(f"{tmp_path}/t.tar: is no tar file, or a damaged")
+    assert refusal(tmp_path / "t.tar").startswith(f"{tmp_path}/t.tar: not a tar file, or damaged")
     write_tar(tmp_path / "e.tar", {})
-    assert refusal(tmp_path / "e.tar") == "image set 's': its 1 shards hold no sample"
+    assert refusal(tmp_path / "e.tar") == "image set 's': 1 shard without a single sample"
     with tarfile.open(tmp_path / "l.tar", "w") as tar:
         link = tarfile.TarInfo("0.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
@@ -266,13 +267,14 @@ def test_integer_labels_are_named_by_a_file_beside_the_shards(tmp_path: Path) ->
     image_set = list_shards(str(write_numbered(tmp_path, "ape\nbear\ngreat cat\n\n")))
     assert image_set.labels == ("ape", "great cat")
     assert image_set.notes == (
-        f"image set '0': labels are numbers, named by {tmp_path}/classnames.txt",
+        f"image set '0': labels are numbers; their names are taken from {tmp_path}/classnames.txt",
     )
 
 
 def test_labels_beyond_the_names_are_refused(tmp_path: Path) -> None:
     assert refusal(write_numbered(tmp_path, "ape\nbear\n")) == (
-        f"image set 's': {tmp_path}/classnames.txt names 2 classes, and 1 labels are beyond them:\n"
+        f"image set 's': 1 label without a name in {tmp_path}/classnames.txt, which has 2 class"
+        " names:\n"
         "  '2'"
     )
 
@@ -281,7 +283,7 @@ def test_names_that_repeat_do_not_name_and_labels_that_are_no_numbers_stay(tmp_p
     image_set = list_shards(str(write_numbered(tmp_path, "crane\nbear\ncrane\n")))
     assert image_set.labels == ("0", "2")
     assert image_set.notes == (
-        f"image set '0': {tmp_path}/classnames.txt has 'crane' more than once: labels stay numbers",
+        f"image set '0': {tmp_path}/classnames.txt repeats 'crane': labels stay numbers",
     )
     assert list_shards(str(write_numbered(tmp_path, "a\nb\n", "x 0"))).labels == ("0", "x")
 

@@ -17,8 +17,8 @@ from wiseft_cli.data.dataset_card import read_dataset_card
 from wiseft_cli.data.from_torchvision.card import OWN_CARDS, torchvision_classes
 from wiseft_cli.data.from_torchvision.sets import REFUSED, TORCHVISION_SETS
 from wiseft_cli.data.images import load_image_of
-from wiseft_cli.data.label_space import join_image_set
-from wiseft_cli.data.spec import open_image_set
+from wiseft_cli.data.label_join import join_image_set
+from wiseft_cli.data.sources import open_image_set
 from wiseft_cli.errors import ClassNamesError, DatasetError, MissingDependencyError, UsageError
 
 
@@ -168,7 +168,7 @@ def test_a_name_that_stands_for_no_such_set_is_refused(tmp_path: Path, name: str
 def test_a_split_that_the_set_has_not_is_refused_with_those_it_has(tmp_path):
     with pytest.raises(UsageError, match=r"no split 'dev'; there are test, train, val, trainval"):
         open_image_set(f"torchvision:FGVCAircraft={tmp_path}?split=dev")
-    with pytest.raises(UsageError, match="card 'torchvision:KMNIST' says what map would"):
+    with pytest.raises(UsageError, match="card 'torchvision:KMNIST' already determines map"):
         open_image_set(f"torchvision:KMNIST={tmp_path}?map=x.yaml")
 
 

@@ -26,10 +26,9 @@ from tests.data.official import (
     write_sun397,
 )
 from wiseft_cli.data.dataset_card import read_dataset_card
-from wiseft_cli.data.fingerprint import data_fingerprint
-from wiseft_cli.data.image_set import ImageSet
+from wiseft_cli.data.image_set import ImageSet, data_fingerprint
 from wiseft_cli.data.images import load_image_of
-from wiseft_cli.data.spec import open_image_set, open_suite
+from wiseft_cli.data.sources import open_image_set, open_suite
 from wiseft_cli.errors import DatasetError, MissingDependencyError
 from wiseft_cli.prompts.class_names import read_class_names
 from wiseft_cli.prompts.templates import read_templates

@@ -12,11 +12,10 @@ from tests.data.temporal import VID_CLASSES, vid_frame, write_vid
 from tests.data.test_image_folder import put
 from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.data.dataset_card import read_dataset_card
-from wiseft_cli.data.fingerprint import data_fingerprint
-from wiseft_cli.data.image_set import ImageSet
-from wiseft_cli.data.label_space import join_image_set
-from wiseft_cli.data.selection import few_shot
-from wiseft_cli.data.spec import open_image_set
+from wiseft_cli.data.image_set import ImageSet, data_fingerprint
+from wiseft_cli.data.label_join import join_image_set
+from wiseft_cli.data.sources import open_image_set
+from wiseft_cli.data.subsets import few_shot
 from wiseft_cli.errors import DatasetError
 
 A, A1, A2 = (vid_frame(0, number) for number in (442, 440, 441))
@@ -65,7 +64,7 @@ def test_frames_are_listed_with_their_own_classes(base: Path, above: int) -> Non
         ALONE: VID_CLASSES[29],
     }
     assert images.neighbourhoods == {A: (A1, A2), B: (B1,), ALONE: ()}
-    assert images.answers == tuple(sorted(VID_CLASSES[at] for at in (0, 1, 26, 27, 29)))
+    assert images.accepted_labels == tuple(sorted(VID_CLASSES[at] for at in (0, 1, 26, 27, 29)))
     assert [warning.split(", ")[0] for warning in images.warnings] == [
         "image set 'imagenet-vid-robust': 6 images",
         "image set 'imagenet-vid-robust': 5 classes",
@@ -107,7 +106,7 @@ def test_a_copy_without_its_files_or_frames_is_told_what_is_missing(base: Path) 
     (base / ALONE).mkdir()
     assert refused(base) == (
         "image set 'imagenet-vid-robust': 2 of 6 frames that its files name are not in"
-        f" {base}:\n  {A1!r}: No such file or directory\n  {ALONE!r}: is no regular file",
+        f" {base}:\n  {A1!r}: No such file or directory\n  {ALONE!r}: is not a regular file",
         "unpack imagenet_vid_ytbb_robust.tar.gz whole, and name the folder it is in",
     )
     (base / "metadata/labels.json").unlink()

@@ -19,7 +19,7 @@ from tests.data.wilds_trees import (
 )
 from wiseft_cli.data.dataset_card import read_dataset_card
 from wiseft_cli.data.image_set import ImageSet
-from wiseft_cli.data.spec import open_image_set, open_suite
+from wiseft_cli.data.sources import open_image_set, open_suite
 from wiseft_cli.errors import DatasetError
 
 PERIODS = {"id_test": ("test", "", "2013"), "test": ("test", "2016", "9")}

@@ -13,8 +13,8 @@ from tests.data.test_image_folder import put
 from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.data.dataset_card import read_dataset_card
 from wiseft_cli.data.image_set import ImageSet
-from wiseft_cli.data.label_space import join_image_set
-from wiseft_cli.data.spec import open_image_set
+from wiseft_cli.data.label_join import join_image_set
+from wiseft_cli.data.sources import open_image_set
 from wiseft_cli.errors import DatasetError
 
 BIRD, CAR, COW, BAD, UNSURE, WORSE = (f"-_{letter * 9}" for letter in "bckxuw")
@@ -97,7 +97,7 @@ def test_anchors_and_frames_count_by_peoples_marks(base: Path, place: str) -> No
         anchor.removeprefix("ytbb_videos/"): [path.rpartition("-")[2] for path in around]
         for anchor, around in images.neighbourhoods.items()
     } == {KEYS[BIRD]: ["90.jpg", "110.jpg"], KEYS[CAR]: ["99.jpg"], KEYS[COW]: []}
-    assert images.answers == ("bird", "car", "cow", "person")
+    assert images.accepted_labels == ("bird", "car", "cow", "person")
 
 
 def test_classes_that_the_head_lacks_never_win_and_their_frames_are_never_right(

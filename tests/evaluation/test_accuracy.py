@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from tests.evaluation.tiny import CLASSES, PREPROCESS, RESNET, make_checkpoint, make_images
-from wiseft_cli.data import dataset as dataset_module
+from wiseft_cli.data import loading
 from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.images import load_image
-from wiseft_cli.data.label_space import join_labels
+from wiseft_cli.data.label_join import join_labels
 from wiseft_cli.errors import DatasetError
 from wiseft_cli.evaluation.accuracy import evaluate_image_set
 from wiseft_cli.evaluation.metrics import SetAccuracy
@@ -96,7 +96,8 @@ def test_an_unreadable_image_is_an_error_also_from_a_worker(
         with pytest.raises(DatasetError) as caught:
             evaluate(classifier, image_set, workers=workers)
         assert caught.value.message == (
-            f"cannot read image {path}: not an image in a format that Pillow knows"
+            "1 image cannot be read:\n"
+            f"  cannot read image {path}: not an image in a format that Pillow knows"
         )
 
 
@@ -109,6 +110,6 @@ def test_a_killed_worker_is_told_without_a_traceback(
         assert os.getpid() != parent
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(dataset_module, "load_image_of", die)
+    monkeypatch.setattr(loading, "load_image_of", die)
     with pytest.raises(DatasetError, match=r"^one of the 2 workers that decode images died"):
         evaluate(classifier, image_set, workers=2)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.evaluation.tiny import CLASSES, make_checkpoint, make_images
 from wiseft_cli.data.image_set import ImageRecord, ImageSet
-from wiseft_cli.data.label_space import join_image_set
-from wiseft_cli.data.spec import open_image_set
+from wiseft_cli.data.label_join import join_image_set
+from wiseft_cli.data.sources import open_image_set
 from wiseft_cli.errors import DatasetError, UsageError
 from wiseft_cli.evaluation.accuracy import evaluate_image_set
 from wiseft_cli.evaluation.metrics import AnchorCount, SetAccuracy

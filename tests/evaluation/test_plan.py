@@ -17,9 +17,8 @@ from tests.evaluation.tiny import (
 from tests.reporting.lines import line
 from wiseft_cli.checkpoint.card import Card, ClassEntry
 from wiseft_cli.checkpoint.writer import write_checkpoint
-from wiseft_cli.data.fingerprint import data_fingerprint
 from wiseft_cli.data.image_folder import list_image_folder
-from wiseft_cli.data.image_set import JoinOptions
+from wiseft_cli.data.image_set import JoinOptions, data_fingerprint
 from wiseft_cli.errors import (
     CheckpointError,
     DatasetError,
@@ -296,5 +295,5 @@ def test_optional_sets_are_left_out_for_heads_of_other_classes(tmp_path: Path) -
     assert caught.value.message == (
         "the heads of all checkpoints are of other classes than animals"
     )
-    with pytest.raises(DatasetError, match="2 of 2 labels are no class of the head"):
+    with pytest.raises(DatasetError, match="2 of 2 labels are not classes of the head"):
         plan_jobs(rows[1:], sets)

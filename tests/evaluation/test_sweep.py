@@ -21,7 +21,7 @@ from tests.evaluation.tiny import (
     make_pair,
 )
 from wiseft_cli.checkpoint.reader import open_checkpoint
-from wiseft_cli.data import dataset as dataset_module
+from wiseft_cli.data import loading
 from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.errors import DatasetError, ModelError
@@ -148,13 +148,13 @@ def test_images_are_decoded_once_for_any_number_of_alphas(
     tmp_path: Path, folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[Path] = []
-    load_image_of = dataset_module.load_image_of
+    load_image_of = loading.load_image_of
 
     def load(image_set: ImageSet, index: int) -> Image.Image:
         decoded.append(image_set.root / image_set.records[index].path)
         return load_image_of(image_set, index)
 
-    monkeypatch.setattr(dataset_module, "load_image_of", load)
+    monkeypatch.setattr(loading, "load_image_of", load)
     monkeypatch.setattr(sweep_module, "CHUNK_BYTES", 10 * 3 * 32 * 32 * 4)
     run(plan(make_pair(tmp_path), folders, "0:1:0.1"))
     assert len(decoded) == len(set(decoded)) == 32 + 15

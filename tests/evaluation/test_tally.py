@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, f1_score, top_k_accuracy_score
 
-from wiseft_cli.data.label_space import LabelJoin
+from wiseft_cli.data.label_join import LabelJoin
 from wiseft_cli.errors import ModelError
 from wiseft_cli.evaluation.metrics import SetAccuracy
 from wiseft_cli.evaluation.tally import BATCHES_BETWEEN_LOOKS, Columns, Tally
@@ -21,9 +21,7 @@ def plain_join(classes: Sequence[int], accepted: Mapping[str, Sequence[int]]) ->
     return LabelJoin(
         "id",
         {},
-        tuple(classes),
         columns=tuple((at,) for at in classes),
-        column_names=tuple(map(str, classes)),
         accepted={label: tuple(columns) for label, columns in accepted.items()},
     )
 
@@ -99,8 +97,7 @@ def test_many_to_one_and_any_of_are_a_direct_computation(data: st.DataObject) ->
     random = np.random.default_rng(data.draw(st.integers(0, 99)))
     logits = random.integers(0, 5, size=(15, n_head)).astype(np.float32)
     targets = random.integers(0, len(accepted), size=15)
-    names = tuple(map(str, range(len(columns))))
-    join = LabelJoin("map", {}, tuple(range(n_head)), tuple(columns), names, accepted)
+    join = LabelJoin("map", {}, tuple(columns), accepted)
     found = count(join, logits, targets)
     right = {1: 0, 5: 0}
     for row, target in zip(logits, targets, strict=True):
@@ -115,7 +112,7 @@ def test_many_to_one_and_any_of_are_a_direct_computation(data: st.DataObject) ->
 
 
 def test_the_winning_class_is_the_highest_of_its_column() -> None:
-    join = LabelJoin("map", {}, (0, 1, 2), ((0, 2), (1,)), ("x", "y"), {"x": (0,), "y": (1,)})
+    join = LabelJoin("map", {}, ((0, 2), (1,)), {"x": (0,), "y": (1,)})
     columns = Columns(join, ["x", "y"], CPU)
     logits = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 0.0], [1.5, 1.0, 0.0]])
     winners = columns.scores(logits).argmax(dim=1)

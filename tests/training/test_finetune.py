@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from tests.training.tiny import CLASSES, CONFIGS, write_images, write_zeroshot
 from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.reader import read_card
-from wiseft_cli.data.fingerprint import data_fingerprint
 from wiseft_cli.data.image_folder import list_image_folder
+from wiseft_cli.data.image_set import data_fingerprint
 from wiseft_cli.errors import CheckpointError, DatasetError, OutputError, RecipeError
 from wiseft_cli.training.batches import epoch_order
 from wiseft_cli.training.finetune import finetune
@@ -289,7 +289,7 @@ def test_labels_that_are_no_class_are_listed(tmp_path, zeroshot, train_folder):
             recipe=Recipe(),
         )
     assert caught.value.message == (
-        "image set 'train': 1 of 3 labels are no class of the head"
+        "image set 'train': 1 of 3 labels are not classes of the head"
         " (3 classes, the first 'n01'):\n  'n99'"
     )
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from tests.training.tiny import CLASSES, write_images
-from wiseft_cli.data.dataset import ImageDataset
 from wiseft_cli.data.image_folder import list_image_folder
+from wiseft_cli.data.loading import ImageDataset
 from wiseft_cli.errors import DatasetError
 from wiseft_cli.model.transforms import train_transform
 from wiseft_cli.training.batches import Draw, MicroBatches

@@ -165,7 +165,7 @@ def _check(name: str, root: Path, split: str | None, sample: int, *, as_json: bo
         warn(note)
     n_decoded, unreadable = _decode_sample(images, sample)
     faults = [*_unknown_metric(images.join_options.primary), *images.warnings, *unreadable]
-    n_images, n_classes = len(images.records), len(images.answers)
+    n_images, n_classes = len(images.records), len(images.accepted_labels)
     if as_json:
         print_json(
             {
@@ -196,11 +196,11 @@ def _unknown_metric(primary: str | None) -> list[str]:
 
 def _decode_sample(images: ImageSet, sample: int) -> tuple[int, list[str]]:
     """Return how many images of an even spread decode, and what is wrong with the others."""
-    from wiseft_cli.data.sample_check import unreadable_in_sample  # lazy: numpy costs a while
+    from wiseft_cli.data.images import find_unreadable_images  # lazy: numpy costs a while
 
     taken = min(sample, len(images.records))
     with progress(taken, "decoding a sample") as advance:
-        unreadable = unreadable_in_sample(images, taken, advance)
+        unreadable = find_unreadable_images(images, taken, advance)
     return taken - len(unreadable), unreadable
 
 

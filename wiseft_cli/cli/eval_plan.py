@@ -10,7 +10,7 @@ from pathlib import Path
 from wiseft_cli.checkpoint.atomic import check_output
 from wiseft_cli.cli.console import warn
 from wiseft_cli.data.image_set import ImageSet
-from wiseft_cli.data.spec import open_image_sets, open_suite
+from wiseft_cli.data.sources import open_image_sets, open_suite
 from wiseft_cli.errors import OutputError, UsageError
 from wiseft_cli.evaluation.plan import Job, JoinRules, plan_jobs
 from wiseft_cli.evaluation.weight_sets import (

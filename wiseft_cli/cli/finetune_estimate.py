@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from wiseft_cli.cli.console import print_json, print_message, progress, warn
 from wiseft_cli.compute.disk import free_bytes
 from wiseft_cli.compute.torchrun import Launch
-from wiseft_cli.data.sample_check import unreadable_in_sample
+from wiseft_cli.data.images import find_unreadable_images
 from wiseft_cli.errors import DatasetError, list_some
 from wiseft_cli.training.state_folder import KEPT_STATES
 
@@ -76,7 +76,7 @@ def _check_sample(plan: FinetunePlan) -> list[str]:
         images = labelled.images
         n_tried = min(SAMPLE, len(images.records))
         with progress(n_tried, f"decoding a sample of {images.name}") as advance:
-            unreadable = unreadable_in_sample(images, n_tried, advance)
+            unreadable = find_unreadable_images(images, n_tried, advance)
         allowed = plan.max_bad if labelled is plan.train else 0
         if len(unreadable) > allowed:
             raise DatasetError(

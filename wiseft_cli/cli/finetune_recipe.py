@@ -59,7 +59,7 @@ def show_recipe(recipe: Recipe, *, train: str | None) -> None:
         RecipeError: The warm-up is not shorter than the run.
     """
     # lazy: yaml costs time that --help need not spend
-    from wiseft_cli.data.spec import open_training_set
+    from wiseft_cli.data.sources import open_training_set
     from wiseft_cli.training.recipe import resolve
     from wiseft_cli.training.recipe_file import render_recipe
 

@@ -73,7 +73,7 @@ def _differences(card: DatasetCard, part: Part, images: ImageSet) -> tuple[str, 
     title = f"{card.title}, split {part.split}" if part.split else card.title
     counts = (
         ("images", len(images.records), part.n_images),
-        ("classes", len(images.answers), part.n_classes),
+        ("classes", len(images.accepted_labels), part.n_classes),
         ("anchor frames", len(images.neighbourhoods), part.n_anchors),
     )
     return tuple(

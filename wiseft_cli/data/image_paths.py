@@ -1,7 +1,6 @@
-"""From what a person names to the paths of images: files, folders, manifests, standard input.
+"""Resolve the inputs of `wiseft predict` to image paths: files, folders, manifests, standard input.
 
-The images need no label. Nothing is opened but manifests, and standard input is read no further
-than its paths are asked for.
+The images need no label. Only manifests are opened, and standard input is not read ahead.
 """
 
 from __future__ import annotations
@@ -12,15 +11,14 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from wiseft_cli.data.image_folder import IMAGE_EXTENSIONS, walk_images
-from wiseft_cli.data.manifest import MANIFEST_SUFFIXES
-from wiseft_cli.data.manifest_rows import Columns, read_rows
-from wiseft_cli.data.set_options import parse_set_options
-from wiseft_cli.errors import DatasetError, UsageError, list_some
+from wiseft_cli.data.files import IMAGE_EXTENSIONS, walk_images
+from wiseft_cli.data.manifest import MANIFEST_SUFFIXES, Columns, read_rows
+from wiseft_cli.data.spec import parse_options, split_options
+from wiseft_cli.errors import DatasetError, UsageError, counted, list_some
 
 STANDARD_INPUT = "-"
 MAX_PATH_BYTES = 2**20
-"""Far beyond what any system opens; standard input that has more in a line is no list of paths."""
+"""Longest line of standard input; no system opens paths of this length."""
 
 
 @dataclass(frozen=True)
@@ -28,42 +26,43 @@ class PathStream:
     """Standard input as a list of paths.
 
     Attributes:
-        read: Returns at most that many bytes, those that have arrived, none at the end.
-        separator: One byte: a newline, or NUL as `find -print0` writes.
+        read: Returns up to the given number of bytes as soon as any have arrived; no bytes at the
+            end.
+        separator: One byte: a newline, or NUL as written by `find -print0`.
     """
 
     read: Callable[[int], bytes]
     separator: bytes = b"\n"
 
 
-def image_paths(words: Sequence[str], stream: PathStream) -> Iterator[str]:
-    """Yield the images that words name, in their order, as paths that open from here.
+def image_paths(inputs: Sequence[str], stream: PathStream) -> Iterator[str]:
+    """Yield the paths of the images that inputs name, in their order.
 
-    A folder stands for the images anywhere below it, by name; a manifest (`.csv`, `.tsv`,
-    `.jsonl`, with `?split=` and `?path=`) for its rows; `-` for the paths of the stream; anything
-    else for itself. What is wrong with a folder or a manifest is found before the first path.
+    A folder stands for all images below it, sorted by name; a manifest (`.csv`, `.tsv`, `.jsonl`,
+    with `?split=` and `?path=`) for its rows; `-` for the paths of the stream; any other input is
+    the path of an image. Faults of folders and manifests are found before the first path.
 
     Raises:
-        UsageError: No word, or `-` more than once.
-        DatasetError: A folder or the stream holds no image, or a manifest cannot be used.
+        UsageError: There are no inputs, or `-` is given more than once.
+        DatasetError: A folder or the stream contains no images, or a manifest cannot be used.
     """
-    if not words:
-        raise UsageError("no image; expected images, folders, manifests, or - for standard input")
-    if words.count(STANDARD_INPUT) > 1:
-        raise UsageError("- stands for standard input and can be given once")
-    return chain.from_iterable([_paths_of(word, stream) for word in words])
+    if not inputs:
+        raise UsageError("no images; expected images, folders, manifests, or - for standard input")
+    if inputs.count(STANDARD_INPUT) > 1:
+        raise UsageError("- stands for standard input and can be given only once")
+    return chain.from_iterable([_paths_of(name, stream) for name in inputs])
 
 
-def _paths_of(word: str, stream: PathStream) -> Iterator[str]:
-    if word == STANDARD_INPUT:
+def _paths_of(name: str, stream: PathStream) -> Iterator[str]:
+    if name == STANDARD_INPUT:
         return _paths_in_stream(stream)
-    if os.path.isdir(word):
-        return _paths_in_folder(word)
-    file, mark, options = word.rpartition("?")
-    if not mark or os.path.exists(word):
-        file, options = word, ""
+    if os.path.isdir(name):
+        return _paths_in_folder(name)
+    file, mark, options = name.rpartition("?")
+    if not mark or os.path.exists(name):
+        file, options = name, ""
     if not file.lower().endswith(MANIFEST_SUFFIXES):
-        return iter([word])
+        return iter([name])
     return iter(_paths_in_manifest(file, options))
 
 
@@ -71,28 +70,26 @@ def _paths_in_folder(folder: str) -> Iterator[str]:
     paths = (path for path, _ in walk_images(Path(folder), folder.rstrip("/")))
     first = next(paths, None)
     if first is None:
-        raise DatasetError(f"folder {folder} holds no image ({' '.join(sorted(IMAGE_EXTENSIONS))})")
+        extensions = " ".join(sorted(IMAGE_EXTENSIONS))
+        raise DatasetError(f"folder {folder} contains no images ({extensions})")
     return chain([first], paths)
 
 
 def _paths_in_manifest(file: str, text: str) -> list[str]:
-    pairs = dict(part.partition("=")[::2] for part in text.split(",")) if text else {}
-    options = parse_set_options(pairs, where=file)
-    useless = [name for name in options.given if name not in ("split", "path")]
-    if useless:
-        raise UsageError(f"{file}: images without labels take no {', '.join(useless)}")
+    options = parse_options(split_options(text, where=file), where=file)
+    unused = [name for name in options.given if name not in ("split", "path")]
+    if unused:
+        raise UsageError(f"{file}: images without labels do not use {', '.join(unused)}")
     faults: list[str] = []
     rows = read_rows(Path(file), Columns(path=options.columns.path, label=None), faults)
     if faults:
-        raise DatasetError(
-            "\n".join([f"{file}: {len(faults)} rows cannot be used:", *list_some(faults)])
-        )
+        raise DatasetError(f"{file}: {counted(len(faults), 'row')} cannot be used", faults=faults)
     chosen = [row for row in rows if options.split in (None, row.split)]
     if not chosen:
         splits = sorted({row.split for row in rows if row.split})
         known = f"; its splits are {', '.join(list_some(splits))}" if splits else ""
         which = "" if options.split is None else f" of split {options.split!r}{known}"
-        raise DatasetError(f"{file}: holds no image{which}")
+        raise DatasetError(f"{file}: contains no images{which}")
     return [os.path.join(os.path.dirname(file), row.path) for row in chosen]
 
 
@@ -105,15 +102,17 @@ def _paths_in_stream(stream: PathStream) -> Iterator[str]:
             is_empty = False
             yield os.fsdecode(name)
     if is_empty:
-        raise DatasetError("standard input holds no path", hint="write one path a line")
+        raise DatasetError("standard input contains no paths", hint="write one path per line")
 
 
 def _split(stream: PathStream) -> Iterator[bytes]:
-    """Yield what stands between the separators, each as soon as it has arrived."""
+    """Yield the texts between separators, each as soon as it has arrived."""
     rest = b""
     while piece := stream.read(2**16):
         *whole, rest = (rest + piece).split(stream.separator)
         yield from whole
         if len(rest) > MAX_PATH_BYTES:
-            raise DatasetError("standard input is no list of paths", hint="write one path a line")
+            raise DatasetError(
+                "standard input is not a list of paths", hint="write one path per line"
+            )
     yield rest

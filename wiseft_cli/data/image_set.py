@@ -1,17 +1,19 @@
-"""A labelled image set: which images there are, what they are labelled, and where their bytes lie.
+"""Labelled image sets: image records, how labels join a head's classes, and the data fingerprint.
 
-It lists nothing itself: `image_folder.py` does so for folders, `manifest.py` for tables and
-`shards.py` for tar files. It does not decode.
+`image_folder.py`, `manifest.py`, `shards.py` and the modules of `layouts/` list image sets. No
+image is decoded here; `images.py` does that.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.data.label_map import LabelMap
 from wiseft_cli.errors import DatasetError
 
@@ -21,16 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One image.
+    """One image of a set.
 
     Attributes:
-        path: Its path below the root with `/` between parts; within a shard, the shard's path
-            and the member's name.
-        label: What the set calls its class.
+        path: Path below the root, with `/` between parts; for an image in a shard, the shard's
+            path and the name of the member.
+        label: Name of the image's class in the set.
         size_bytes: Size of the encoded image.
-        group: The group that `worst_group` accuracy counts it in, where the set has groups.
-        container: Path of the shard below the root; None for a file of its own.
-        offset: Where in the shard its bytes begin; its row where the set has a reader.
+        group: Group of the image, for `worst_group` accuracy; None without groups.
+        container: Path of the shard below the root; None for an image in a file of its own.
+        offset: Position of the image in its container: the first byte in a shard, the row in an
+            array.
     """
 
     path: str
@@ -43,15 +46,15 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class JoinOptions:
-    """How the labels of a set find the classes of a head, where the set itself says so.
+    """How the labels of a set join the classes of a head.
 
     Attributes:
         labels_are_indices: Labels are positions among the head's classes.
-        all_classes: Score over every class of the head, also those the set has no image of.
-        label_map: What the labels stand for.
-        primary: The metric that reports show first.
-        competing: The labels of a published set, which compete whether a copy has images of
-            them or not; empty where only those that occur do.
+        all_classes: Score over every class of the head, not only the classes of the set.
+        label_map: The classes that each label stands for.
+        primary: Metric that reports show first.
+        competing: All labels of a published set. They are scored even if the copy on disk has no
+            image of them. Empty: only labels that occur are scored.
     """
 
     labels_are_indices: bool = False
@@ -62,13 +65,13 @@ class JoinOptions:
 
 
 class ImageReader(Protocol):
-    """Gives the images of a set that are no files of their own, and no stretches of one."""
+    """Reads images that are neither files nor byte ranges of a shard."""
 
     def read(self, record: ImageRecord) -> Image.Image:
-        """Return the picture of a record.
+        """Return the image of a record.
 
         Raises:
-            DatasetError: It cannot be read.
+            DatasetError: The image cannot be read.
         """
 
 
@@ -77,15 +80,15 @@ class ImageSet:
     """A named list of labelled images below one folder.
 
     Attributes:
-        name: The name that reports use.
-        root: The folder that `ImageRecord.path` starts from.
+        name: Name of the set in reports.
+        root: Folder that `ImageRecord.path` is relative to.
         records: The images, sorted by path (code point order).
-        notes: What a person should know about the listing, one sentence each.
-        warnings: What is seldom meant, one sentence each.
-        join_options: How its labels find classes, where it says so.
-        reader: What gives its images, where they are not bytes of files.
-        crop_border: Pixels cut from each side of an image before anything else.
-        neighbourhoods: Of a set of video frames, the path of each anchor frame and those of the
+        notes: Remarks about the listing, one sentence each.
+        warnings: Probable mistakes, one sentence each.
+        join_options: How labels join the classes of a head.
+        reader: Reads the images; None if they are files or members of shards.
+        crop_border: Pixels to cut from each side of an image before the transform.
+        neighbourhoods: For video frames, the path of each anchor frame and the paths of the
             frames around it, for the metrics pm0 and pm10.
     """
 
@@ -101,30 +104,30 @@ class ImageSet:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels that occur, sorted, each once."""
+        """Distinct labels of the images, sorted."""
         return tuple(sorted({record.label for record in self.records}))
 
     @property
-    def answers(self) -> tuple[str, ...]:
-        """The labels with those of several answers taken apart, sorted, each once."""
+    def accepted_labels(self) -> tuple[str, ...]:
+        """Distinct labels, each `any_of` label replaced by the labels that it accepts, sorted."""
         label_map = self.join_options.label_map
         any_of = {} if label_map is None else label_map.any_of
         return tuple(sorted({name for at in self.labels for name in any_of.get(at, (at,))}))
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The groups that occur, sorted, each once; empty for a set without groups."""
+        """Distinct groups of the images, sorted; empty for a set without groups."""
         return tuple(sorted({record.group for record in self.records if record.group is not None}))
 
     def name_of(self, index: int) -> str:
-        """Return what messages call an image: its path, through the shard where it lies in one."""
+        """Return the name of an image in messages: its path, including its shard if it has one."""
         return str(self.root / self.records[index].path)
 
     def source(self, index: int) -> Path | io.BytesIO | Image.Image:
-        """Return what `load_image` takes: the image's file, its bytes out of a shard, or a picture.
+        """Return the input of `load_image`: a file, the bytes of a shard member, or an image.
 
         Raises:
-            DatasetError: The image cannot be read, or its shard ends before the image does.
+            DatasetError: The shard or array cannot be read.
         """
         record = self.records[index]
         if self.reader is not None:
@@ -141,15 +144,33 @@ class ImageSet:
             ) from None
         if len(data) < record.size_bytes:
             raise DatasetError(
-                f"cannot read image {self.name_of(index)}: the shard ends within it; it has"
+                f"cannot read image {self.name_of(index)}: the shard ends inside the image; it has"
                 " changed since it was listed"
             )
         return io.BytesIO(data)
 
 
-def images_per_label(image_set: ImageSet) -> Mapping[str, int]:
-    """Return the number of images of each label, labels sorted."""
-    counts = dict.fromkeys(image_set.labels, 0)
-    for record in image_set.records:
-        counts[record.label] += 1
-    return counts
+def data_fingerprint(image_set: ImageSet) -> str:
+    """Return the SHA-256 fingerprint of a set's paths, sizes, labels and groups.
+
+    The hash covers one line per image, sorted by path: the canonical JSON list
+    `[path, size in bytes, label]`, with the group as a fourth item if there is one, and a newline.
+    Lines for a cropped border and for neighbourhoods of video frames come first. Name, root,
+    pixels and modification times are not covered, so that a copy of a folder has the same
+    fingerprint.
+
+    Returns:
+        `sha256:` and 64 hexadecimal digits.
+    """
+    lines: list[list[Any]] = []
+    if image_set.crop_border:
+        lines.append(["crop_border", image_set.crop_border])
+    for anchor, neighbours in sorted(image_set.neighbourhoods.items()):
+        lines.append(["neighbourhood", anchor, sorted(neighbours)])
+    for record in sorted(image_set.records, key=lambda record: record.path):
+        group = [] if record.group is None else [record.group]
+        lines.append([record.path, record.size_bytes, record.label, *group])
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(canonical_json(line).encode("ascii") + b"\n")
+    return f"sha256:{digest.hexdigest()}"

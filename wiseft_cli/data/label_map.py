@@ -1,10 +1,10 @@
-"""Label maps: files that say which of a head's classes a label of an image set stands for.
+"""Label maps: YAML or JSON files that map the labels of an image set to classes of a head.
 
-They make a test set of coarser classes, or of several right answers an image, usable with a
-head of finer ones. This module reads them; `label_space.py` joins through them.
+With a label map, a test set of coarser classes, or with several correct answers per image, is
+scored with a head of finer classes. `label_join.py` applies label maps.
 
-Source: ObjectNet (Barbu et al. 2019) and ImageNet-Vid-Robust (Shankar et al., arXiv 1906.02168)
-are scored so: a class's score is the highest among the head's classes that it stands for.
+Source: ObjectNet (Barbu et al. 2019) and ImageNet-Vid-Robust (Shankar et al., arXiv 1906.02168),
+which score a class by the highest logit of the head's classes that it stands for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wiseft_cli.errors import DatasetError, list_some
+from wiseft_cli.errors import DatasetError
 from wiseft_cli.prompts import documents
 
 _FORM = (
@@ -27,16 +27,17 @@ _SECTIONS = ("classes", "any_of", "unmapped", "leave_out")
 
 @dataclass(frozen=True)
 class LabelMap:
-    """What the labels of a set stand for.
+    """The meaning of the labels of an image set.
 
     Attributes:
         path: The file.
-        classes: Label to the head's classes it stands for, by id or name; their highest logit
-            is the label's score.
-        any_of: Label to what is right for it: labels of `classes`, or classes of the head.
-        unmapped: Labels that no class of the head stands for: they never win, and an image of no
-            other label is never right.
-        leave_out: Labels whose images take no part.
+        classes: The head's classes, by id or name, that each label stands for; their highest
+            logit is the score of the label.
+        any_of: For each label with several correct answers, labels of `classes`, or classes of
+            the head.
+        unmapped: Labels without a class in the head. They are never predicted; an image that has
+            only such labels is always counted as wrong.
+        leave_out: Labels whose images are not used.
     """
 
     path: Path
@@ -47,47 +48,46 @@ class LabelMap:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels that it explains, those of several answers aside."""
+        """Labels of `classes` and of `unmapped`."""
         return (*self.classes, *self.unmapped)
 
 
 def read_label_map(path: Path) -> LabelMap:
-    """Read a map from a `.yaml`, `.yml` or `.json` file.
+    """Read a label map from a `.yaml`, `.yml` or `.json` file.
 
     Raises:
-        DatasetError: Unreadable, not of its format, or not of a map's form; every place is
-            listed.
+        DatasetError: The file cannot be read or parsed, or is not a label map; every fault is
+            listed with its place.
     """
     is_yaml = path.suffix.lower() in documents.YAML_SUFFIXES
     root = (documents.read_yaml if is_yaml else documents.read_json)(path, DatasetError)
     if not isinstance(root, documents.Mapping) or not root.members:
         found = "nothing" if root is None else documents.describe(root)
-        raise DatasetError(f"{path}: holds {found}, expected a mapping of labels", hint=_FORM)
+        raise DatasetError(f"{path}: contains {found}, expected a mapping of labels", hint=_FORM)
     faults: list[str] = []
     sections = _sections(root, faults)
     classes = _read_table(sections.get("classes"), faults)
     any_of = _read_table(sections.get("any_of"), faults)
     unmapped = _read_list(sections.get("unmapped"), faults)
     leave_out = _read_list(sections.get("leave_out"), faults)
-    times = Counter([*classes, *any_of, *unmapped, *leave_out])
-    repeated = [label for label, n_times in times.items() if n_times > 1]
-    faults += [f"  {label!r} stands there more than once" for label in repeated]
+    counts = Counter([*classes, *any_of, *unmapped, *leave_out])
+    faults += [f"label {label!r} occurs more than once" for label, n in counts.items() if n > 1]
     if faults:
-        raise DatasetError("\n".join([f"{path}: is no label map:", *list_some(faults)]), hint=_FORM)
+        raise DatasetError(f"{path}: not a valid label map", faults=faults, hint=_FORM)
     return LabelMap(path, classes, any_of, leave_out, unmapped)
 
 
 def _sections(root: documents.Mapping, faults: list[str]) -> dict[str, documents.Node]:
-    """Return the parts of a file: those it names, or the file itself as `classes`."""
+    """Return the sections of a file; a file without sections is the section `classes`."""
     if not any(isinstance(value, documents.Mapping) for _, value in root.members):
         return {"classes": root}
     sections: dict[str, documents.Node] = {}
     for key, value in root.members:
         name = key.text if isinstance(key, documents.Text) else key.kind
         if name not in _SECTIONS:
-            faults.append(f"  {key.where}: {name!r} is none of {', '.join(_SECTIONS)}")
+            faults.append(f"{key.where}: unknown key {name!r}, expected {', '.join(_SECTIONS)}")
         elif name in sections:
-            faults.append(f"  {key.where}: {name!r} stands there twice")
+            faults.append(f"{key.where}: {name!r} occurs more than once")
         else:
             sections[name] = value
     return sections
@@ -97,28 +97,28 @@ def _read_table(table: documents.Node | None, faults: list[str]) -> dict[str, tu
     if table is None:
         return {}
     if not isinstance(table, documents.Mapping):
-        faults.append(f"  {table.where}: expected a mapping, found {_found(table)}")
+        faults.append(f"{table.where}: expected a mapping, found {_found(table)}")
         return {}
     entries: dict[str, tuple[str, ...]] = {}
     for key, value in table.members:
         if not isinstance(key, documents.Text) or not key.text:
-            faults.append(f"  {key.where}: expected a label, found {_found(key)}")
+            faults.append(f"{key.where}: expected a label, found {_found(key)}")
             continue
         if isinstance(value, documents.Listing) and not value.items:
-            faults.append(f"  {key.where}: {key.text!r} names no class")
+            faults.append(f"{key.where}: {key.text!r} has no classes")
         if key.text in entries:
-            faults.append(f"  {key.where}: {key.text!r} stands there twice")
+            faults.append(f"{key.where}: label {key.text!r} occurs more than once")
         entries[key.text] = tuple(dict.fromkeys(_read_list(value, faults)))
     return entries
 
 
 def _read_list(node: documents.Node | None, faults: list[str]) -> tuple[str, ...]:
-    """Return the texts of a list, or of one text."""
+    """Return the texts of a list, or a single text."""
     if node is None:
         return ()
     items = node.items if isinstance(node, documents.Listing) else (node,)
     faults += [
-        f"  {item.where}: expected an id or name, found {_found(item)}"
+        f"{item.where}: expected an id or name, found {_found(item)}"
         for item in items
         if not isinstance(item, documents.Text) or not item.text
     ]
@@ -126,6 +126,4 @@ def _read_list(node: documents.Node | None, faults: list[str]) -> tuple[str, ...
 
 
 def _found(node: documents.Node) -> str:
-    if isinstance(node, documents.Text):
-        return "an empty text"
-    return documents.describe(node)
+    return "empty text" if isinstance(node, documents.Text) else documents.describe(node)

@@ -1,298 +1,192 @@
-"""Opens an image set from what stands on the command line: `[NAME=]SPEC[?OPTION=VALUE,...]`.
-
-It decides which kind a spec is; the listing is done by the module of that kind, and lists of
-sets in a file are read by `suite.py`.
-"""
+"""Parse what names an image set: `[NAME=]SPEC[?OPTION=VALUE,...]`, and the options of a suite."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from wiseft_cli.data.carded_set import open_carded_set
-from wiseft_cli.data.dataset_card import (
-    dataset_card_names,
-    is_dataset_card_name,
-    read_dataset_card,
+from wiseft_cli.data.manifest import Columns
+from wiseft_cli.errors import UsageError, WiseftError
+from wiseft_cli.prompts.documents import YAML_SUFFIXES
+
+OPTION_NAMES = (
+    "split",
+    "path",
+    "label",
+    "group",
+    "map",
+    "labels_are_indices",
+    "all_classes",
+    "primary",
+    "crop_border",
+    "card",
 )
-from wiseft_cli.data.image_folder import list_image_folder
-from wiseft_cli.data.image_set import ImageSet
-from wiseft_cli.data.label_map import read_label_map
-from wiseft_cli.data.lookup import is_folder, is_regular_file, is_there
-from wiseft_cli.data.manifest import MANIFEST_SUFFIXES, list_manifest
-from wiseft_cli.data.set_options import OPTION_NAMES, SetOptions, SetSpec, parse_set_options
-from wiseft_cli.data.shards import list_shards
-from wiseft_cli.data.suite import SUITE_SUFFIXES, find_suite, read_suite, suite_names
-from wiseft_cli.errors import DatasetError, UsageError, list_some
-
 NO_CARD = "none"
-_BESIDE_A_CARD = ("card", "split", "primary", "all_classes", "crop_border")
-"""Options that say what no card says."""
-_BESIDE_NO_CLASSES = ("labels_are_indices", "map")
-"""Those that a card takes, too, which cannot say what its labels are."""
-FORMS = "a folder, a manifest (.csv, .tsv, .jsonl) or shards (data-{000..127}.tar)"
+"""Value of the option `card` that ignores the card of a published set."""
+_MANIFEST_OPTIONS = ("split", "path", "label", "group")
+_FORM = "expected [NAME=]SPEC[?OPTION=VALUE,...]"
 
 
-def parse_data_spec(spec: str, *, option: str = "--data") -> SetSpec:
-    """Split `[NAME=]SPEC[?OPTION=VALUE,...]`.
+@dataclass(frozen=True)
+class SetOptions:
+    """The options of one image set.
 
-    The part before the first `=` is a name where it contains neither `/` nor `?`: a folder
-    called `a=b` is given as `./a=b`. What follows the last `?` are options where it begins
-    with a word and `=`.
+    Attributes:
+        given: Names of the options given, in order.
+        split: Split of a manifest or of a published set.
+        columns: Column names of a manifest.
+        map: File of a label map.
+        labels_are_indices: Labels are positions among the head's classes.
+        all_classes: Score over every class of the head.
+        primary: Metric that reports show first.
+        crop_border: Pixels to cut from each side of an image before the transform.
+        card: Name or path of a data set card; `none` for no card, whatever the name of the set.
+    """
+
+    given: tuple[str, ...] = ()
+    split: str | None = None
+    columns: Columns = field(default_factory=Columns)
+    map: Path | None = None
+    labels_are_indices: bool = False
+    all_classes: bool = False
+    primary: str | None = None
+    crop_border: int = 0
+    card: str | None = None
+
+    @property
+    def of_manifests(self) -> tuple[str, ...]:
+        """Names of the given options that apply to manifests only."""
+        return tuple(name for name in self.given if name in _MANIFEST_OPTIONS)
+
+
+@dataclass(frozen=True)
+class SetSpec:
+    """A parsed spec.
+
+    Attributes:
+        name: Name of the set in reports; None to derive it from the data.
+        data: A path, or a pattern of paths.
+        options: The options given.
+    """
+
+    name: str | None
+    data: str
+    options: SetOptions
+
+    @property
+    def title(self) -> str:
+        """Name of the set in reports, as far as the spec determines it."""
+        return self.name or self.options.card or Path(self.data).stem
+
+    @property
+    def is_suite(self) -> bool:
+        """Whether the data is a file that lists image sets."""
+        return self.data.lower().endswith(YAML_SUFFIXES)
+
+
+def parse_spec(spec: str, *, option: str = "--data") -> SetSpec:
+    """Parse `[NAME=]SPEC[?OPTION=VALUE,...]`.
+
+    The part before the first `=` is a name if it contains neither `/` nor `?`: write `./a=b` for a
+    folder called `a=b`. The part after the last `?` contains options if it begins with a word and
+    `=`.
 
     Args:
-        option: The option that the spec was given with, for messages.
+        option: Command-line option that the spec belongs to, for messages.
     Raises:
-        UsageError: A part is empty, or an option unknown.
+        UsageError: A part is empty, or an option is unknown or has an invalid value.
     """
-    form = "expected [NAME=]SPEC[?OPTION=VALUE,...]"
+    where = f"{option} {spec!r}"
     name, equals, rest = spec.partition("=")
     if not equals or "/" in name or "?" in name:
         name, rest = "", spec
     elif not name.strip():
-        raise UsageError(f"{option} {spec!r} has an empty name; {form}")
+        raise UsageError(f"{where} has an empty name; {_FORM}")
     data, mark, text = rest.rpartition("?")
     if not mark or not re.match(r"\w+=", text):
         data, text = rest, ""
     if not data:
-        raise UsageError(f"{option} {spec!r} names no data; {form}")
+        raise UsageError(f"{where} has no data; {_FORM}")
     if re.search(rf"&({'|'.join(OPTION_NAMES)})=", text):
         raise UsageError(
-            f"{option} {spec!r}: options are separated by a comma, not by &",
+            f"{where}: options are separated by a comma, not by &",
             hint=f"write ?{text.replace('&', ',')}",
         )
-    pairs = [part.partition("=")[::2] for part in text.split(",")] if text else []
-    repeated = sorted({key for key, _ in pairs if [k for k, _ in pairs].count(key) > 1})
-    if repeated:
-        raise UsageError(f"{option} {spec!r}: {', '.join(repeated)} is given more than once")
-    options = parse_set_options(
-        {key.strip(): value.strip() for key, value in pairs}, where=f"{option} {spec!r}"
-    )
+    options = parse_options(split_options(text, where=where), where=where)
     return SetSpec(name.strip() or None, data, options)
 
 
-def open_image_set(spec: str, *, option: str = "--data") -> ImageSet:
-    """List the one image set that a spec names.
+def split_options(text: str, *, where: str) -> dict[str, str]:
+    """Return the options in `OPTION=VALUE,...` by name.
+
+    Raises:
+        UsageError: An option is given more than once.
+    """
+    options: dict[str, str] = {}
+    for part in text.split(",") if text else []:
+        name, _, value = part.partition("=")
+        if name.strip() in options:
+            raise UsageError(f"{where}: {name.strip()} is given more than once")
+        options[name.strip()] = value.strip()
+    return options
+
+
+def parse_options(
+    texts: Mapping[str, str],
+    *,
+    where: str,
+    error_type: type[WiseftError] = UsageError,
+    folder: Path | None = None,
+) -> SetOptions:
+    """Check the options of an image set and convert their values.
 
     Args:
-        spec: `[NAME=]SPEC[?OPTION=VALUE,...]`.
-        option: The option that the spec was given with, for messages.
+        texts: Value of each option as text.
+        where: Beginning of messages.
+        error_type: Raised for mistakes; the command line and files raise different errors.
+        folder: Folder that the paths of maps and cards are relative to; by default the working
+            directory.
     Raises:
-        UsageError: The spec is malformed, or names a suite.
-        DatasetError: The set cannot be listed.
+        error_type: An option is unknown, empty, invalid, or contradicts another.
     """
-    parsed = parse_data_spec(spec, option=option)
-    if is_suite(parsed):
-        raise UsageError(f"{option} {spec!r} is a suite of several sets; expected one set: {FORMS}")
-    return open_parsed(parsed)
-
-
-def open_training_set(spec: str) -> ImageSet:
-    """List the image set that `--train` names.
-
-    A published set's first split is the one to test on: to train, a split is named.
-
-    Raises:
-        UsageError: The spec is malformed, names a suite, or leaves out which split trains.
-        DatasetError: The set cannot be listed.
-    """
-    option = "--train"
-    parsed = parse_data_spec(spec, option=option)
-    source = _card_of(parsed)
-    if source is None or parsed.options.split is not None:
-        return open_image_set(spec, option=option)
-    splits = [part.split for part in read_dataset_card(source).parts]
-    if "train" in splits:
-        behind = f"{spec}{',' if parsed.options.given else '?'}split=train"
-        raise UsageError(
-            f"{option} {spec!r} names no split of {source}, which has {', '.join(splits)}",
-            hint=f"name the one to train on: {behind!r}",
+    unknown = [repr(name) for name in texts if name not in OPTION_NAMES]
+    if unknown:
+        raise error_type(
+            f"{where}: unknown option {', '.join(unknown)}",
+            hint=f"the options are {', '.join(OPTION_NAMES)}",
         )
-    images = open_image_set(spec, option=option)
-    doubt = (
-        f"image set {images.name!r} has no split to train on: whatever trains here cannot be"
-        " evaluated on it"
-    )
-    return replace(images, warnings=(*images.warnings, doubt))
-
-
-def open_image_sets(spec: str, *, option: str = "--data") -> tuple[ImageSet, ...]:
-    """List the image sets that a spec names: one, or those of a suite.
-
-    Raises:
-        UsageError: The spec is malformed.
-        DatasetError: A set cannot be listed, or the suite not be read.
-    """
-    parsed = parse_data_spec(spec, option=option)
-    if not is_suite(parsed):
-        return (open_parsed(parsed),)
-    if parsed.name is not None or parsed.options.given:
-        raise UsageError(
-            f"{option} {spec!r}: a suite has names and options of its own",
-            hint=f"write them into {parsed.data}",
+    for name, value in texts.items():
+        if not value:
+            raise error_type(f"{where}: {name} is empty")
+        if name in ("labels_are_indices", "all_classes") and value not in ("true", "false"):
+            raise error_type(f"{where}: {name} is {value!r}; expected true or false")
+        if name == "crop_border" and not (value.isascii() and value.isdigit()):
+            raise error_type(f"{where}: crop_border is {value!r}; expected a number of pixels")
+    flags = {name: texts.get(name) == "true" for name in ("labels_are_indices", "all_classes")}
+    contradicting = [name for name, is_set in flags.items() if is_set and "map" in texts]
+    if contradicting:
+        raise error_type(
+            f"{where}: map and {contradicting[0]} contradict each other",
+            hint="a map determines the classes, and which of them are scored",
         )
-    return tuple(open_parsed(entry) for entry in read_suite(Path(parsed.data)))
-
-
-def open_suite(source: str, root: Path | None) -> tuple[ImageSet, ...]:
-    """List the image sets of a suite.
-
-    Args:
-        source: The name of a suite that ships with the package, or the path of a file.
-        root: The folder that holds a folder a set, called as the suite says; a suite's own
-            folder where None.
-    Raises:
-        UsageError: No suite has that name, or it needs a root.
-        DatasetError: The suite cannot be read, or a set not be listed; those that are not
-            there are all named.
-    """
-    path = find_suite(source)
-    specs = [_as_unpacked(spec) for spec in read_suite(path, root=root)]
-    places = [Path(spec.data) for spec in specs]
-    if source in suite_names() and root is None:
-        names = ", ".join(dict.fromkeys(place.name for place in places))
-        raise UsageError(
-            f"the suite {source!r} needs --root", hint=f"name the folder that holds {names}"
-        )
-    if root is not None and not is_folder(root):
-        found = "is no folder" if is_there(root) else "does not exist"
-        raise DatasetError(f"suite {source}: the root {root} {found}")
-    missing = [
-        f"  {spec.title}: {place}"
-        for spec, place in zip(specs, places, strict=True)
-        if not is_there(place)
-    ]
-    if missing:
-        raise DatasetError(
-            "\n".join(
-                [f"suite {source}: {len(missing)} of {len(specs)} sets are not there:", *missing]
-            ),
-            hint="`wiseft datasets show NAME` says where to get one, and what its folders are"
-            " called; for fewer sets name each with --data, or write a suite of your own",
-        )
-    return tuple(map(open_parsed, specs))
-
-
-def _as_unpacked(spec: SetSpec) -> SetSpec:
-    """Take a published set from the folder above where its download was unpacked there."""
-    place, source = Path(spec.data), spec.options.card
-    if is_there(place) or source is None or source == NO_CARD:
-        return spec
-    part = read_dataset_card(source).part(spec.options.split)
-    if not any(is_folder(place.parent / folder) for folder in part.folders):
-        return spec
-    return replace(spec, data=str(place.parent))
-
-
-def is_suite(spec: SetSpec) -> bool:
-    """Return whether a spec names a file that lists sets."""
-    return spec.data.lower().endswith(SUITE_SUFFIXES)
-
-
-def open_parsed(spec: SetSpec) -> ImageSet:
-    """List the set of a spec in its parts.
-
-    Raises:
-        DatasetError: The set cannot be listed.
-        UsageError: An option does not belong to this kind of set.
-    """
-    path, options = Path(spec.data), spec.options
-    card = _card_of(spec)
-    if card is not None:
-        return _open_carded(spec, card)
-    ending = path.suffix.lower()
-    is_manifest = ending in MANIFEST_SUFFIXES and not is_folder(path)
-    if options.of_manifests and not is_manifest:
-        raise UsageError(
-            f"{spec.data}: only a manifest ({', '.join(MANIFEST_SUFFIXES)}) takes"
-            f" {', '.join(options.of_manifests)}"
-        )
-    if is_manifest:
-        name = spec.name or "-".join(filter(None, [path.stem, options.split]))
-        images = list_manifest(path, name=name, split=options.split, columns=options.columns)
-    elif ending == ".tar" and not is_folder(path):
-        images = list_shards(spec.data, name=spec.name)
-    elif is_regular_file(path):
-        raise DatasetError(f"{path} is a file of no known kind; expected {FORMS}")
-    else:
-        _refuse_names_of_suites(spec)
-        images = list_image_folder(path, name=spec.name)
-        images = replace(images, notes=(*_nearly_a_card(spec), *images.notes))
-    return _with_join_options(images, options)
-
-
-def _refuse_names_of_suites(spec: SetSpec) -> None:
-    if spec.data in suite_names() and not Path(spec.data).exists():
-        raise UsageError(
-            f"{spec.data} is a suite of several sets, and no folder of that name is here",
-            hint=f"wiseft eval --suite {spec.data} --root DIR",
-        )
-
-
-def _card_of(spec: SetSpec) -> str | None:
-    """Return the card that a spec names: as an option, or by the name of a folder's set."""
-    if spec.options.card is not None:
-        return None if spec.options.card == NO_CARD else spec.options.card
-    name = spec.name or ""
-    return name if _means_folder(spec) and is_dataset_card_name(name) else None
-
-
-def _means_folder(spec: SetSpec) -> bool:
-    return not Path(spec.data).suffix or is_folder(Path(spec.data))
-
-
-def _nearly_a_card(spec: SetSpec) -> tuple[str, ...]:
-    """Say that a folder is called nearly as a published set is, whose card is not taken then."""
-    name = spec.name or ""
-    meant = name.lower().replace("_", "-")
-    if (
-        spec.options.card is not None
-        or not _means_folder(spec)
-        or meant not in dataset_card_names()
-    ):
-        return ()
-    return (
-        f"image set {name!r} is taken as a plain folder; ?card={meant} behind it takes it as the"
-        f" published set {meant}",
+    return SetOptions(
+        given=tuple(texts),
+        split=texts.get("split"),
+        columns=Columns(
+            **{name: texts[name] for name in ("path", "label", "group") if name in texts}
+        ),
+        map=(folder or Path()) / texts["map"] if "map" in texts else None,
+        primary=texts.get("primary"),
+        crop_border=int(texts.get("crop_border", "0")),
+        card=_card(texts.get("card"), folder),
+        **flags,
     )
 
 
-def _open_carded(spec: SetSpec, source: str) -> ImageSet:
-    card = read_dataset_card(source)
-    allowed = _BESIDE_A_CARD if card.labels else (*_BESIDE_A_CARD, *_BESIDE_NO_CLASSES)
-    extra = [name for name in spec.options.given if name not in allowed]
-    if extra:
-        raise UsageError(
-            f"{spec.data}: the card {source!r} says what {', '.join(extra)} would",
-            hint="leave it out, or add card=none to take the data without its card",
-        )
-    images = open_carded_set(card, Path(spec.data), name=spec.name, split=spec.options.split)
-    return _with_join_options(images, spec.options)
-
-
-def _with_join_options(images: ImageSet, options: SetOptions) -> ImageSet:
-    """Attach how labels find classes, and leave out the images that a map leaves out."""
-    label_map = None if options.map is None else read_label_map(options.map)
-    own = images.join_options
-    join_options = replace(
-        own,
-        labels_are_indices=options.labels_are_indices,
-        all_classes=options.all_classes,
-        label_map=label_map or own.label_map,
-        primary=options.primary or own.primary,
-        competing=own.competing if label_map is None else (),
-    )
-    images = replace(images, join_options=join_options, crop_border=options.crop_border)
-    if label_map is None or not label_map.leave_out:
-        return images
-    absent = set(label_map.leave_out)
-    kept = tuple(record for record in images.records if record.label not in absent)
-    if not kept:
-        raise DatasetError(
-            f"{label_map.path}: leaves out every label of image set {images.name!r}:"
-            f" {', '.join(list_some([repr(label) for label in images.labels]))}"
-        )
-    n_left_out = len(images.records) - len(kept)
-    note = f"image set {images.name!r}: {label_map.path} leaves out {n_left_out} images"
-    return replace(images, records=kept, notes=(*images.notes, note))
+def _card(text: str | None, folder: Path | None) -> str | None:
+    """Return the name of a card, or its path, which is relative to the folder."""
+    if text is None or folder is None or not text.lower().endswith(YAML_SUFFIXES):
+        return text
+    return str(folder / text)

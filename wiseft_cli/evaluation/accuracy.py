@@ -12,18 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
-from wiseft_cli.compute.workers import initialize_worker, raise_on_dead_worker
-from wiseft_cli.data.dataset import (
-    ImageBatch,
-    ImageDataset,
-    collate_images,
-    refuse_unreadable,
-)
 from wiseft_cli.data.image_set import ImageSet
-from wiseft_cli.data.label_space import LabelJoin
+from wiseft_cli.data.label_join import LabelJoin
+from wiseft_cli.data.loading import ImageBatch, ImageDataset, load_batches
 from wiseft_cli.evaluation.metrics import SetAccuracy
 from wiseft_cli.evaluation.neighbourhoods import FrameTally
 from wiseft_cli.evaluation.tally import Columns, Tally
@@ -49,22 +42,13 @@ def load_images(
         DatasetError: A worker process died.
     """
     position = {label: at for at, label in enumerate(image_set.labels)}
-    loader: DataLoader[Any] = DataLoader(
-        ImageDataset(
-            image_set,
-            [position[record.label] for record in image_set.records],
-            eval_transform(preprocess),
-        ),
-        batch_sampler=processes.share_of_batches(len(image_set.records), batch_size),
-        num_workers=workers,
-        collate_fn=collate_images,
-        pin_memory=device.type == "cuda",
-        # Without its own generator a loader draws from the global one, and an evaluation
-        # between two epochs would change the training after it.
-        generator=torch.Generator().manual_seed(0),
-        worker_init_fn=initialize_worker,
+    dataset = ImageDataset(
+        image_set,
+        [position[record.label] for record in image_set.records],
+        eval_transform(preprocess),
     )
-    return raise_on_dead_worker(loader, workers)
+    batches = processes.share_of_batches(len(image_set.records), batch_size)
+    return load_batches(dataset, batches, workers=workers, device=device)
 
 
 class GroupPositions:
@@ -128,11 +112,11 @@ def evaluate_image_set(
     compute = logits or classifier
     with evaluation_mode(classifier), torch.inference_mode():
         for batch in batches:
-            refuse_unreadable(batch.unreadable)
+            batch.require_readable()
             of_group = groups.of(batch.indices)
             is_right = tally.add(
-                compute(batch.images.to(device, non_blocking=True)).float(),
-                batch.targets.to(device, non_blocking=True),
+                compute(batch.images).float(),
+                batch.targets,
                 None if of_group is None else of_group.to(device),
             )
             frames.add(batch.indices, is_right)

@@ -11,9 +11,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from wiseft_cli.checkpoint.digest import canonical_json
-from wiseft_cli.data.fingerprint import data_fingerprint
-from wiseft_cli.data.image_set import ImageSet
-from wiseft_cli.data.label_space import LabelJoin, is_of_other_classes, join_image_set
+from wiseft_cli.data.image_set import ImageSet, data_fingerprint
+from wiseft_cli.data.label_join import LabelJoin, is_of_other_classes, join_image_set
 from wiseft_cli.errors import DatasetError, UsageError
 from wiseft_cli.evaluation.metrics import METRIC_NAMES, metric_names, tells_labels
 from wiseft_cli.evaluation.weight_sets import WeightSet

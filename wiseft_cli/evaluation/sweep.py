@@ -22,7 +22,7 @@ from wiseft_cli import __version__
 from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.compute.memory import report_out_of_memory
 from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
-from wiseft_cli.data.dataset import ImageBatch
+from wiseft_cli.data.loading import ImageBatch
 from wiseft_cli.errors import DatasetError, list_some
 from wiseft_cli.evaluation.accuracy import GroupPositions, load_images
 from wiseft_cli.evaluation.metrics import SetAccuracy
@@ -165,25 +165,21 @@ def _batches(group: _Group, settings: SweepSettings) -> Iterator[DeviceBatch]:
         processes=settings.processes,
     )
     groups = GroupPositions(first.image_set)
-    spans = settings.processes.share_of_batches(len(first.image_set.records), settings.batch_size)
-    for span, batch in zip(spans, batches, strict=True):
-        group.n_seen += len(span)
-        group.unreadable += batch.unreadable
+    for batch in batches:
+        group.n_seen += len(batch.targets) + len(batch.unreadable)
+        group.unreadable += batch.unreadable.values()
         _check_unreadable(group, group.unreadable, settings.max_unreadable)
-        yield _on_device(batch, span, groups, settings.device)
+        yield _with_groups(batch, groups, settings.device)
 
 
-def _on_device(
-    batch: ImageBatch, span: Sequence[int], groups: GroupPositions, device: torch.device
-) -> DeviceBatch:
-    missing = sorted(set(span) - set(batch.indices.tolist()))
+def _with_groups(batch: ImageBatch, groups: GroupPositions, device: torch.device) -> DeviceBatch:
     of_group = groups.of(batch.indices)
     return DeviceBatch(
-        images=batch.images.to(device, non_blocking=True),
-        targets=batch.targets.to(device, non_blocking=True),
+        images=batch.images,
+        targets=batch.targets,
         groups=None if of_group is None else of_group.to(device, non_blocking=True),
         indices=batch.indices,
-        unreadable=tuple(zip(missing, batch.unreadable, strict=True)),
+        unreadable=tuple(batch.unreadable.items()),
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
-from wiseft_cli.data.label_space import LabelJoin
+from wiseft_cli.data.label_join import LabelJoin
 from wiseft_cli.errors import ModelError
 from wiseft_cli.evaluation.metrics import (
     MIN_COLUMNS_FOR_TOP5,

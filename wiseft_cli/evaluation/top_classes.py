@@ -13,7 +13,7 @@ import torch
 
 from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.compute.memory import report_out_of_memory
-from wiseft_cli.data.decoding import DecodedBatch, decode_images
+from wiseft_cli.data.loading import PathBatch, load_paths
 from wiseft_cli.errors import ModelError
 from wiseft_cli.evaluation.weight_sets import NamedCheckpoint
 from wiseft_cli.model.classifier import load_classifier
@@ -29,7 +29,7 @@ class PredictSettings:
         top: Classes an image.
         batch_size: Images of one forward pass.
         workers: Processes that decode; 0 decodes in this one.
-        read_ahead: See `decode_images`.
+        read_ahead: See `load_paths`.
         device: Where the classifier runs.
         precision: What the image encoder computes in: fp32, bf16 or fp16.
     """
@@ -58,7 +58,7 @@ def predict_images(
         ModelError: The logits of an image are not finite, or the memory does not suffice.
     """
     classifier, card = load_classifier(checkpoint.path, device=settings.device)
-    batches = decode_images(
+    batches = load_paths(
         paths,
         eval_transform(checkpoint.preprocess),
         batch_size=settings.batch_size,
@@ -82,7 +82,7 @@ def predict_images(
 
 
 def _predictions(
-    batch: DecodedBatch, logits: torch.Tensor, classes: Sequence[ClassEntry], top: int
+    batch: PathBatch, logits: torch.Tensor, classes: Sequence[ClassEntry], top: int
 ) -> list[Prediction]:
     readable = [path for at, path in enumerate(batch.paths) if at not in batch.unreadable]
     _check_finite(readable, logits)

@@ -71,9 +71,9 @@ def compute_features(
     n_images, rows, parts = len(image_set.records), [], []
     with torch.no_grad():
         for batch in batches:
-            unreadable.note(batch.unreadable)
+            unreadable.note([*batch.unreadable.values()])
             if len(batch.indices):
-                parts.append(encode_image(batch.images.to(device, non_blocking=True)))
+                parts.append(encode_image(batch.images))
                 rows.append(batch.indices)
             if on_progress is not None:
                 on_progress(len(batch.indices) + len(batch.unreadable))

@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from wiseft_cli.compute.workers import initialize_worker, raise_on_dead_worker
-from wiseft_cli.data.dataset import (
+from wiseft_cli.data.loading import (
     ImageDataset,
     ImageItem,
     UnreadableImage,
-    collate_images,
 )
+from wiseft_cli.data.loading import load_batches as load_images
 from wiseft_cli.training.batches import Draw
 from wiseft_cli.training.seeding import Purpose, derive_seed, seeded_cpu_generator
 from wiseft_cli.training.unreadable import UnreadableImages
@@ -69,19 +68,8 @@ def load_batches(
         DatasetError: More images cannot be read than may be left out, or a worker died.
     """
     unreadable = unreadable or UnreadableImages()
-    loader: DataLoader[ImageItem | UnreadableImage] = DataLoader(
-        AugmentedImages(images, seed=seed),
-        batch_sampler=draws,
-        collate_fn=collate_images,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),
-        worker_init_fn=initialize_worker,
-    )
-    for batch in raise_on_dead_worker(loader, workers):
-        unreadable.note(batch.unreadable)
-        inputs = batch.images if len(batch.targets) or stand_in is None else stand_in
-        yield (
-            inputs.to(device, non_blocking=True),
-            batch.targets.to(device, non_blocking=True),
-        )
+    augmented = AugmentedImages(images, seed=seed)
+    for batch in load_images(augmented, draws, workers=workers, device=device):
+        unreadable.note([*batch.unreadable.values()])
+        has_images = len(batch.targets) or stand_in is None
+        yield batch.images if has_images else stand_in.to(device), batch.targets

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import torch
 from PIL import Image
 
-from wiseft_cli.data.dataset import ImageDataset
+from wiseft_cli.data.loading import ImageDataset
 from wiseft_cli.model.classifier import ImageClassifier
 from wiseft_cli.model.transforms import eval_transform, train_transform
 from wiseft_cli.training.batches import MicroBatches

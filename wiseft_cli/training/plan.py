@@ -13,7 +13,7 @@ from typing import Any
 from wiseft_cli.checkpoint.atomic import check_output
 from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.reader import read_card
-from wiseft_cli.data.fingerprint import data_fingerprint
+from wiseft_cli.data.image_set import data_fingerprint
 from wiseft_cli.errors import CheckpointError, list_some
 from wiseft_cli.training.recipe import Recipe, ResolvedRecipe, doubts, resolve
 from wiseft_cli.training.training_data import DataChoice, LabelledSet, choose_images

@@ -12,9 +12,9 @@ from typing import Any
 
 from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.data.image_set import ImageSet
-from wiseft_cli.data.label_space import LabelJoin, join_image_set, require_one_class
-from wiseft_cli.data.selection import few_shot, stratified_split
-from wiseft_cli.data.spec import open_image_set, open_training_set
+from wiseft_cli.data.label_join import LabelJoin, join_image_set, require_one_class
+from wiseft_cli.data.sources import open_image_set, open_training_set
+from wiseft_cli.data.subsets import few_shot, stratified_split
 
 
 @dataclass(frozen=True)

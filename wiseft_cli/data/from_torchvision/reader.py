@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from wiseft_cli.data.files import is_regular_file
 from wiseft_cli.data.from_torchvision.facts import Reading, TorchvisionSet
-from wiseft_cli.data.lookup import is_regular_file
 from wiseft_cli.errors import DatasetError, MissingDependencyError, list_some
 
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wiseft_cli.data.card_form import DatasetCard, Part
+from wiseft_cli.data.files import path_exists
 from wiseft_cli.data.image_set import ImageRecord, ImageSet
 from wiseft_cli.data.layouts.npy_file import Place, read_array
 from wiseft_cli.data.layouts.places import find_folder, require_files
-from wiseft_cli.data.lookup import is_there
 from wiseft_cli.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def list_arrays(card: DatasetCard, part: Part, root: Path, *, name: str) -> Imag
 def _refuse_pickled(
     card: DatasetCard, folder: Path, archive: str, pickled: str | None, *, name: str
 ) -> None:
-    if pickled is None or is_there(folder / archive) or not is_there(folder / pickled):
+    if pickled is None or path_exists(folder / archive) or not path_exists(folder / pickled):
         return
     raise DatasetError(
         f"image set {name!r}: {folder / pickled} is a pickled dictionary, which can run any program"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from wiseft_cli.errors import DatasetError, counted, list_some
+from wiseft_cli.errors import DatasetError, counted
 
 _SINGULAR = {"entries": "entry", "lines": "line", "rows": "row"}
 
@@ -24,5 +24,5 @@ def refuse(
     """
     if faults:
         counts = counted(len(faults), _SINGULAR.get(what, what), plural=what)
-        title = f"{path}: {counts} cannot be used:"
-        raise DatasetError("\n".join([title, *list_some(faults)]), hint=hint)
+        lines = [fault.removeprefix("  ") for fault in faults]
+        raise DatasetError(f"{path}: {counts} cannot be used", faults=lines, hint=hint)

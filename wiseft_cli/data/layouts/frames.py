@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wiseft_cli.data.card_form import DatasetCard
+from wiseft_cli.data.files import file_sizes
 from wiseft_cli.data.image_set import ImageRecord, ImageSet, JoinOptions
-from wiseft_cli.data.listed_images import sizes_of
 from wiseft_cli.errors import DatasetError, list_some
 
 ANY_OF = " or "
@@ -64,7 +64,7 @@ def frame_set(card: DatasetCard, base: Path, frames: Frames, *, name: str) -> Im
 
 
 def _sizes(base: Path, paths: Iterable[str], name: str) -> dict[str, int]:
-    sizes, missing = sizes_of(base, sorted(paths))
+    sizes, missing = file_sizes(base, sorted(paths))
     if missing:
         n_frames = len(missing) + len(sizes)
         title = (

@@ -12,12 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from wiseft_cli.data.card_form import DatasetCard, Part
-from wiseft_cli.data.image_folder import is_image_name
+from wiseft_cli.data.files import is_image_name, is_regular_file
 from wiseft_cli.data.image_set import ImageRecord, ImageSet
 from wiseft_cli.data.layouts.class_folders import list_class_folders
 from wiseft_cli.data.layouts.ilsvrc_truth import read_devkit, read_kaggle_table
 from wiseft_cli.data.layouts.places import find_folder
-from wiseft_cli.data.lookup import is_regular_file
 from wiseft_cli.errors import DatasetError, counted, list_some
 
 _IMAGE = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG", re.ASCII | re.IGNORECASE)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from wiseft_cli.data.files import is_regular_file
 from wiseft_cli.data.layouts.csv_table import read_columns
 from wiseft_cli.data.layouts.faults import refuse
-from wiseft_cli.data.lookup import is_regular_file
 from wiseft_cli.errors import DatasetError
 from wiseft_cli.prompts.documents import read_text
 

@@ -12,7 +12,7 @@ from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.csv_table import read_columns
 from wiseft_cli.data.layouts.places import find_folder, require_files
 from wiseft_cli.data.layouts.table_images import image_set_of_rows
-from wiseft_cli.data.manifest_rows import Row
+from wiseft_cli.data.manifest import Row
 
 _TABLE = "metadata.csv"
 _IMAGES = "train/"  # of every split

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wiseft_cli.data.card_form import DatasetCard, Part
-from wiseft_cli.data.lookup import is_folder, is_there
+from wiseft_cli.data.files import is_folder, path_exists
 from wiseft_cli.errors import DatasetError, list_some
 
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
@@ -83,7 +83,7 @@ def require_files(
     Raises:
         DatasetError: All that is missing, where a copy is looked for, and where to get one.
     """
-    missing = [f"  {path}" for path in needed if not is_there(folder / path)]
+    missing = [f"  {path}" for path in needed if not path_exists(folder / path)]
     if not missing:
         return
     below = list(map("{}/".format, part.folders))

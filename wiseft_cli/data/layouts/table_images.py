@@ -8,8 +8,7 @@ from pathlib import Path
 from wiseft_cli.data.card_form import DatasetCard, Part
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.faults import refuse
-from wiseft_cli.data.listed_images import find_images
-from wiseft_cli.data.manifest_rows import Row
+from wiseft_cli.data.manifest import Row, image_records
 from wiseft_cli.errors import DatasetError
 
 
@@ -39,7 +38,7 @@ def image_set_of_rows(
             faults.append(
                 f"  line {row.line}: {row.path} stands on line {first[row.path].line} too"
             )
-    records = find_images(table.parent, [*first.values()], faults)
+    records = image_records(table.parent, [*first.values()], faults)
     remedy = f"is the copy whole and unchanged? {card.source} has the set"
     refuse(table, faults, what="rows", hint=remedy)
     if not records:

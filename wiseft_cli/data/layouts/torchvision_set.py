@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wiseft_cli.data.card_form import DatasetCard, Part
+from wiseft_cli.data.files import file_sizes, is_regular_file
 from wiseft_cli.data.from_torchvision.reader import read_torchvision
 from wiseft_cli.data.from_torchvision.sets import find_torchvision_set
 from wiseft_cli.data.image_set import ImageRecord, ImageSet, JoinOptions
 from wiseft_cli.data.layouts.places import find_folder, require_files
-from wiseft_cli.data.listed_images import sizes_of
-from wiseft_cli.data.lookup import is_regular_file
 from wiseft_cli.errors import DatasetError, list_some
 from wiseft_cli.prompts.documents import read_text
 
@@ -162,7 +161,7 @@ def _listed(
 
 
 def _files(folder: Path, label_of: Mapping[str, str], *, name: str) -> list[ImageRecord]:
-    sizes, missing = sizes_of(folder, label_of)
+    sizes, missing = file_sizes(folder, label_of)
     if missing:
         lines = "\n".join(list_some([f"  {path}: {why}" for path, why in missing.items()]))
         raise DatasetError(

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wiseft_cli.data.card_form import DatasetCard, Part
+from wiseft_cli.data.files import is_regular_file
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.faults import refuse
 from wiseft_cli.data.layouts.frames import Frames, frame_set
 from wiseft_cli.data.layouts.places import find_folder
 from wiseft_cli.data.layouts.ytbb_files import read_first_classes, read_marks
-from wiseft_cli.data.lookup import is_regular_file
 from wiseft_cli.errors import DatasetError
 
 FILES = ("anchor_labels.json", "pmk_labels.json", "ytbb_robustness_test_anchors_full.csv")

@@ -1,7 +1,7 @@
-"""Seeded parts of an image set, class by class: a validation split, or a few images a class.
+"""Seeded subsets of an image set: a validation split, or a few images per class.
 
-Which images are taken depends on the seed and on each image's path alone: not on the order of
-the listing, and not on the other images. A larger K keeps what a smaller one took.
+The choice depends on the seed and the path of each image only: not on the order of the records,
+and not on the other images. A larger number of images per class keeps those of a smaller one.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from wiseft_cli.data.fingerprint import data_fingerprint
-from wiseft_cli.data.image_set import ImageSet
+from wiseft_cli.data.image_set import ImageSet, data_fingerprint
 from wiseft_cli.errors import DatasetError, UsageError, list_some
 
 
@@ -21,9 +20,9 @@ class Split:
     """An image set in two parts.
 
     Attributes:
-        train: The larger part; its notes tell of classes without a validation image.
-        val: The other, named after the set with `-val`.
-        record: What names the split in a history.
+        train: The larger part; its notes name the classes without a validation image.
+        val: The smaller part, named after the set with `-val`.
+        record: Description of the split for the checkpoint's history.
     """
 
     train: ImageSet
@@ -32,12 +31,12 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Selection:
+class Subset:
     """Some images of a set.
 
     Attributes:
-        images: They, under the set's name.
-        record: What names the selection in a history.
+        images: The images, with the name of the set.
+        record: Description of the subset for the checkpoint's history.
     """
 
     images: ImageSet
@@ -47,16 +46,16 @@ class Selection:
 def stratified_split(image_set: ImageSet, fraction: float, seed: int) -> Split:
     """Set aside a fraction of each class's images for validation.
 
-    The fraction is kept over the whole set to the nearest image, and in each class to within
-    one; what rounding leaves goes to the classes that it cut most. No class gives its last
-    image: one with a single image has none to validate.
+    The fraction holds for the whole set to the nearest image, and for each class to within one
+    image; images lost to rounding come from the classes with the largest remainders. Every class
+    keeps at least one image for training, so a class with a single image has none for validation.
 
     Args:
-        fraction: Share of the images that validate, above 0 and below 1.
-        seed: Another seed takes other images.
+        fraction: Share of the validation images, above 0 and below 1.
+        seed: Determines which images are taken.
     Raises:
         UsageError: The fraction is out of range.
-        DatasetError: No image would be left to validate with.
+        DatasetError: No image would be left for validation.
     """
     if not 0 < fraction < 1:
         raise UsageError(f"the validation fraction is {fraction}; expected above 0 and below 1")
@@ -65,17 +64,17 @@ def stratified_split(image_set: ImageSet, fraction: float, seed: int) -> Split:
     if not any(takes.values()):
         raise DatasetError(
             f"image set {image_set.name!r}: a fraction of {fraction} of {len(image_set.records)}"
-            f" images in {len(ranked)} classes leaves none to validate with",
-            hint="use a larger fraction, or a validation set of its own",
+            f" images in {len(ranked)} classes leaves none for validation",
+            hint="use a larger fraction, or a separate validation set",
         )
     held_out = {at for label, indices in ranked.items() for at in indices[: takes[label]]}
     kept = [at for at in range(len(image_set.records)) if at not in held_out]
-    train, val = _part(image_set, kept), _part(image_set, sorted(held_out))
+    train, val = _subset(image_set, kept), _subset(image_set, sorted(held_out))
     without = [repr(label) for label in ranked if not takes[label]]
     if without:
         note = (
             f"image set {image_set.name!r}: {len(without)} of {len(ranked)} classes have too few"
-            f" images for one to validate with: {', '.join(list_some(without))}"
+            f" images for a validation image: {', '.join(list_some(without))}"
         )
         train = replace(train, notes=(*train.notes, note))
     record = {
@@ -88,40 +87,34 @@ def stratified_split(image_set: ImageSet, fraction: float, seed: int) -> Split:
     return Split(train, replace(val, name=f"{image_set.name}-val", notes=()), record)
 
 
-def few_shot(image_set: ImageSet, k: int, seed: int) -> Selection:
+def few_shot(image_set: ImageSet, k: int, seed: int) -> Subset:
     """Take K images of each class.
 
     Args:
-        k: Images a class, at least 1.
-        seed: Another seed takes other images.
+        k: Images per class, at least 1.
+        seed: Determines which images are taken.
     Raises:
         UsageError: K is below 1.
-        DatasetError: A class has fewer than K images; all such classes are listed.
+        DatasetError: Classes have fewer than K images; all of them are listed.
     """
     if k < 1:
-        raise UsageError(f"{k} images a class were asked for; expected at least 1")
+        raise UsageError(f"the number of images per class is {k}; expected at least 1")
     ranked = _ranked_by_label(image_set, purpose="few-shot", seed=seed)
-    short = [
-        f"  {label!r}: {len(indices)}" for label, indices in ranked.items() if len(indices) < k
-    ]
+    short = [f"{label!r}: {len(indices)}" for label, indices in ranked.items() if len(indices) < k]
     if short:
         raise DatasetError(
-            "\n".join(
-                [
-                    f"image set {image_set.name!r}: {len(short)} of {len(ranked)} classes have"
-                    f" fewer than {k} images:",
-                    *list_some(short),
-                ]
-            ),
-            hint="take fewer a class, or leave these classes out of the set",
+            f"image set {image_set.name!r}: {len(short)} of {len(ranked)} classes have fewer than"
+            f" {k} images",
+            faults=short,
+            hint="take fewer images per class, or leave these classes out of the set",
         )
-    images = _part(image_set, sorted(at for indices in ranked.values() for at in indices[:k]))
+    images = _subset(image_set, sorted(at for indices in ranked.values() for at in indices[:k]))
     record = {"shots": k, "seed": seed, "n_images": len(images.records)}
-    return Selection(images, {**record, "fingerprint": data_fingerprint(images)})
+    return Subset(images, {**record, "fingerprint": data_fingerprint(images)})
 
 
 def _ranked_by_label(image_set: ImageSet, *, purpose: str, seed: int) -> dict[str, list[int]]:
-    """Return each label's positions in an order drawn by the seed; labels sorted."""
+    """Return the positions of each label's images in random order; labels sorted."""
     prefix = f"{purpose}/{seed}/".encode()
 
     def rank(index: int) -> bytes:
@@ -135,7 +128,7 @@ def _ranked_by_label(image_set: ImageSet, *, purpose: str, seed: int) -> dict[st
 
 
 def _shares(counts: Mapping[str, int], fraction: float) -> dict[str, int]:
-    """Apportion `fraction` of all by largest remainders, leaving at least one of each count."""
+    """Apportion a fraction of all by largest remainders, leaving at least one of each count."""
     quotas = {label: count * fraction for label, count in counts.items()}
     takes = {label: int(quota) for label, quota in quotas.items()}
     missing = round(sum(counts.values()) * fraction) - sum(takes.values())
@@ -146,6 +139,6 @@ def _shares(counts: Mapping[str, int], fraction: float) -> dict[str, int]:
     return takes
 
 
-def _part(image_set: ImageSet, indices: Sequence[int]) -> ImageSet:
+def _subset(image_set: ImageSet, indices: Sequence[int]) -> ImageSet:
     records = tuple(image_set.records[index] for index in indices)
     return replace(image_set, records=records, neighbourhoods={})

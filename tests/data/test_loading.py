@@ -10,9 +10,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from wiseft_cli.compute.workers import raise_on_dead_worker
-from wiseft_cli.data.dataset import ImageDataset, collate_images, refuse_unreadable
 from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.data.image_set import ImageSet
+from wiseft_cli.data.loading import ImageBatch, ImageDataset, collate_images
 from wiseft_cli.errors import DatasetError
 
 
@@ -38,11 +38,11 @@ def test_batches_are_the_same_for_any_number_of_workers(image_set: ImageSet, wor
     assert first.targets.tolist() == [10, 11, 13]
     assert first.images[:, 0, 0, 0].tolist() == [0, 2, 6]
     assert second.images[:, 0, 0, 0].tolist() == [1, 3, 5]
-    assert second.unreadable == ()
+    assert second.unreadable == {}
     path = image_set.root / "0" / "4.png"
-    assert first.unreadable == (
-        f"cannot read image {path}: not an image in a format that Pillow knows",
-    )
+    assert first.unreadable == {
+        2: f"cannot read image {path}: not an image in a format that Pillow knows"
+    }
 
 
 def test_a_batch_without_a_readable_image_is_empty(image_set: ImageSet) -> None:
@@ -52,10 +52,15 @@ def test_a_batch_without_a_readable_image_is_empty(image_set: ImageSet) -> None:
 
 
 def test_unreadable_images_are_refused_all_at_once() -> None:
-    refuse_unreadable(())
+    none = torch.empty(0)
+    ImageBatch(none, none, none, {}).require_readable()
+    reasons = {at: f"cannot read image {at}: x" for at in range(12)}
     with pytest.raises(DatasetError) as caught:
-        refuse_unreadable([f"cannot read image {at}: x" for at in range(12)])
-    assert caught.value.message.splitlines()[-1] == "... and 2 more"
+        ImageBatch(none, none, none, reasons).require_readable()
+    lines = caught.value.message.splitlines()
+    assert lines[0] == "12 images cannot be read:"
+    assert lines[1] == "  cannot read image 0: x"
+    assert lines[-1] == "  ... and 2 more"
 
 
 def test_dead_workers_are_told_and_other_errors_are_not_hidden() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.data.test_image_folder import put
 from wiseft_cli.data.dataset_card import read_dataset_card
-from wiseft_cli.data.spec import open_suite
+from wiseft_cli.data.sources import open_suite
 from wiseft_cli.data.suite import find_suite, read_suite, suite_names
 from wiseft_cli.errors import DatasetError, UsageError
 
@@ -28,7 +28,9 @@ def test_a_suite_by_name_needs_a_root_and_says_what_lies_in_it() -> None:
     with pytest.raises(UsageError) as caught:
         open_suite("imagenet-shifts", None)
     assert caught.value.message == "the suite 'imagenet-shifts' needs --root"
-    assert (caught.value.hint or "").startswith("name the folder that holds imagenet, imagenet-v2,")
+    assert (caught.value.hint or "").startswith(
+        "name the folder that contains imagenet, imagenet-v2,"
+    )
 
 
 def test_all_sets_that_are_not_there_are_named(tmp_path: Path) -> None:
@@ -37,13 +39,13 @@ def test_all_sets_that_are_not_there_are_named(tmp_path: Path) -> None:
         open_suite("imagenet-shifts", tmp_path)
     first, second, *_ = caught.value.message.splitlines()
     n_sets = len(read_suite(find_suite("imagenet-shifts")))
-    assert first == f"suite imagenet-shifts: {n_sets - 1} of {n_sets} sets are not there:"
+    assert first == f"suite imagenet-shifts: {n_sets - 1} of {n_sets} sets are missing:"
     assert second == f"  imagenet-v2: {tmp_path / 'imagenet-v2'}"
 
 
 def test_a_root_that_is_no_folder_is_said_to_be_none(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for name, found in (("nope", "does not exist"), ("file", "is no folder")):
+    for name, found in (("nope", "does not exist"), ("file", "is not a folder")):
         with pytest.raises(DatasetError) as caught:
             open_suite("imagenet-shifts", tmp_path / name)
         assert caught.value.message == (
@@ -55,7 +57,7 @@ def test_an_unknown_suite_lists_the_names() -> None:
     with pytest.raises(UsageError) as caught:
         open_suite("imagenet-shift", None)
     assert caught.value.message == (
-        f"no suite is called 'imagenet-shift'; there are {', '.join(suite_names())}"
+        f"unknown suite 'imagenet-shift'; the suites are {', '.join(suite_names())}"
     )
 
 

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wiseft_cli.checkpoint.card import ClassEntry
-from wiseft_cli.data.class_matching import normalize_name
-from wiseft_cli.data.label_space import join_labels
+from wiseft_cli.data.label_join import join_labels, normalize_name
 from wiseft_cli.errors import DatasetError
 
 ANIMALS = (
@@ -45,7 +44,7 @@ def test_one_kind_serves_all_labels() -> None:
     with pytest.raises(DatasetError) as caught:
         join_labels(["n01", "crane"], ANIMALS, set_name="val")
     assert caught.value.message == (
-        "image set 'val': 1 of 2 labels are no class of the head (4 classes, the first 'n01'):\n"
+        "image set 'val': 1 of 2 labels are not classes of the head (4 classes, the first 'n01'):\n"
         "  'crane'"
     )
 
@@ -54,8 +53,8 @@ def test_unknown_labels_are_all_listed_and_beyond_a_thousand_counted() -> None:
     with pytest.raises(DatasetError) as caught:
         join_labels([f"x{at:04d}" for at in range(1002)], ANIMALS, set_name="val")
     lines = caught.value.message.splitlines()
-    assert lines[0].startswith("image set 'val': 1002 of 1002 labels are no class of the head")
-    assert lines[1:] == [*(f"  'x{at:04d}'" for at in range(1000)), "... and 2 more"]
+    assert lines[0].startswith("image set 'val': 1002 of 1002 labels are not classes of the head")
+    assert lines[1:] == [*(f"  'x{at:04d}'" for at in range(1000)), "  ... and 2 more"]
     assert "wiseft inspect CHECKPOINT" in str(caught.value.hint)
 
 
@@ -63,19 +62,19 @@ def test_a_label_that_fits_two_classes_is_refused_with_both_ids() -> None:
     with pytest.raises(DatasetError) as caught:
         join_labels(["crane"], ANIMALS, set_name="val")
     assert caught.value.message == (
-        "image set 'val': the labels do not name one class each:\n"
-        "  'crane' fits the classes with ids 'n02', 'n03'"
+        "image set 'val': the labels do not match one class each:\n"
+        "  'crane' matches the classes with ids 'n02', 'n03'"
     )
 
 
 def test_two_labels_of_one_class_are_refused() -> None:
-    with pytest.raises(DatasetError, match=r"'Great_white_shark', 'great_white_shark' all fit"):
+    with pytest.raises(DatasetError, match=r"'Great_white_shark', 'great_white_shark' all match"):
         join_labels(["great_white_shark", "Great_white_shark"], ANIMALS, set_name="val")
 
 
 def test_each_class_is_a_column_and_the_one_accepted() -> None:
     join = join_labels(["n03", "n01"], ANIMALS, set_name="val")
-    assert (join.columns, join.column_names) == (((0,), (2,)), ("n01", "n03"))
+    assert join.columns == ((0,), (2,))
     assert join.accepted == {"n01": (0,), "n03": (1,)}
 
 
@@ -88,7 +87,7 @@ def test_all_classes_score_over_the_whole_head() -> None:
 
 
 def test_numbers_never_join_by_position_unasked() -> None:
-    with pytest.raises(DatasetError, match=r"4 of 4 labels are no class") as caught:
+    with pytest.raises(DatasetError, match=r"4 of 4 labels are not classes") as caught:
         join_labels(["0", "1", "2", "3"], ANIMALS, set_name="val")
     assert "--labels-are-indices" in str(caught.value.hint)
     for labels in (["0", "4"], ["0", "n01"], ["0", "x"]):  # not all of them could be positions
@@ -112,7 +111,7 @@ def test_labels_that_are_no_index_are_listed() -> None:
     with pytest.raises(DatasetError) as caught:
         join_labels(["0", "4", "-1", "n01", "²"], ANIMALS, set_name="v", labels_are_indices=True)
     assert caught.value.message == (
-        "image set 'v': 4 of 5 labels are no index of the head's classes, 0 to 3:\n"
+        "image set 'v': 4 of 5 labels are not indices of the head's classes, 0 to 3:\n"
         "  '-1'\n  '4'\n  'n01'\n  '²'"
     )
 
@@ -120,7 +119,9 @@ def test_labels_that_are_no_index_are_listed() -> None:
 def test_two_spellings_of_one_index_are_refused() -> None:
     with pytest.raises(DatasetError) as caught:
         join_labels(["1", "01", "2"], ANIMALS, set_name="v", labels_are_indices=True)
-    assert caught.value.message == "image set 'v': labels spell one index:\n  '01', '1'"
+    assert (
+        caught.value.message == "image set 'v': different labels are the same index:\n  '01', '1'"
+    )
 
 
 @given(st.lists(words, min_size=1, max_size=12, unique=True), st.data())

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wiseft_cli.data.fingerprint import data_fingerprint
-from wiseft_cli.data.image_set import ImageRecord, ImageSet
-from wiseft_cli.data.selection import few_shot, stratified_split
+from wiseft_cli.data.image_set import ImageRecord, ImageSet, data_fingerprint
+from wiseft_cli.data.subsets import few_shot, stratified_split
 from wiseft_cli.errors import DatasetError, UsageError
 
 
@@ -127,7 +126,7 @@ def test_classes_too_small_to_validate_are_noted() -> None:
     split = stratified_split(make_set(a=10, b=1), 0.2, seed=0)
     assert per_label(split.val) == {"a": 2}
     assert split.train.notes[1] == (
-        "image set 'train': 1 of 2 classes have too few images for one to validate with: 'b'"
+        "image set 'train': 1 of 2 classes have too few images for a validation image: 'b'"
     )
 
 
@@ -135,10 +134,10 @@ def test_a_fraction_of_nothing_and_fractions_out_of_range_are_refused() -> None:
     with pytest.raises(DatasetError) as caught:
         stratified_split(make_set(a=1, b=1), 0.5, 0)
     assert caught.value.message == (
-        "image set 'train': a fraction of 0.5 of 2 images in 2 classes leaves none to validate with"
+        "image set 'train': a fraction of 0.5 of 2 images in 2 classes leaves none for validation"
     )
     for fraction in (0.0, 1.0, -0.1, float("nan")):
         with pytest.raises(UsageError, match=r"expected above 0 and below 1$"):
             stratified_split(make_set(a=5), fraction, 0)
-    with pytest.raises(UsageError, match=r"^0 images a class were asked for"):
+    with pytest.raises(UsageError, match=r"^the number of images per class is 0"):
         few_shot(make_set(a=5), 0, 0)

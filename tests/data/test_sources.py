@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.data.test_image_folder import put
-from wiseft_cli.data.spec import open_image_set, open_image_sets, parse_data_spec
+from wiseft_cli.data.sources import open_image_set, open_image_sets
+from wiseft_cli.data.spec import parse_spec
 from wiseft_cli.errors import DatasetError, UsageError
 
 
@@ -25,25 +26,25 @@ from wiseft_cli.errors import DatasetError, UsageError
     ],
 )
 def test_a_data_spec_is_split_into_name_data_and_options(spec: str, expected: object) -> None:
-    parsed = parse_data_spec(spec)
+    parsed = parse_spec(spec)
     assert (parsed.name, parsed.data) == expected
     assert parsed.options.split == ("val" if "split" in spec else None)
 
 
 def test_options_are_read_by_name() -> None:
-    options = parse_data_spec(
+    options = parse_spec(
         "v=a.csv?split=b c,path=file,label=wnid,group=region,all_classes=true,primary=macro_f1"
     ).options
     assert (options.split, options.all_classes, options.primary) == ("b c", True, "macro_f1")
     columns = options.columns
     assert (columns.path, columns.label, columns.group) == ("file", "wnid", "region")
-    assert parse_data_spec("a.csv?labels_are_indices=false").options.labels_are_indices is False
+    assert parse_spec("a.csv?labels_are_indices=false").options.labels_are_indices is False
 
 
 @pytest.mark.parametrize("spec", ["", "=dir", "name=", " =dir", "v=?split=x"])
 def test_an_empty_name_or_data_is_a_usage_error(spec: str) -> None:
     with pytest.raises(UsageError, match=r"expected \[NAME=\]SPEC\[\?OPTION=VALUE,\.\.\.\]$"):
-        parse_data_spec(spec)
+        parse_spec(spec)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_options_of_manifests_are_refused_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         open_image_set(f"{tmp_path}?split=val,label=x")
     assert caught.value.message == (
-        f"{tmp_path}: only a manifest (.csv, .tsv, .jsonl) takes split, label"
+        f"{tmp_path}: split, label applies only to manifests (.csv, .tsv, .jsonl)"
     )
 
 
@@ -99,7 +100,7 @@ def test_a_file_of_no_known_kind_is_refused_with_the_kinds_there_are(tmp_path: P
     with pytest.raises(DatasetError) as caught:
         open_image_set(str(tmp_path / "a.txt"))
     assert caught.value.message == (
-        f"{tmp_path}/a.txt is a file of no known kind; expected a folder, a manifest"
+        f"{tmp_path}/a.txt is not a known kind of file; expected a folder, a manifest"
         " (.csv, .tsv, .jsonl) or shards (data-{000..127}.tar)"
     )
 
@@ -144,14 +145,14 @@ def test_a_suite_opens_its_sets_from_its_own_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", ": holds nothing, expected a list of image sets"),
-        ("data: val\n", ": holds a mapping, expected a list of image sets"),
-        ("- val\n", ", line 1: is a text, expected an image set"),
+        ("", ": contains nothing, expected a list of image sets"),
+        ("data: val\n", ": contains a mapping, expected a list of image sets"),
+        ("- val\n", ", line 1: expected an image set, found a text"),
         ("- name: x\n", ", line 1: the image set has no `data:`"),
         ("- data: v\n  mpa: x\n", ", line 2: unknown key 'mpa'"),
-        ("- data: v\n  data: w\n", ", line 2: 'data' stands there twice"),
-        ("- data: [v]\n", ", line 1: data is not a text, expected one"),
-        ("- data: o.yaml\n", ", line 1: 'o.yaml' is a suite; a suite lists image sets alone"),
+        ("- data: v\n  data: w\n", ", line 2: 'data' occurs more than once"),
+        ("- data: [v]\n", ", line 1: the value of data is not text"),
+        ("- data: o.yaml\n", ", line 1: 'o.yaml' is a suite; a suite lists only image sets"),
         (
             "- data: v\n- data: v\n  all_classes: 1\n",
             ", line 2: all_classes is '1'; expected true or false",
@@ -169,7 +170,7 @@ def test_a_suite_is_no_single_set_and_takes_no_name(tmp_path: Path) -> None:
     suite = write_suite(tmp_path, "- data: val\n")
     with pytest.raises(UsageError, match=r"is a suite of several sets; expected one set: a folder"):
         open_image_set(suite, option="--train")
-    with pytest.raises(UsageError, match=r"a suite has names and options of its own$"):
+    with pytest.raises(UsageError, match=r"the sets of a suite have their own names and options$"):
         open_image_sets(f"x={suite}")
 
 
@@ -177,14 +178,16 @@ def test_a_folder_of_shards_is_told_how_to_name_them(tmp_path: Path) -> None:
     put(tmp_path, "0.tar", "1.tar")
     with pytest.raises(DatasetError) as caught:
         open_image_set(str(tmp_path))
-    assert caught.value.hint == f"name its shards by a pattern, as in '{tmp_path}/{{000..127}}.tar'"
+    assert (
+        caught.value.hint == f"name its shards with a pattern, as in '{tmp_path}/{{000..127}}.tar'"
+    )
 
 
 def test_options_with_an_ampersand_between_them_are_told_of_the_comma() -> None:
     with pytest.raises(UsageError) as caught:
-        parse_data_spec("a=/data?split=test&primary=top5")
+        parse_spec("a=/data?split=test&primary=top5")
     assert (caught.value.message, caught.value.hint) == (
         "--data 'a=/data?split=test&primary=top5': options are separated by a comma, not by &",
         "write ?split=test,primary=top5",
     )
-    assert parse_data_spec("/data/a&b?split=q&a").options.split == "q&a"
+    assert parse_spec("/data/a&b?split=q&a").options.split == "q&a"

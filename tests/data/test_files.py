@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from wiseft_cli.cli.app import main
-from wiseft_cli.data.lookup import is_folder, is_regular_file, is_there
-from wiseft_cli.data.spec import open_image_set, open_suite
+from wiseft_cli.data.files import is_folder, is_regular_file, path_exists
+from wiseft_cli.data.sources import open_image_set, open_suite
 from wiseft_cli.errors import DatasetError
 
 HINT = "a folder above it may not be searched by this user (chmod u+rx FOLDER)"
@@ -33,7 +33,7 @@ def test_what_is_there_is_told_from_what_is_not(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "broken").symlink_to(tmp_path / "gone")
     paths = [tmp_path, tmp_path / "file", tmp_path / "broken", tmp_path / "file/x", Path("a\0")]
-    assert [*map(is_there, paths)] == [True, True, False, False, False]
+    assert [*map(path_exists, paths)] == [True, True, False, False, False]
     assert [*map(is_folder, paths)] == [True, False, False, False, False]
     assert [*map(is_regular_file, paths)] == [False, True, False, False, False]
 

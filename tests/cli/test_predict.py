@@ -118,7 +118,7 @@ def test_a_bad_image_is_told_the_others_go_on_and_the_exit_code_is_1(
         (["foreign.safetensors", "photos"], 1, "error: foreign.safetensors: has no wiseft card"),
         (["photos/0.png", "photos"], 1, "error: photos/0.png: "),
         (["model.safetensors", "photos.csv?map=x"], 2,
-         "error: photos.csv: images without labels take no map\n"),
+         "error: photos.csv: images without labels do not use map\n"),
         (["model.safetensors", "photos", "--device", "tpu9"], 2,
          "error: --device tpu9: unknown device\n"),
     ],

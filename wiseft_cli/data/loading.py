@@ -108,7 +108,7 @@ def collate_images(items: Sequence[ImageItem | UnreadableImage]) -> ImageBatch:
 
 def load_batches(
     dataset: Dataset[ImageItem | UnreadableImage],
-    batches: Iterable[Sequence[Any]],
+    batches: Iterable[list[Any]],
     *,
     workers: int,
     device: torch.device,
@@ -136,7 +136,7 @@ def load_batches(
 
 def _image_loader(
     dataset: Dataset[Any],
-    batches: Iterable[Sequence[Any]],
+    batches: Iterable[list[Any]],
     collate: Callable[[Any], Any],
     *,
     workers: int,

@@ -71,5 +71,5 @@ def load_batches(
     augmented = AugmentedImages(images, seed=seed)
     for batch in load_images(augmented, draws, workers=workers, device=device):
         unreadable.note([*batch.unreadable.values()])
-        has_images = len(batch.targets) or stand_in is None
-        yield batch.images if has_images else stand_in.to(device), batch.targets
+        inputs = batch.images if len(batch.targets) or stand_in is None else stand_in.to(device)
+        yield inputs, batch.targets

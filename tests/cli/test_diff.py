@@ -28,7 +28,7 @@ def test_differences_and_their_likely_cause_are_shown(
         "  visual.w: only in a\n"
         "  module.visual.b: only in b\n"
         "  module.visual.w: only in b\n"
-        "likely cause: the names in the second file begin with 'module.'; save it without that "
+        "likely cause: the names in the second file start with 'module.'; save it without the "
         "prefix\n"
         "values: not compared; --values reads them\n"
     )

@@ -83,7 +83,7 @@ def test_numbers_that_stop_being_finite_are_named_in_both_streams(
     write_foreign(tmp_path / "a", {"w": np.array([3e38], np.float32)})
     write_foreign(tmp_path / "b", {"w": np.array([-3e38], np.float32)})
     done = run_wiseft("merge", "--alpha=-1", "--extrapolate", "a", "b", "-o", "x", "--json")
-    text = "alpha -1: not finite although both inputs are:\n  w: 1 numbers"
+    text = "alpha -1: merged values are not finite although those of both inputs are:\n  w: 1 value"
     assert done.stderr == f"warning: {text}\n"
     assert json.loads(done.stdout)["warnings"] == [text]
     assert json.loads(done.stdout)["not_finite"] == {"w": 1}

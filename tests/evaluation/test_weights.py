@@ -21,7 +21,7 @@ from wiseft_cli.evaluation.sweep import SweepSettings, sweep
 from wiseft_cli.evaluation.weight_sets import WeightSet, plan_weight_sets, read_checkpoints
 from wiseft_cli.evaluation.weights import WeightBank
 from wiseft_cli.merging.alpha import parse_alphas
-from wiseft_cli.merging.interpolate import interpolate_arrays
+from wiseft_cli.merging.arithmetic import interpolate_arrays
 from wiseft_cli.merging.merge import merge_checkpoints
 from wiseft_cli.model.classifier import ImageClassifier, load_classifier, state_arrays
 from wiseft_cli.reporting.results import ResultLine

@@ -33,7 +33,7 @@ def test_each_form_of_alpha_is_read_exactly(given_text: str, expected: list[str]
     assert texts(given_text) == expected
 
 
-def test_a_range_in_tenths_has_no_rounding_noise() -> None:
+def test_a_range_in_tenths_is_exact() -> None:
     assert texts("0:1:0.1") == ["0", *(f"0.{i}" for i in range(1, 10)), "1"]
     assert [alpha.value for alpha in parse_alphas(["0:1:0.1"])] == [
         float(f"{i / 10:.1f}") for i in range(11)
@@ -52,14 +52,14 @@ def test_the_value_is_the_double_nearest_to_the_text(billionths: int) -> None:
     assert float(alpha.text) == alpha.value
 
 
-def test_a_value_outside_the_interval_names_the_switch() -> None:
+def test_a_value_outside_the_interval_is_refused_without_extrapolate() -> None:
     with pytest.raises(UsageError) as caught:
         parse_alphas(["0.5,1.5", "-0.1"])
     assert caught.value.message == (
         "alpha 1.5, -0.1 is outside [0, 1]; alpha is the weight of the fine-tuned model"
     )
     assert caught.value.hint == (
-        "to leave the line between the two models, merge with --extrapolate"
+        "to extrapolate beyond the two models, use merge with --extrapolate"
     )
     assert texts("-0.1,1.5", extrapolate=True) == ["-0.1", "1.5"]
 
@@ -70,25 +70,25 @@ FORMS = "a number such as 0.5, a list such as 0,0.5,1 or a range such as 0:1:0.1
 @pytest.mark.parametrize(
     ("given_text", "message"),
     [
-        ("half", f"alpha: 'half' cannot be read; expected {FORMS}"),
-        ("", f"alpha: '' cannot be read; expected {FORMS}"),
-        ("0.5,", f"alpha: '0.5,' cannot be read; expected {FORMS}"),
-        ("0:1:x", f"alpha: '0:1:x' cannot be read; expected {FORMS}"),
+        ("half", f"alpha: 'half' is not a number, expected {FORMS}"),
+        ("", f"alpha: '' is not a number, expected {FORMS}"),
+        ("0.5,", f"alpha: '0.5,' is not a number, expected {FORMS}"),
+        ("0:1:x", f"alpha: '0:1:x' is not a number, expected {FORMS}"),
         ("0:1", "alpha: '0:1' is not a range; expected start:stop:step"),
-        ("0:1:0", "alpha: '0:1:0' never arrives; its step leads away from its end"),
-        ("0:1:-0.1", "alpha: '0:1:-0.1' never arrives; its step leads away from its end"),
+        ("0:1:0", "alpha: '0:1:0' is an endless range; its step leads away from its stop"),
+        ("0:1:-0.1", "alpha: '0:1:-0.1' is an endless range; its step leads away from its stop"),
         ("nan", "alpha: 'nan' is not finite"),
         ("Infinity", "alpha: 'Infinity' is not finite"),
         ("1e-999999999", "alpha: '1e-999999999' has more than 30 digits"),
-        ("0:1:1e-9", "alpha: '0:1:1e-9' asks for more than 1001 values"),
+        ("0:1:1e-9", "alpha: '0:1:1e-9' has more than 1001 values"),
     ],
 )
-def test_a_malformed_alpha_is_refused_with_what_was_given(given_text: str, message: str) -> None:
+def test_a_malformed_alpha_is_quoted_in_the_error(given_text: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_alphas([given_text])
     assert caught.value.message == message
 
 
-def test_no_alpha_at_all_is_refused() -> None:
-    with pytest.raises(UsageError, match="no value is given"):
+def test_a_missing_alpha_is_refused() -> None:
+    with pytest.raises(UsageError, match="missing value"):
         parse_alphas([])

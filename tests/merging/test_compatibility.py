@@ -1,4 +1,4 @@
-"""What is said when two checkpoints do not fit: every difference, and the usual cause."""
+"""Errors for two checkpoints that do not match: every difference and the likely cause."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def refusal_of_names(tmp_path: Path, names_0: list[str], names_1: list[str]) -> 
     return refusal(a, b).hint
 
 
-def test_all_differences_stand_in_one_report(tmp_path: Path) -> None:
+def test_all_differences_are_in_one_error(tmp_path: Path) -> None:
     a = write_foreign(
         tmp_path / "a", {"x": ONE, "y": np.zeros((2, 3)), "z": ONE, "same": ONE, "n": ONE}
     )
@@ -51,7 +51,7 @@ def test_all_differences_stand_in_one_report(tmp_path: Path) -> None:
     )
     error = refusal(a, b)
     assert error.message == (
-        f"{b} does not match {a} at 4 of 6 tensors\n"
+        f"{b} does not match {a} at 4 of 6 tensors:\n"
         f"  x: only in {a}\n"
         f"  w: only in {b}\n"
         "  y: shape (3, 2), expected (2, 3)\n"
@@ -63,62 +63,62 @@ def test_ten_differences_are_shown_and_the_rest_counted(tmp_path: Path) -> None:
     a = write_foreign(tmp_path / "a", {f"t{i:02}": np.zeros(2) for i in range(25)})
     b = write_foreign(tmp_path / "b", {f"t{i:02}": np.zeros(3) for i in range(25)})
     lines = refusal(a, b).message.splitlines()
-    assert lines[0] == f"{b} does not match {a} at 25 of 25 tensors"
+    assert lines[0] == f"{b} does not match {a} at 25 of 25 tensors:"
     assert lines[10:] == ["  t09: shape (3,), expected (2,)", "  ... and 15 more"]
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "visual."])
 @pytest.mark.parametrize("side", ["first", "second"])
-def test_a_prefix_on_one_side_is_recognised(tmp_path: Path, prefix: str, side: str) -> None:
+def test_a_prefix_on_one_side_is_recognized(tmp_path: Path, prefix: str, side: str) -> None:
     plain, prefixed = list(BLOCK_NAMES), [prefix + name for name in BLOCK_NAMES]
     names = (prefixed, plain) if side == "first" else (plain, prefixed)
     assert refusal_of_names(tmp_path, *names) == (
-        f"the names in the {side} file begin with {prefix!r}; save it without that prefix"
+        f"the names in the {side} file start with {prefix!r}; save it without the prefix"
     )
 
 
-def test_hugging_face_names_are_recognised(tmp_path: Path) -> None:
+def test_hugging_face_names_are_recognized(tmp_path: Path) -> None:
     hint = refusal_of_names(
         tmp_path, ["visual.conv1.weight"], ["vision_model.embeddings.patch_embedding.weight"]
     )
     assert hint == (
-        "the second file has Hugging Face's names (vision_model.*); convert it to open_clip's "
-        "(visual.*), or merge two files that both have Hugging Face's"
+        "the second file has Hugging Face tensor names (vision_model.*); convert them to "
+        "open_clip names (visual.*), or merge two files with Hugging Face names"
     )
 
 
-def test_a_lora_adapter_is_recognised(tmp_path: Path) -> None:
+def test_a_lora_adapter_is_recognized(tmp_path: Path) -> None:
     hint = refusal_of_names(
         tmp_path, ["visual.proj"], ["base_model.model.visual.proj.lora_A.weight"]
     )
     assert hint == "the second file is a LoRA adapter; merge it into its base model first"
 
 
-def test_a_lightning_file_is_recognised(tmp_path: Path) -> None:
+def test_a_lightning_file_is_recognized(tmp_path: Path) -> None:
     hint = refusal_of_names(
         tmp_path, ["visual.proj"], ["state_dict.visual.proj", "optimizer_states.0.state.0.exp_avg"]
     )
-    assert hint == ("the second file is a Lightning checkpoint; save its model's state dict alone")
+    assert (
+        hint == "the second file is a Lightning checkpoint; save only the state dict of its model"
+    )
 
 
-def test_a_full_clip_against_an_image_encoder_is_recognised(tmp_path: Path) -> None:
+def test_a_full_clip_against_an_image_encoder_is_recognized(tmp_path: Path) -> None:
     visual = ["visual." + name for name in BLOCK_NAMES]
     full = [*visual, "transformer.resblocks.0.ln_1.weight", "token_embedding.weight"]
     assert refusal_of_names(tmp_path, full, [*visual, "classification_head.weight"]) == (
-        "the first file is a full CLIP with its text tower, the second an image encoder only; "
-        "--missing copy keeps what only one side has"
+        "the first file is a full CLIP model with its text tower, the second only an image "
+        "encoder; --missing copy keeps tensors that only one file has"
     )
 
 
-def test_another_architecture_is_the_cause_where_shapes_differ(tmp_path: Path) -> None:
+def test_different_shapes_suggest_different_architectures(tmp_path: Path) -> None:
     a = write_foreign(tmp_path / "a", {"visual.proj": np.zeros((4, 4))})
     b = write_foreign(tmp_path / "b", {"visual.proj": np.zeros((8, 4))})
-    assert refusal(a, b).hint == (
-        "the two are of different architectures; compare them with `wiseft diff`"
-    )
+    assert refusal(a, b).hint == "the architectures differ; compare the files with `wiseft diff`"
 
 
-def test_an_integer_against_a_float_has_no_remedy_to_offer(tmp_path: Path) -> None:
+def test_an_integer_and_a_float_tensor_have_no_hint(tmp_path: Path) -> None:
     a = write_foreign(tmp_path / "a", {"n": np.zeros(1, np.int64)})
     b = write_foreign(tmp_path / "b", {"n": np.zeros(1, np.float64)})
     for options in ({}, {"converts": True}):
@@ -133,18 +133,18 @@ def test_missing_copy_still_refuses_two_files_with_nothing_in_common(tmp_path: P
     assert "at 2 of 2 tensors" in refusal(a, b, copies_missing=True).message
 
 
-def test_another_class_list_is_told_from_the_cards(tmp_path: Path) -> None:
+def test_different_classes_of_equal_number_are_found_in_the_cards(tmp_path: Path) -> None:
     zeroshot, _ = write_pair(tmp_path)
     classes = (ClassEntry("n1", "tench"), ClassEntry("n3", "shark"))
     other = tmp_path / "other"
     write_checkpoint(other, tensors(1), replace(zeroshot_card(), classes=classes))
     assert refusal(zeroshot, other).message == (
-        f"{other} does not match {zeroshot}\n"
-        "  classes: 1 of 2 differ, the first is number 1: 'n3', expected 'n2'"
+        f"{other} does not match {zeroshot}:\n"
+        "  classes: 1 of 2 differ, the first at index 1: 'n3', expected 'n2'"
     )
 
 
-def test_another_number_of_classes_names_its_cause(tmp_path: Path) -> None:
+def test_different_numbers_of_classes_have_a_hint(tmp_path: Path) -> None:
     zeroshot, _ = write_pair(tmp_path)
     more = tensors(1) | {
         "classification_head.weight": np.zeros((3, 4), np.float32),
@@ -155,17 +155,15 @@ def test_another_number_of_classes_names_its_cause(tmp_path: Path) -> None:
     write_checkpoint(other, more, replace(zeroshot_card(), classes=classes))
     error = refusal(zeroshot, other)
     assert error.message == (
-        f"{other} does not match {zeroshot} at 2 of 6 tensors\n"
+        f"{other} does not match {zeroshot} at 2 of 6 tensors:\n"
         "  classes: 3, expected 2\n"
         "  classification_head.bias: shape (3,), expected (2,)\n"
         "  classification_head.weight: shape (3, 4), expected (2, 4)"
     )
-    assert error.hint == (
-        "the two have different class lists; fine-tune from this zero-shot checkpoint"
-    )
+    assert error.hint == "the class lists differ; fine-tune from this zero-shot checkpoint"
 
 
-def test_another_model_or_preprocessing_is_told_entry_by_entry(tmp_path: Path) -> None:
+def test_different_models_and_preprocessing_are_listed_entry_by_entry(tmp_path: Path) -> None:
     zeroshot, _ = write_pair(tmp_path)
     config = {"embed_dim": 4, "quick_gelu": True, "vision_cfg": {"width": 16}}
     card = replace(

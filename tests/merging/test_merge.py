@@ -1,4 +1,4 @@
-"""A merge as a whole: its tensors, its card, what it refuses, and the same bytes always."""
+"""A merge from files to files: tensors, cards, refused inputs and reproducible bytes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.merging.pairs import (
     write_sharded,
     zeroshot_card,
 )
-from tests.merging.test_rounding import round_exactly
+from tests.merging.test_arithmetic import round_exactly
 from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
 from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.errors import CheckpointError, IncompatibleCheckpointsError, OutputError
 from wiseft_cli.merging.alpha import parse_alphas
-from wiseft_cli.merging.interpolate import BLOCK, interpolate_arrays
+from wiseft_cli.merging.arithmetic import BLOCK, interpolate_arrays
 from wiseft_cli.merging.merge import MergeReport, merge_checkpoints
 
 
@@ -41,7 +41,7 @@ def read_all(path: Path) -> dict[str, np.ndarray]:
         return {name: reader.read_array(name) for name in reader.tensors}
 
 
-def test_every_tensor_is_the_interpolated_one(tmp_path: Path) -> None:
+def test_every_tensor_is_interpolated(tmp_path: Path) -> None:
     zeroshot, finetuned = write_pair(tmp_path)
     out = tmp_path / "out.safetensors"
     report = merge(zeroshot, finetuned, out)
@@ -53,7 +53,7 @@ def test_every_tensor_is_the_interpolated_one(tmp_path: Path) -> None:
     assert report.discrete == ("visual.bn.num_batches_tracked",)
 
 
-def test_torch_reads_the_result_and_agrees_on_large_tensors(tmp_path: Path) -> None:
+def test_large_tensors_equal_those_computed_by_torch(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     theta_0 = {"w": torch.randn(3, 2 * BLOCK + 7, generator=generator)}
     theta_1 = {"w": theta_0["w"] + 0.01 * torch.randn(theta_0["w"].shape, generator=generator)}
@@ -67,7 +67,7 @@ def test_torch_reads_the_result_and_agrees_on_large_tensors(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("alpha", "side"), [("0", 0), ("1", 1)])
-def test_the_end_points_hold_the_bytes_of_their_side(tmp_path: Path, alpha: str, side: int) -> None:
+def test_alpha_0_and_1_copy_the_bytes_of_their_input(tmp_path: Path, alpha: str, side: int) -> None:
     zeroshot, finetuned = write_pair(tmp_path)
     out = tmp_path / "out.safetensors"
     report = merge(zeroshot, finetuned, out, alpha)
@@ -81,7 +81,7 @@ def test_the_end_points_hold_the_bytes_of_their_side(tmp_path: Path, alpha: str,
         assert report.files[0].digest == read_card(finetuned).digest
 
 
-def test_the_card_keeps_what_eval_needs_and_joins_both_histories(tmp_path: Path) -> None:
+def test_the_card_keeps_model_and_classes_and_joins_both_histories(tmp_path: Path) -> None:
     zeroshot, finetuned = write_pair(tmp_path)
     out = tmp_path / "out.safetensors"
     report = merge(zeroshot, finetuned, out, "0.30")
@@ -116,7 +116,7 @@ def documented_digest(path: Path) -> str:
     return "sha256:" + digest.hexdigest()
 
 
-def test_foreign_files_get_a_card_with_both_digests_computed(tmp_path: Path) -> None:
+def test_a_merge_of_foreign_files_has_a_card_with_both_digests(tmp_path: Path) -> None:
     a = write_foreign(tmp_path / "a", tensors(0), {"format": "pt", "author": "me", "step": "1"})
     b = write_foreign(tmp_path / "b", tensors(1), {"format": "pt", "author": "me", "step": "2"})
     out = tmp_path / "out"
@@ -135,15 +135,14 @@ def test_foreign_files_get_a_card_with_both_digests_computed(tmp_path: Path) -> 
     assert safetensors.numpy.load_file(out).keys() == tensors(0).keys()
 
 
-def test_a_foreign_fine_tune_of_our_zero_shot_keeps_its_card_with_a_warning(
+def test_a_foreign_finetuned_file_takes_the_zero_shot_card_with_a_warning(
     tmp_path: Path,
 ) -> None:
     zeroshot, _ = write_pair(tmp_path)
     foreign = write_foreign(tmp_path / "mine.safetensors", tensors(1))
     report = merge(zeroshot, foreign, tmp_path / "out")
     assert report.warnings == (
-        f"{foreign} has no wiseft card: its classes and model are taken to be those of the "
-        "other file",
+        f"{foreign} has no wiseft card: the result takes its classes and model from the other file",
     )
     assert read_card(tmp_path / "out").classes == zeroshot_card().classes
 
@@ -180,7 +179,7 @@ def test_shards_merge_like_one_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_the_bytes_do_not_depend_on_the_threads(tmp_path: Path, threads: int) -> None:
+def test_merge_is_bitwise_reproducible_across_threads(tmp_path: Path, threads: int) -> None:
     random = np.random.default_rng(0)
     for name in ("a", "b"):
         arrays = {
@@ -205,7 +204,7 @@ def test_several_alphas_write_what_each_alone_writes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
-def test_dtype_rounds_the_defined_value_once(tmp_path: Path, dtype: type, stored: str) -> None:
+def test_dtype_rounds_the_float64_value_once(tmp_path: Path, dtype: type, stored: str) -> None:
     random = np.random.default_rng(0)
     x, y = (random.standard_normal(500).astype(dtype) for _ in range(2))
     write_foreign(tmp_path / "a", {"w": x, "n": np.array([1])})
@@ -229,12 +228,12 @@ def test_different_dtypes_are_refused_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(IncompatibleCheckpointsError) as caught:
         merge(a, b, tmp_path / "out")
     assert caught.value.message == (
-        f"{b} does not match {a} at 1 of 1 tensors\n  w: dtype F16, expected F32"
+        f"{b} does not match {a} at 1 of 1 tensor:\n  w: dtype F16, expected F32"
     )
-    assert caught.value.hint == "name the dtype to store, for example --dtype float32"
+    assert caught.value.hint == "choose the dtype to store, for example --dtype float32"
 
 
-def test_missing_copy_takes_what_one_side_has_and_counts_it(tmp_path: Path) -> None:
+def test_missing_copy_copies_and_reports_tensors_of_one_input(tmp_path: Path) -> None:
     half = np.array([1.5, 2.5], np.float16)
     a = write_foreign(tmp_path / "a", {"w": np.zeros(2, np.float32), "only_0": half})
     b = write_foreign(tmp_path / "b", {"w": np.ones(2, np.float32), "only_1": np.array([3])})
@@ -248,7 +247,7 @@ def test_missing_copy_takes_what_one_side_has_and_counts_it(tmp_path: Path) -> N
     assert read_all(tmp_path / "out32")["only_0"].dtype == np.float32
 
 
-def test_tensors_that_the_card_does_not_know_take_model_and_classes_from_it(
+def test_extra_tensors_remove_model_and_classes_from_the_card(
     tmp_path: Path,
 ) -> None:
     zeroshot, finetuned = write_pair(tmp_path)
@@ -258,20 +257,20 @@ def test_tensors_that_the_card_does_not_know_take_model_and_classes_from_it(
     assert (card.model, card.classes, card.role) == (None, (), "merged")
     assert [entry.command for entry in card.history] == ["zeroshot-head", "merge"]
     assert report.warnings == (
-        f"{full} has no wiseft card, and tensors that {zeroshot} has not (1): the result is no "
-        "classifier, and its card names no model",
+        f"{full} has no wiseft card, and 1 tensor that {zeroshot} lacks: the result is not a "
+        "classifier, and its card has no model",
     )
 
 
-def test_a_file_merged_with_itself_is_a_warning(tmp_path: Path) -> None:
+def test_a_file_merged_with_itself_warns(tmp_path: Path) -> None:
     zeroshot, _ = write_pair(tmp_path)
     report = merge(zeroshot, zeroshot, tmp_path / "out", "0.5")
     assert report.warnings == (
-        f"{zeroshot} and {zeroshot} are the same file: every merge of it is itself",
+        f"{zeroshot} and {zeroshot} are the same file, so every merge equals it",
     )
 
 
-def test_types_without_arithmetic_are_copied_if_equal_and_refused_if_not(tmp_path: Path) -> None:
+def test_dtypes_without_arithmetic_are_copied_if_equal_and_refused_if_not(tmp_path: Path) -> None:
     packed = np.arange(6, dtype=np.uint8)
     kinds = {"q": "F4"}
     same = {"q": packed, "z": np.array([1 + 2j], np.complex64)}
@@ -284,29 +283,29 @@ def test_types_without_arithmetic_are_copied_if_equal_and_refused_if_not(tmp_pat
     with pytest.raises(IncompatibleCheckpointsError) as caught:
         merge(a, c, tmp_path / "no")
     assert caught.value.message == (
-        f"{c} cannot be merged with {a}\n"
+        f"{c} cannot be merged with {a}:\n"
         "  q: dtype F4 cannot be interpolated, and the bytes differ\n"
         "  z: dtype C64 cannot be interpolated, and the bytes differ"
     )
     assert not (tmp_path / "no").exists()
 
 
-def test_numbers_that_stop_being_finite_are_a_warning_and_strictly_an_error(
+def test_new_non_finite_values_warn_and_raise_if_strict(
     tmp_path: Path,
 ) -> None:
     a = write_foreign(tmp_path / "a", {"w": np.array([3e38, 1, np.inf], np.float32)})
     b = write_foreign(tmp_path / "b", {"w": np.array([-3e38, 1, 1], np.float32)})
     report = merge(a, b, tmp_path / "out", "-1")
-    text = "alpha -1: not finite although both inputs are:\n  w: 1 numbers"
+    text = "alpha -1: merged values are not finite although those of both inputs are:\n  w: 1 value"
     assert report.warnings == (text,)
     assert report.files[0].not_finite == {"w": 1}
     with pytest.raises(CheckpointError) as caught:
         merge(a, b, tmp_path / "strict", "-1", is_strict=True)
-    assert caught.value.message == f"--strict refuses what would be a warning:\n  {text}"
+    assert caught.value.message == f"--strict makes warnings errors:\n  {text}"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "out"]
 
 
-def test_another_zero_shot_parent_is_a_warning_and_strictly_an_error(tmp_path: Path) -> None:
+def test_another_zero_shot_parent_warns_and_raises_if_strict(tmp_path: Path) -> None:
     zeroshot, _ = write_pair(tmp_path)
     stranger = tmp_path / "stranger.safetensors"
     write_checkpoint(stranger, tensors(1), finetuned_card("sha256:" + "ab" * 32))
@@ -316,7 +315,7 @@ def test_another_zero_shot_parent_is_a_warning_and_strictly_an_error(tmp_path: P
         f"than {zeroshot} ({own})"
     )
     assert merge(zeroshot, stranger, tmp_path / "out").warnings == (text,)
-    with pytest.raises(CheckpointError, match="--strict refuses"):
+    with pytest.raises(CheckpointError, match="--strict makes warnings errors"):
         merge(zeroshot, stranger, tmp_path / "strict", is_strict=True)
 
 
@@ -325,7 +324,7 @@ def test_the_wrong_order_is_refused_with_the_command_to_run(tmp_path: Path) -> N
     with pytest.raises(CheckpointError) as caught:
         merge(finetuned, zeroshot, tmp_path / "out")
     assert caught.value.message == (
-        f"{finetuned}: is a finetuned checkpoint in the zero-shot one's place"
+        f"{finetuned}: is a finetuned checkpoint, expected the zero-shot one first"
     )
     assert caught.value.hint == (
         f"name the zero-shot checkpoint first: wiseft merge {zeroshot} {finetuned}"
@@ -333,7 +332,7 @@ def test_the_wrong_order_is_refused_with_the_command_to_run(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("side", [0, 1])
-def test_a_flipped_byte_is_an_error_that_names_the_file(tmp_path: Path, side: int) -> None:
+def test_a_flipped_byte_raises_an_error_that_names_the_file(tmp_path: Path, side: int) -> None:
     pair = write_pair(tmp_path)
     damaged = bytearray(pair[side].read_bytes())
     damaged[-9] ^= 1
@@ -362,7 +361,7 @@ def test_an_output_that_is_an_input_is_refused_even_with_force(tmp_path: Path, l
     assert finetuned.read_bytes() == before
 
 
-def test_a_shard_is_an_input_too(tmp_path: Path) -> None:
+def test_a_shard_as_output_is_refused_as_an_input(tmp_path: Path) -> None:
     index = write_sharded(tmp_path / "m", {"x.safetensors": {"w": np.zeros(2, np.float32)}})
     b = write_foreign(tmp_path / "b", {"w": np.ones(2, np.float32)})
     for out in (index, tmp_path / "m" / "x.safetensors"):
@@ -370,7 +369,7 @@ def test_a_shard_is_an_input_too(tmp_path: Path) -> None:
             merge(index, b, out, force=True)
 
 
-def test_a_merge_of_merges_keeps_every_step_once(tmp_path: Path) -> None:
+def test_a_merge_of_merges_lists_every_step_once(tmp_path: Path) -> None:
     zeroshot, finetuned = write_pair(tmp_path)
     merge(zeroshot, finetuned, tmp_path / "m1", "0.5")
     merge(zeroshot, tmp_path / "m1", tmp_path / "m2", "0.5")
@@ -385,7 +384,7 @@ def test_a_merge_of_merges_keeps_every_step_once(tmp_path: Path) -> None:
         assert array.tobytes() == quarter[name].tobytes()
 
 
-def test_fields_of_a_newer_card_survive_where_both_agree(tmp_path: Path) -> None:
+def test_unknown_card_fields_are_kept_if_both_inputs_agree(tmp_path: Path) -> None:
     zeroshot, finetuned = tmp_path / "zs", tmp_path / "ft"
     extra = {"licence": "MIT", "note": "a"}
     digest = write_checkpoint(zeroshot, tensors(0), replace(zeroshot_card(), extra=extra))

@@ -97,24 +97,25 @@ class CheckpointWriter:
 
         Calls for different tensors may alternate and may come from different threads.
         """
-        self.write_at(self.hash_next(name, data), data)
+        position = self.position(name)
+        self.hash_next(name, data)
+        self.write_at(position, data)
 
     def position(self, name: str) -> int:
         """Return the position in the file of the tensor's next bytes."""
         _, done = self._unfinished.get(name, (None, 0))
         return self._data_start + self._places[name].start + done
 
-    def hash_next(self, name: str, data: bytes | memoryview) -> int:
-        """Hash the next bytes of a tensor and return the position where they belong.
+    def hash_next(self, name: str, data: bytes | memoryview) -> None:
+        """Hash the next bytes of a tensor without writing them.
 
         The caller passes them to `write_at` before `commit`, possibly from another thread, so
         that a computing thread does not wait for the disk.
         """
         info = self._places[name]
         view = memoryview(data).cast("B")
-        position = self.position(name)
         if not view.nbytes:
-            return position
+            return
         digest, done = self._unfinished.pop(name, (None, 0))
         digest = digest or hashlib.sha256()
         done += view.nbytes
@@ -125,7 +126,6 @@ class CheckpointWriter:
             self._unfinished[name] = digest, done
         else:
             self._sha256[name] = digest.hexdigest()
-        return position
 
     def write_at(self, position: int, data: bytes | memoryview) -> None:
         """Write bytes that were hashed, from any thread and in any order.

@@ -38,16 +38,15 @@ def diff(
     """
     # lazy: numpy costs a tenth of a second, and --help needs none
     from wiseft_cli.checkpoint.reader import open_checkpoint
-    from wiseft_cli.merging.causes import cause_of
-    from wiseft_cli.merging.comparison import compare, describe
+    from wiseft_cli.merging.compatibility import compare
 
     with (
         open_checkpoint(a, allow_shards=True) as theta_0,
         open_checkpoint(b, allow_shards=True) as theta_1,
     ):
         found = compare(theta_0, theta_1)
-        differences = describe(found, theta_0, theta_1)
-        cause = cause_of(found, theta_0.tensors, theta_1.tensors)
+        differences = found.describe()
+        cause = found.likely_cause()
         distances = _measure(theta_0, theta_1) if values else None
     if json:
         document: dict[str, Any] = {

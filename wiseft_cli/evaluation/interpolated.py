@@ -1,7 +1,7 @@
 """One classifier that takes any weights between two checkpoints, in memory.
 
 The weights are those that `wiseft merge` writes, bit for bit. On the CPU the merge's own kernel
-makes them (`merging/interpolate.py`); on a GPU both checkpoints stay there, and float32 tensors
+makes them (`merging/arithmetic.py`); on a GPU both checkpoints stay there, and float32 tensors
 are made there by the same three roundings in float64 and one to float32.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from wiseft_cli.checkpoint.reader import open_checkpoint
-from wiseft_cli.merging.interpolate import interpolate_arrays
+from wiseft_cli.merging.arithmetic import interpolate_arrays
 from wiseft_cli.model.classifier import ImageClassifier, load_classifier
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -113,7 +113,7 @@ def interpolate_tensors(
     """Write (1 - alpha) * theta_0 + alpha * theta_1, the finite numbers that a merge writes.
 
     Each product and the sum is rounded in float64 by an operation of its own, so that no compiler
-    fuses them; what is equal in both then comes out as it is (`merging/interpolate.py`).
+    fuses them; what is equal in both then comes out as it is (`merging/arithmetic.py`).
 
     Args:
         theta_0: float32, on any device that computes in float64.

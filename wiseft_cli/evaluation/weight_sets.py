@@ -16,7 +16,7 @@ from wiseft_cli.checkpoint.reader import FILE_SUFFIX, INDEX_SUFFIX, open_checkpo
 from wiseft_cli.errors import CheckpointError, UsageError
 from wiseft_cli.merging.alpha import Alpha
 from wiseft_cli.merging.compatibility import (
-    doubts_about_descent,
+    descent_warnings,
     require_compatible,
     require_roles_in_order,
 )
@@ -221,4 +221,4 @@ def doubts_about_pair(theta_0: NamedCheckpoint, theta_1: NamedCheckpoint) -> tup
         open_checkpoint(theta_0.path, allow_shards=True) as source_0,
         open_checkpoint(theta_1.path, allow_shards=True) as source_1,
     ):
-        return tuple(doubts_about_descent(source_0, source_1))
+        return tuple(descent_warnings(source_0, source_1))

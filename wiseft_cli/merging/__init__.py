@@ -1,1 +1,1 @@
-"""Interpolation of two checkpoints, without torch."""
+"""Weight-space interpolation of checkpoints, without torch."""

@@ -1,7 +1,7 @@
-"""Alpha, the weight of the fine-tuned model, as the exact decimal that the person wrote.
+"""Alpha, the weight of the fine-tuned model, as the exact decimal that the user wrote.
 
 theta = (1 - alpha) * theta_0 + alpha * theta_1 (Wortsman et al., arXiv:2109.01903, section 3).
-File names and cards carry the decimal's text, arithmetic the double nearest to it.
+File names and cards contain the text of the decimal; arithmetic uses the nearest double.
 This module does not interpolate anything.
 """
 
@@ -14,10 +14,10 @@ from decimal import Context, Decimal, InvalidOperation
 from wiseft_cli.errors import UsageError
 
 MAX_ALPHAS = 1001
-"""Values in one request. A longer list is a mistyped step, and would exhaust the memory."""
+"""Maximum number of values; a longer list is a mistyped step and would exhaust the memory."""
 
 MAX_DIGITS = 30
-"""Digits of one value; a double tells 17 apart, and an exponent could ask for a billion."""
+"""Maximum digits of one value; a double has 17, and an exponent could ask for a billion."""
 
 _EXACT = Context(prec=4 * MAX_DIGITS)
 _FORMS = "a number such as 0.5, a list such as 0,0.5,1 or a range such as 0:1:0.1"
@@ -28,8 +28,8 @@ class Alpha:
     """One interpolation coefficient.
 
     Attributes:
-        text: The exact decimal without superfluous zeros, as names and cards show it: "0.3".
-        value: The double nearest to it, which the arithmetic uses.
+        text: The exact decimal without redundant zeros, for file names and cards: "0.3".
+        value: The nearest double, for arithmetic.
     """
 
     text: str
@@ -39,10 +39,10 @@ class Alpha:
 def parse_alphas(texts: Iterable[str], *, extrapolate: bool = False) -> tuple[Alpha, ...]:
     """Parse numbers, comma lists and inclusive ranges into distinct alphas, in the order given.
 
-    A range `start:stop:step` holds start, start + step, ... and stop where a step lands on it.
+    A range `start:stop:step` contains start, start + step, ... and stop if a step reaches it.
 
     Args:
-        texts: What stood behind each `--alpha`.
+        texts: The values of `--alpha`.
         extrapolate: Whether values outside [0, 1] are allowed.
     Raises:
         UsageError: A text is malformed, or a value is outside [0, 1] without `extrapolate`.
@@ -50,14 +50,19 @@ def parse_alphas(texts: Iterable[str], *, extrapolate: bool = False) -> tuple[Al
     decimals: dict[Decimal, None] = {}
     for text in texts:
         for part in text.split(","):
-            for decimal in _expand(part.strip(), text):
+            for decimal in _expand(part, text):
                 decimals[decimal] = None
                 if len(decimals) > MAX_ALPHAS:
-                    raise UsageError(f"alpha: {text!r} asks for more than {MAX_ALPHAS} values")
+                    raise UsageError(f"alpha: {text!r} has more than {MAX_ALPHAS} values")
     if not decimals:
-        raise UsageError(f"alpha: no value is given; expected {_FORMS}")
-    if not extrapolate:
-        _check_interval(decimals)
+        raise UsageError(f"alpha: missing value, expected {_FORMS}")
+    outside = [_plain_text(decimal) for decimal in decimals if not 0 <= decimal <= 1]
+    if outside and not extrapolate:
+        raise UsageError(
+            f"alpha {', '.join(outside[:10])} is outside [0, 1]; "
+            "alpha is the weight of the fine-tuned model",
+            hint="to extrapolate beyond the two models, use merge with --extrapolate",
+        )
     return tuple(Alpha(_plain_text(decimal), float(decimal)) for decimal in decimals)
 
 
@@ -71,7 +76,7 @@ def _expand(part: str, text: str) -> Iterator[Decimal]:
         raise UsageError(f"alpha: {text!r} is not a range; expected start:stop:step")
     start, stop, step = fields
     if step == 0 or (stop - start) * step < 0:
-        raise UsageError(f"alpha: {text!r} never arrives; its step leads away from its end")
+        raise UsageError(f"alpha: {text!r} is an endless range; its step leads away from its stop")
     value, index = start, 0
     while (value <= stop) if step > 0 else (value >= stop):
         yield value
@@ -80,11 +85,10 @@ def _expand(part: str, text: str) -> Iterator[Decimal]:
 
 
 def _parse_decimal(field: str, text: str) -> Decimal:
-    """Parse one decimal, refusing what could not be written down in `MAX_DIGITS` digits."""
     try:
         decimal = Decimal(field.strip())
     except InvalidOperation:
-        raise UsageError(f"alpha: {text!r} cannot be read; expected {_FORMS}") from None
+        raise UsageError(f"alpha: {text!r} is not a number, expected {_FORMS}") from None
     if not decimal.is_finite():
         raise UsageError(f"alpha: {text!r} is not finite")
     if len(decimal.as_tuple().digits) > MAX_DIGITS or abs(decimal.adjusted()) > MAX_DIGITS:
@@ -92,18 +96,8 @@ def _parse_decimal(field: str, text: str) -> Decimal:
     return decimal
 
 
-def _check_interval(decimals: Iterable[Decimal]) -> None:
-    outside = [_plain_text(decimal) for decimal in decimals if not 0 <= decimal <= 1]
-    if outside:
-        raise UsageError(
-            f"alpha {', '.join(outside[:10])} is outside [0, 1]; "
-            "alpha is the weight of the fine-tuned model",
-            hint="to leave the line between the two models, merge with --extrapolate",
-        )
-
-
 def _plain_text(decimal: Decimal) -> str:
-    """Write a decimal without exponent, superfluous zeros or a negative zero."""
+    """Format a decimal without exponent, redundant zeros or a negative zero."""
     text = format(decimal, "f")
     if "." in text:
         text = text.rstrip("0").rstrip(".")

@@ -1,88 +1,189 @@
-"""Whether two checkpoints may be merged: their tensors, their cards, their roles, their descent.
+"""Compare two checkpoints, name the likely cause of differences, and reject what cannot merge.
 
-All of it is decided from headers and cards, before any tensor byte is read.
-It does not find the differences; `merging/comparison.py` does.
+Everything except `require_equal_bytes` is decided from headers and cards, before any tensor is
+read; `distance.py` compares values.
 """
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.digest import shorten
+from wiseft_cli.checkpoint.format import TensorInfo
 from wiseft_cli.checkpoint.reader import CheckpointReader
-from wiseft_cli.errors import CheckpointError, IncompatibleCheckpointsError, list_some
-from wiseft_cli.merging.causes import cause_of
-from wiseft_cli.merging.comparison import Comparison, both_interpolated, compare, describe
-from wiseft_cli.merging.provenance import card_of_result
+from wiseft_cli.errors import CheckpointError, IncompatibleCheckpointsError, counted
+from wiseft_cli.merging.arithmetic import INTERPOLATED_DTYPES
+from wiseft_cli.merging.plan import card_of_result
+
+_PREFIXES = ("module.", "_orig_mod.", "model.", "state_dict.", "visual.", "base_model.model.")
+_LORA_PARTS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora_a.", ".lora_b.")
+_LIGHTNING_PREFIXES = ("optimizer_states.", "lr_schedulers.", "callbacks.", "loops.")
+_HUGGING_FACE_PREFIXES = ("vision_model.", "visual_projection.", "text_model.")
+_TEXT_TOWER_PREFIXES = ("transformer.resblocks.", "token_embedding.", "text.", "text_projection")
+
+_CHUNK_BYTES = 1 << 19
 
 
-def require_roles_in_order(theta_0: CheckpointReader, theta_1: CheckpointReader) -> None:
-    """Refuse a zero-shot checkpoint in the fine-tuned one's place.
+@dataclass(frozen=True)
+class Comparison:
+    """Differences between the headers and cards of two checkpoints.
+
+    Attributes:
+        theta_0: The first checkpoint.
+        theta_1: The second checkpoint.
+        only_0: Names of tensors that only theta_0 has, sorted.
+        only_1: Names of tensors that only theta_1 has, sorted.
+        shapes: Names of common tensors with different shapes.
+        dtypes: Names of common tensors with different dtypes.
+        card: Differences in classes, model and preprocessing, as text; none unless both have a
+            card.
+        n_common: Number of common tensors.
+    """
+
+    theta_0: CheckpointReader
+    theta_1: CheckpointReader
+    only_0: tuple[str, ...]
+    only_1: tuple[str, ...]
+    shapes: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    card: tuple[str, ...]
+    n_common: int
+
+    def describe(self) -> list[str]:
+        """Return one line per difference, those of the cards first."""
+        lines = list(self.card)
+        lines += [f"{name}: only in {self.theta_0.path}" for name in self.only_0]
+        lines += [f"{name}: only in {self.theta_1.path}" for name in self.only_1]
+        for name in sorted({*self.shapes, *self.dtypes}):
+            a, b = self.theta_0.tensors[name], self.theta_1.tensors[name]
+            if name in self.shapes:
+                lines.append(f"{name}: shape {b.shape}, expected {a.shape}")
+            if name in self.dtypes:
+                lines.append(f"{name}: dtype {b.dtype}, expected {a.dtype}")
+        return lines
+
+    def likely_cause(self) -> str | None:
+        """Return the likely cause of the differences and its remedy, or None if unknown."""
+        if self.only_0 or self.only_1:
+            return self._cause_in_names()
+        if self.shapes:
+            if all(name.startswith("classification_head.") for name in self.shapes):
+                return "the class lists differ; fine-tune from this zero-shot checkpoint"
+            return "the architectures differ; compare the files with `wiseft diff`"
+        if self.dtypes and all(map(self._is_convertible, self.dtypes)):
+            return "choose the dtype to store, for example --dtype float32"
+        return None
+
+    def without_accepted(self, *, converts: bool, copies_missing: bool) -> Comparison:
+        """Return the differences that a merge with these options does not accept."""
+        # Two files without a common tensor are a mistake, even if missing tensors are copied.
+        accepts_missing = copies_missing and self.n_common > 0
+        return replace(
+            self,
+            only_0=() if accepts_missing else self.only_0,
+            only_1=() if accepts_missing else self.only_1,
+            dtypes=tuple(
+                name for name in self.dtypes if not (converts and self._is_convertible(name))
+            ),
+        )
+
+    def _is_convertible(self, name: str) -> bool:
+        infos = self.theta_0.tensors[name], self.theta_1.tensors[name]
+        return all(info.dtype in INTERPOLATED_DTYPES for info in infos)
+
+    def _cause_in_names(self) -> str:
+        sides = (("the first file", self.only_0), ("the second file", self.only_1))
+        for side, names in sides:
+            if any(part in name for name in names for part in _LORA_PARTS):
+                return f"{side} is a LoRA adapter; merge it into its base model first"
+            if _any_starts(names, _LIGHTNING_PREFIXES):
+                return f"{side} is a Lightning checkpoint; save only the state dict of its model"
+        for side, names in sides:
+            if _any_starts(names, _HUGGING_FACE_PREFIXES):
+                return (
+                    f"{side} has Hugging Face tensor names (vision_model.*); convert them to "
+                    "open_clip names (visual.*), or merge two files with Hugging Face names"
+                )
+        for prefix in _PREFIXES:
+            for (side, names), other in zip(sides, (self.theta_1, self.theta_0), strict=True):
+                if _would_match(names, other.tensors, prefix):
+                    return f"the names in {side} start with {prefix!r}; save it without the prefix"
+        for (side, names), other_side in zip(sides, ("second", "first"), strict=True):
+            if _any_starts(names, _TEXT_TOWER_PREFIXES) and self.n_common:
+                return (
+                    f"{side} is a full CLIP model with its text tower, the {other_side} only an "
+                    "image encoder; --missing copy keeps tensors that only one file has"
+                )
+        if self.shapes or not self.n_common:
+            return "the architectures differ; compare the files with `wiseft diff`"
+        return "--missing copy keeps tensors that only one file has"
+
+
+def _would_match(names: Iterable[str], others: Mapping[str, TensorInfo], prefix: str) -> bool:
+    """Return whether most of the prefixed names exist in the other file without the prefix."""
+    stripped = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    return bool(stripped) and 2 * sum(name in others for name in stripped) > len(stripped)
+
+
+def _any_starts(names: Iterable[str], prefixes: tuple[str, ...]) -> bool:
+    return any(name.startswith(prefixes) for name in names)
+
+
+def compare(theta_0: CheckpointReader, theta_1: CheckpointReader) -> Comparison:
+    """Compare two checkpoints by their headers and cards.
 
     Raises:
-        CheckpointError: The second file is zero-shot and the first is not.
+        CheckpointError: A card is damaged.
     """
+    names_0, names_1 = theta_0.tensors.keys(), theta_1.tensors.keys()
+    common = sorted(names_0 & names_1)
+    pairs = [(theta_0.tensors[name], theta_1.tensors[name]) for name in common]
     card_0, card_1 = theta_0.card, theta_1.card
-    if card_0 and card_1 and card_1.role == "zeroshot" and card_0.role != "zeroshot":
-        raise CheckpointError(
-            f"{theta_0.path}: is a {card_0.role} checkpoint in the zero-shot one's place",
-            hint="name the zero-shot checkpoint first: wiseft merge "
-            + shlex.join([str(theta_1.path), str(theta_0.path)]),
-        )
+    return Comparison(
+        theta_0=theta_0,
+        theta_1=theta_1,
+        only_0=tuple(sorted(names_0 - names_1)),
+        only_1=tuple(sorted(names_1 - names_0)),
+        shapes=tuple(a.name for a, b in pairs if a.shape != b.shape),
+        dtypes=tuple(a.name for a, b in pairs if a.dtype != b.dtype),
+        card=tuple(_compare_cards(card_0, card_1)) if card_0 and card_1 else (),
+        n_common=len(common),
+    )
 
 
-def doubts_about_descent(theta_0: CheckpointReader, theta_1: CheckpointReader) -> Iterator[str]:
-    """Yield what speaks against the second checkpoint having been fine-tuned from the first.
-
-    The merge is defined for any two, but WiSE-FT's line of good models is one between a
-    zero-shot model and its own fine-tuned descendant (arXiv:2109.01903, section 5).
-    """
-    card_0, card_1 = theta_0.card, theta_1.card
-    if theta_0.files[0].samefile(theta_1.files[0]):
-        yield f"{theta_0.path} and {theta_1.path} are the same file: every merge of it is itself"
-    if card_0 is None or card_1 is None:
-        yield from _doubts_about_cards(theta_0, theta_1)
-        return
-    if card_0.role != "zeroshot":
-        yield f"{theta_0.path} is a {card_0.role} checkpoint, expected a zero-shot one"
-    parents = _parents_of(card_1)
-    if parents and card_0.digest not in parents:
-        yield (
-            f"{theta_1.path} was fine-tuned from another zero-shot checkpoint "
-            f"({shorten(parents[-1])}) than {theta_0.path} ({shorten(card_0.digest)})"
-        )
-
-
-def _doubts_about_cards(theta_0: CheckpointReader, theta_1: CheckpointReader) -> Iterator[str]:
-    """Yield what becomes of the card where only one of two checkpoints has one."""
-    for source, other in ((theta_0, theta_1), (theta_1, theta_0)):
-        if source.card is not None or other.card is None:
-            continue
-        if card_of_result(theta_0, theta_1) is not None:
+def _compare_cards(card_0: Card, card_1: Card) -> Iterator[str]:
+    ids_0, ids_1 = ([entry.id for entry in card.classes] for card in (card_0, card_1))
+    if len(ids_0) != len(ids_1):
+        yield f"classes: {len(ids_1)}, expected {len(ids_0)}"
+    else:
+        changed = [i for i, (a, b) in enumerate(zip(ids_0, ids_1, strict=True)) if a != b]
+        if changed:
+            i = changed[0]
             yield (
-                f"{source.path} has no wiseft card: its classes and model are taken to be "
-                "those of the other file"
+                f"classes: {len(changed)} of {len(ids_0)} differ, the first at index {i}: "
+                f"{ids_1[i]!r}, expected {ids_0[i]!r}"
             )
-        else:
-            n_unknown = len(source.tensors.keys() - other.tensors.keys())
-            yield (
-                f"{source.path} has no wiseft card, and tensors that {other.path} has not "
-                f"({n_unknown}): the result is no classifier, and its card names no model"
-            )
+    if card_0.model is not None and card_1.model is not None:
+        yield from _compare_settings("model", card_0.model.config, card_1.model.config)
+    if card_0.preprocess is not None and card_1.preprocess is not None:
+        yield from _compare_settings("preprocessing", card_0.preprocess, card_1.preprocess)
 
 
-def _parents_of(card: Card) -> list[str]:
-    """Return the digests of the zero-shot checkpoints that a history's steps began from."""
-    return [
-        item.digest
-        for entry in card.history
-        if entry.command in ("finetune", "merge")
-        for item in entry.inputs
-        if item.role == "zeroshot"
-    ]
+def _compare_settings(
+    what: str, settings_0: Mapping[str, Any], settings_1: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield one line per entry that differs; nested entries have dotted names."""
+    for key in sorted({*settings_0, *settings_1}):
+        a, b = settings_0.get(key), settings_1.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from _compare_settings(f"{what}.{key}", a, b)
+        elif a != b:
+            yield f"{what}.{key}: {json.dumps(b)}, expected {json.dumps(a)}"
 
 
 def require_compatible(
@@ -91,36 +192,123 @@ def require_compatible(
     *,
     converts: bool = False,
     copies_missing: bool = False,
-) -> Comparison:
-    """Refuse two checkpoints that cannot be merged, with all differences in one report.
+) -> None:
+    """Reject two checkpoints that cannot be merged, with all differences in one error.
 
     Args:
-        converts: Whether floating tensors may differ in dtype, because all are converted.
-        copies_missing: Whether tensors that only one side has are wanted.
+        converts: Whether floating dtypes may differ, because all tensors are converted to one.
+        copies_missing: Whether tensors that only one checkpoint has are accepted.
     Raises:
         IncompatibleCheckpointsError: They differ.
         CheckpointError: A card is damaged.
     """
-    found = compare(theta_0, theta_1)
-    # Two files without a single common tensor are a mistake, whatever is to be copied.
-    copies_missing = copies_missing and found.n_common > 0
-    faults = replace(
-        found,
-        only_0=() if copies_missing else found.only_0,
-        only_1=() if copies_missing else found.only_1,
-        dtypes=tuple(
-            name
-            for name in found.dtypes
-            if not (converts and both_interpolated(theta_0.tensors[name], theta_1.tensors[name]))
-        ),
+    found = compare(theta_0, theta_1).without_accepted(
+        converts=converts, copies_missing=copies_missing
     )
-    if faults.is_equal:
-        return found
-    n_tensors = len({*faults.only_0, *faults.only_1, *faults.shapes, *faults.dtypes})
+    differences = found.describe()
+    if not differences:
+        return
+    n_tensors = len({*found.only_0, *found.only_1, *found.shapes, *found.dtypes})
     n_all = len({*theta_0.tensors, *theta_1.tensors})
-    where = f" at {n_tensors} of {n_all} tensors" if n_tensors else ""
-    lines = list_some(describe(faults, theta_0, theta_1))
+    where = f" at {n_tensors} of {counted(n_all, 'tensor')}" if n_tensors else ""
     raise IncompatibleCheckpointsError(
-        "\n  ".join([f"{theta_1.path} does not match {theta_0.path}{where}", *lines]),
-        hint=cause_of(faults, theta_0.tensors, theta_1.tensors),
+        f"{theta_1.path} does not match {theta_0.path}{where}",
+        faults=differences,
+        hint=found.likely_cause(),
     )
+
+
+def require_roles_in_order(theta_0: CheckpointReader, theta_1: CheckpointReader) -> None:
+    """Reject a zero-shot checkpoint in the place of the fine-tuned one.
+
+    Raises:
+        CheckpointError: The second checkpoint is zero-shot and the first is not.
+    """
+    card_0, card_1 = theta_0.card, theta_1.card
+    if card_0 and card_1 and card_1.role == "zeroshot" and card_0.role != "zeroshot":
+        raise CheckpointError(
+            f"{theta_0.path}: is a {card_0.role} checkpoint, expected the zero-shot one first",
+            hint="name the zero-shot checkpoint first: wiseft merge "
+            + shlex.join([str(theta_1.path), str(theta_0.path)]),
+        )
+
+
+def descent_warnings(theta_0: CheckpointReader, theta_1: CheckpointReader) -> Iterator[str]:
+    """Yield reasons to doubt that the second checkpoint was fine-tuned from the first.
+
+    Any two checkpoints can be interpolated, but WiSE-FT's results are about a zero-shot model
+    and a model fine-tuned from it (arXiv:2109.01903, section 5).
+    """
+    card_0, card_1 = theta_0.card, theta_1.card
+    if theta_0.files[0].samefile(theta_1.files[0]):
+        yield f"{theta_0.path} and {theta_1.path} are the same file, so every merge equals it"
+    if card_0 is None or card_1 is None:
+        yield from _missing_card_warnings(theta_0, theta_1)
+        return
+    if card_0.role != "zeroshot":
+        yield f"{theta_0.path} is a {card_0.role} checkpoint, expected a zero-shot one"
+    parents = [
+        item.digest
+        for entry in card_1.history
+        if entry.command in ("finetune", "merge")
+        for item in entry.inputs
+        if item.role == "zeroshot"
+    ]
+    if parents and card_0.digest not in parents:
+        yield (
+            f"{theta_1.path} was fine-tuned from another zero-shot checkpoint "
+            f"({shorten(parents[-1])}) than {theta_0.path} ({shorten(card_0.digest)})"
+        )
+
+
+def _missing_card_warnings(theta_0: CheckpointReader, theta_1: CheckpointReader) -> Iterator[str]:
+    """Yield the consequence for the result's card if only one of two checkpoints has a card."""
+    for reader, other in ((theta_0, theta_1), (theta_1, theta_0)):
+        if reader.card is not None or other.card is None:
+            continue
+        if card_of_result([theta_0, theta_1]) is not None:
+            yield (
+                f"{reader.path} has no wiseft card: the result takes its classes and model from "
+                "the other file"
+            )
+        else:
+            unknown = len(reader.tensors.keys() - other.tensors.keys())
+            yield (
+                f"{reader.path} has no wiseft card, and {counted(unknown, 'tensor')} that "
+                f"{other.path} lacks: the result is not a classifier, and its card has no model"
+            )
+
+
+def require_equal_bytes(
+    theta_0: CheckpointReader, theta_1: CheckpointReader, names: Sequence[str]
+) -> None:
+    """Reject tensors that cannot be interpolated and differ.
+
+    Their dtypes have no arithmetic here: packed 4-bit and 6-bit floats, complex numbers, scales.
+
+    Raises:
+        IncompatibleCheckpointsError: A tensor of `names` differs.
+    """
+    faults = [
+        f"{name}: dtype {theta_0.tensors[name].dtype} cannot be interpolated, and the bytes differ"
+        for name in names
+        if not _has_equal_bytes(theta_0, theta_1, name)
+    ]
+    if faults:
+        raise IncompatibleCheckpointsError(
+            f"{theta_1.path} cannot be merged with {theta_0.path}",
+            faults=faults,
+            hint="convert these tensors to float16, bfloat16 or float32 in both files first",
+        )
+
+
+def _has_equal_bytes(theta_0: CheckpointReader, theta_1: CheckpointReader, name: str) -> bool:
+    size = theta_0.tensors[name].nbytes
+    x, y = bytearray(_CHUNK_BYTES), bytearray(_CHUNK_BYTES)
+    for offset in range(0, size, _CHUNK_BYTES):
+        count = min(_CHUNK_BYTES, size - offset)
+        theta_0.read_into(name, memoryview(x)[:count], offset)
+        theta_1.read_into(name, memoryview(y)[:count], offset)
+        if x[:count] != y[:count]:
+            return False
+    return True

@@ -1,6 +1,6 @@
-"""How far apart two checkpoints are, tensor by tensor, streamed in float64.
+"""Measure how far apart two checkpoints are, tensor by tensor, streamed in float64.
 
-It compares values only; names, shapes and types are `merging/comparison.py`'s.
+Only values are compared; `compatibility.py` compares names, shapes and dtypes.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from math import inf, sqrt
 
 import numpy as np
 
-from wiseft_cli.checkpoint.format import numpy_dtype
+from wiseft_cli.checkpoint.format import INTEGER_DTYPES, numpy_dtype
 from wiseft_cli.checkpoint.reader import CheckpointReader
-from wiseft_cli.merging.comparison import DISCRETE_DTYPES, INTERPOLATED_DTYPES
+from wiseft_cli.merging.arithmetic import INTERPOLATED_DTYPES
 
 _BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
 class TensorDistance:
-    """How far a tensor of theta_1 is from the one of theta_0.
+    """Distance between a tensor of theta_1 and the same tensor of theta_0.
 
     Attributes:
-        relative_l2: ||theta_1 - theta_0|| / ||theta_0||, over the entries finite in both;
-            infinite where theta_0 is zero and theta_1 is not.
-        largest: The largest absolute difference, over the same entries.
-        n_not_finite: Entries that are infinite or NaN in either.
+        relative_l2: ||theta_1 - theta_0|| / ||theta_0||, over the elements finite in both;
+            infinite if theta_0 is zero and theta_1 is not.
+        largest: The largest absolute difference, over the same elements.
+        n_not_finite: Number of elements that are infinite or NaN in either.
         is_equal: Whether every byte is the same.
     """
 
@@ -43,16 +43,16 @@ def measure_distances(
     *,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[TensorDistance]:
-    """Measure every tensor that both have in one shape and in types with a numeric value.
+    """Measure every common tensor of equal shape and numeric dtypes.
 
     Args:
-        on_progress: Called with the bytes of both done since the last call.
+        on_progress: Called with the number of bytes of both inputs read since the last call.
     Returns:
         The distances, the largest relative one first.
     Raises:
-        CheckpointError: A file ended or could not be read.
+        CheckpointError: A file ended early or could not be read.
     """
-    numeric = INTERPOLATED_DTYPES | DISCRETE_DTYPES
+    numeric = INTERPOLATED_DTYPES | INTEGER_DTYPES
     names = [
         name
         for name, info in theta_0.tensors.items()
@@ -72,20 +72,20 @@ def _measure(
     buffers: np.ndarray,
     on_progress: Callable[[int], None] | None,
 ) -> TensorDistance:
-    sources = (theta_0, theta_1)
-    dtypes = [numpy_dtype(source.tensors[name].dtype) for source in sources]
-    count = theta_0.tensors[name].nbytes // dtypes[0].itemsize
+    readers = (theta_0, theta_1)
+    dtypes = [numpy_dtype(reader.tensors[name].dtype) for reader in readers]
+    size = theta_0.tensors[name].nbytes // dtypes[0].itemsize
     square_difference = square_0 = largest = 0.0
     n_not_finite, is_equal = 0, dtypes[0] == dtypes[1]
-    for begin in range(0, count, _BLOCK):
-        n = min(_BLOCK, count - begin)
+    for begin in range(0, size, _BLOCK):
+        n = min(_BLOCK, size - begin)
         raw = []
-        for source, dtype, buffer in zip(sources, dtypes, buffers, strict=True):
+        for reader, dtype, buffer in zip(readers, dtypes, buffers, strict=True):
             data = buffer[: n * dtype.itemsize]
-            source.read_into(name, data.data, begin * dtype.itemsize)
+            reader.read_into(name, data.data, begin * dtype.itemsize)
             raw.append(data)
         is_equal = is_equal and np.array_equal(raw[0], raw[1])
-        with np.errstate(all="ignore"):  # what is not finite is counted, not warned of
+        with np.errstate(all="ignore"):  # non-finite elements are counted, without a warning
             x, y = (data.view(d).astype(np.float64) for data, d in zip(raw, dtypes, strict=True))
             is_finite = np.isfinite(x) & np.isfinite(y)
             n_not_finite += n - int(np.count_nonzero(is_finite))

@@ -1,116 +1,337 @@
-"""Stream the tensors of a merge through a few threads, in memory that does not grow.
+"""Stream the tensors of a merge through a few threads, in constant memory.
 
-Each thread takes one tensor after another, the largest first (`merging/stream_worker.py`); as
-many others write what is done. Reading, hashing, arithmetic and writing release the
-interpreter's lock. It neither decides what becomes of a tensor (`merging/plan.py`) nor commits a
-file.
+Every computing thread takes one tensor after another, the largest first, and processes it in
+chunks: read and hash the inputs, compute the output at every alpha, hash it and pass it to a
+writing thread. Reading, hashing, arithmetic and writing release the interpreter's lock. A hash
+needs the bytes of a tensor in order, so a tensor belongs to one thread. Chunks end at page
+boundaries of the output and have the same alignment in memory as in the file, so that they can
+be written directly (`checkpoint/page_cache.py`).
+
+`plan.py` decides the source of every tensor; `merge.py` commits the files.
 """
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from wiseft_cli.checkpoint.digest import content_digest
+from wiseft_cli.checkpoint.format import TensorInfo, numpy_dtype
+from wiseft_cli.checkpoint.page_cache import PAGE_BYTES
 from wiseft_cli.checkpoint.reader import CheckpointReader
 from wiseft_cli.checkpoint.writer import CheckpointWriter
 from wiseft_cli.compute.workers import usable_cpus
 from wiseft_cli.merging.alpha import Alpha
-from wiseft_cli.merging.plan import MergePlan
-from wiseft_cli.merging.stream_worker import StreamJob, StreamWorker
+from wiseft_cli.merging.arithmetic import Interpolator
+from wiseft_cli.merging.plan import MergePlan, Step
 
-MAX_THREADS = 8
-"""Threads used without being asked: more would break the promise on memory."""
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
+Array = npt.NDArray[Any]
+
+MAX_DEFAULT_THREADS = 8
+"""More threads would need more memory."""
+
+_CHUNK_BYTES = 1 << 20
+"""Bytes read and hashed at once; long calls keep the threads from waiting for each other."""
+
+_MIN_CHUNK_BYTES = 64 << 10
+_OUTPUT_BYTES = 16 << 20
+"""Memory of all threads together for output that is not written yet."""
+
+_REPORT_BYTES = 8 << 20
 _FLUSH_BYTES = 64 << 20
 """Bytes read between two flushes of the outputs."""
 
 
 @dataclass(frozen=True)
 class StreamResult:
-    """What streaming found out.
+    """Facts about the data, known after every tensor was read.
 
     Attributes:
-        digest_0: Content digest of theta_0's tensors as read.
-        digest_1: Content digest of theta_1's tensors as read.
-        not_finite: For each alpha, by tensor, how many numbers are not finite although both
-            inputs' are.
+        digests: Content digest of every input's tensors as read.
+        not_finite: For every alpha, by tensor, the number of elements that are not finite
+            although those of all inputs are.
     """
 
-    digest_0: str
-    digest_1: str
+    digests: tuple[str, ...]
     not_finite: tuple[dict[str, int], ...]
 
 
 def default_threads() -> int:
-    """Return how many threads to use: one for each processor this process may run on, up to 8."""
-    return min(usable_cpus(), MAX_THREADS)
+    """Return one thread per usable CPU, up to 8."""
+    return min(usable_cpus(), MAX_DEFAULT_THREADS)
 
 
 def stream_tensors(
     plan: MergePlan,
-    theta_0: CheckpointReader,
-    theta_1: CheckpointReader,
-    outputs: Sequence[tuple[Alpha, CheckpointWriter]],
+    alphas: Sequence[Alpha],
+    writers: Sequence[CheckpointWriter],
     *,
     threads: int,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> StreamResult:
-    """Read every tensor of both inputs once and write it at every alpha.
+    """Read every tensor of all inputs once and write it at every alpha.
 
     The result does not depend on the number of threads.
 
     Args:
-        outputs: One open writer for each alpha.
-        threads: How many threads share the work, at least 1.
-        on_progress: Called with the number of input bytes that were done since the last call.
+        writers: One open output for every alpha.
+        threads: Number of computing threads, at least 1; as many threads write.
+        on_progress: Called with the number of bytes of all inputs, and the number of bytes read
+            since the last call.
     Raises:
-        CheckpointError: An input ended or could not be read.
+        CheckpointError: An input ended early or could not be read.
         OutputError: An output could not be written.
     """
     count = max(1, min(threads, len(plan.steps)))
-    job = StreamJob(theta_0, theta_1, outputs, plan.steps, n_workers=count)
-    workers = [threading.Thread(target=StreamWorker(job).run, daemon=True) for _ in range(count)]
+    job = _Job(plan, alphas, writers, count)
+    computing = [threading.Thread(target=_Worker(job).run, daemon=True) for _ in range(count)]
+    writing = [threading.Thread(target=_write_pieces, args=[job], daemon=True) for _ in computing]
     try:
-        job.write_behind.start()
-        for worker in workers:
-            worker.start()
-        _watch(job, count, on_progress)
+        for thread in (*writing, *computing):
+            thread.start()
+        _watch(job, on_progress)
     finally:
-        # On a signal or another thread's failure each worker stops before its next block.
+        # After a signal or an error, every thread stops before its next chunk.
         job.stop.set()
-        for worker in workers:
-            if worker.ident is not None:
-                worker.join()
-        job.write_behind.close()
-    return StreamResult(
-        digest_0=_digest_of(theta_0, job.sha256_0),
-        digest_1=_digest_of(theta_1, job.sha256_1),
-        not_finite=job.not_finite,
-    )
+        _join(computing)
+        for _ in writing:
+            job.pieces.put(None)
+        _join(writing)
+    digests = [
+        content_digest((name, info.dtype, info.shape, sha256[name]) for name, info in tensors)
+        for tensors, sha256 in zip(
+            (reader.tensors.items() for reader in plan.inputs), job.sha256, strict=True
+        )
+    ]
+    return StreamResult(tuple(digests), job.not_finite)
 
 
-def _digest_of(source: CheckpointReader, sha256: dict[str, str]) -> str:
-    return content_digest(
-        (info.name, info.dtype, info.shape, sha256[info.name]) for info in source.tensors.values()
-    )
+def _join(threads: Iterable[threading.Thread]) -> None:
+    for thread in threads:
+        if thread.ident is not None:  # it was started
+            thread.join()
 
 
-def _watch(job: StreamJob, n_workers: int, on_progress: Callable[[int], None] | None) -> None:
-    """Wait for the workers, report their progress, and flush behind them."""
-    unflushed = 0
-    while n_workers:
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A chunk of an output: `data` is a part of `buffer`, which returns to `free` when written."""
+
+    writer: CheckpointWriter
+    position: int
+    data: Array
+    buffer: Array
+    free: SimpleQueue[Array]
+
+
+class _Job:
+    """State shared by all threads; the entries of one tensor are written by one thread."""
+
+    def __init__(
+        self,
+        plan: MergePlan,
+        alphas: Sequence[Alpha],
+        writers: Sequence[CheckpointWriter],
+        n_workers: int,
+    ) -> None:
+        self.plan = plan
+        self.alphas = [alpha.value for alpha in alphas]
+        self.writers = writers
+        self.n_workers = n_workers
+        # The largest first, so that no thread is left with a large tensor at the end.
+        self.pending = deque(sorted(plan.steps, key=lambda step: -step.input_bytes))
+        self.pieces: SimpleQueue[_Piece | None] = SimpleQueue()
+        self.reports: SimpleQueue[int | BaseException | None] = SimpleQueue()
+        """Bytes read, an error, or None from a thread that is done."""
+        self.stop = threading.Event()
+        self.sha256: tuple[dict[str, str], ...] = tuple({} for _ in plan.inputs)
+        self.not_finite: tuple[dict[str, int], ...] = tuple({} for _ in alphas)
+
+
+def _watch(job: _Job, on_progress: Callable[[int, int], None] | None) -> None:
+    """Wait for the computing threads, report their progress, and flush the outputs."""
+    total, unflushed, running = job.plan.input_bytes, 0, job.n_workers
+    while running:
         report = job.reports.get()
         if isinstance(report, BaseException):
             raise report
         if report is None:
-            n_workers -= 1
+            running -= 1
             continue
         if on_progress:
-            on_progress(report)
+            on_progress(total, report)
         unflushed += report
         if unflushed >= _FLUSH_BYTES:
             unflushed = 0
-            for _, writer in job.outputs:
+            for writer in job.writers:
                 writer.flush()
+
+
+def _write_pieces(job: _Job) -> None:
+    """Write finished pieces while other threads compute the next ones."""
+    while (piece := job.pieces.get()) is not None:
+        try:
+            if not job.stop.is_set():
+                piece.writer.write_at(piece.position, piece.data.data)
+        except BaseException as error:
+            job.reports.put(error)
+        finally:
+            piece.free.put(piece.buffer)
+
+
+@dataclass(slots=True)
+class _TensorInput:
+    """A tensor that is read in order: `position` bytes are read so far and hashed."""
+
+    reader: CheckpointReader
+    info: TensorInfo
+    buffer: Array
+    position: int = 0
+    sha256: Hash = field(default_factory=hashlib.sha256)
+
+    @property
+    def rest(self) -> int:
+        return self.info.nbytes - self.position
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return numpy_dtype(self.info.dtype)
+
+
+class _Worker:
+    """One computing thread: its buffers, allocated once, and the processing of a tensor."""
+
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+        self._kernel = Interpolator()
+        # For every output one chunk that is being computed and one that is being written.
+        self._n_buffers = 2 * len(job.writers) + 1
+        self._chunk_bytes = _chunk_bytes(self._n_buffers * job.n_workers)
+        self._input_buffers = [np.empty(self._chunk_bytes, np.uint8) for _ in job.plan.inputs]
+        self._free: SimpleQueue[Array] = SimpleQueue()
+        for _ in range(self._n_buffers):
+            memory = mmap.mmap(-1, self._chunk_bytes + PAGE_BYTES)  # begins at a page
+            self._free.put(np.frombuffer(memory, np.uint8))
+        self._unreported = 0
+
+    def run(self) -> None:
+        """Process tensors until none is left or the job is stopped."""
+        job = self._job
+        try:
+            while not job.stop.is_set():
+                try:
+                    step = job.pending.popleft()
+                except IndexError:
+                    break
+                self._process(step)
+            for _ in range(self._n_buffers):  # until everything is written
+                self._free.get()
+        except BaseException as error:
+            job.reports.put(error)
+        else:
+            job.reports.put(self._unreported)
+            job.reports.put(None)
+
+    def _process(self, step: Step) -> None:
+        job = self._job
+        inputs = {
+            index: _TensorInput(reader, info, buffer)
+            for index, (reader, info, buffer) in enumerate(
+                zip(job.plan.inputs, step.infos, self._input_buffers, strict=True)
+            )
+            if info
+        }
+        if step.source is None:
+            self._interpolate(step, *inputs.values())
+        else:
+            self._copy(step, inputs[step.source])
+        for tensor in inputs.values():
+            while tensor.rest and not job.stop.is_set():
+                self._read(tensor, self._chunk_bytes)
+        for index, tensor in inputs.items():
+            job.sha256[index][step.spec.name] = tensor.sha256.hexdigest()
+
+    def _interpolate(self, step: Step, x: _TensorInput, y: _TensorInput) -> None:
+        itemsize = max(x.dtype.itemsize, y.dtype.itemsize)
+        while x.rest and not self._job.stop.is_set():
+            n = self._elements_to_page_end(step, itemsize)
+            values = self._read_elements(x, n), self._read_elements(y, n)
+            self._write_interpolated(step, *values, self._job.alphas)
+
+    def _copy(self, step: Step, tensor: _TensorInput) -> None:
+        """Copy a tensor's bytes, or its values if the dtype changes."""
+        converts = step.spec.dtype != tensor.info.dtype
+        while tensor.rest and not self._job.stop.is_set():
+            if converts:
+                n = self._elements_to_page_end(step, tensor.dtype.itemsize)
+                values = self._read_elements(tensor, n)
+                self._write_interpolated(step, values, values, [1.0] * len(self._job.writers))
+            else:
+                data = self._read(tensor, self._chunk_bytes - self._page_offset(step))
+                for writer in self._job.writers:
+                    piece = self._new_piece(writer, step, data.nbytes)
+                    piece.data[:] = data
+                    self._write(piece, step)
+
+    def _write_interpolated(self, step: Step, x: Array, y: Array, alphas: Sequence[float]) -> None:
+        job, dtype = self._job, numpy_dtype(step.spec.dtype)
+        pieces = [self._new_piece(writer, step, len(x) * dtype.itemsize) for writer in job.writers]
+        outs = [piece.data.view(dtype) for piece in pieces]
+        found = self._kernel.interpolate(x, y, list(zip(alphas, outs, strict=True)))
+        for piece, count, counts in zip(pieces, found, job.not_finite, strict=True):
+            if count:
+                counts[step.spec.name] = counts.get(step.spec.name, 0) + count
+            self._write(piece, step)
+
+    def _read(self, tensor: _TensorInput, limit: int) -> Array:
+        """Read and hash up to `limit` more bytes; they are valid until the next call."""
+        data = tensor.buffer[: min(limit, tensor.rest)]
+        tensor.reader.read_into(tensor.info.name, data.data, tensor.position)
+        tensor.sha256.update(data.data)
+        tensor.position += data.nbytes
+        # Rarely, because waking the main thread takes the interpreter's lock from the others.
+        self._unreported += data.nbytes
+        if self._unreported >= _REPORT_BYTES:
+            self._job.reports.put(self._unreported)
+            self._unreported = 0
+        return data
+
+    def _read_elements(self, tensor: _TensorInput, limit: int) -> Array:
+        return self._read(tensor, limit * tensor.dtype.itemsize).view(tensor.dtype)
+
+    def _page_offset(self, step: Step) -> int:
+        """Return the offset, within a page of the output, of the tensor's next bytes."""
+        return self._job.writers[0].position(step.spec.name) % PAGE_BYTES
+
+    def _elements_to_page_end(self, step: Step, input_itemsize: int) -> int:
+        """Return the number of elements of a chunk that ends at a page of the output."""
+        itemsize = numpy_dtype(step.spec.dtype).itemsize
+        most = self._chunk_bytes // max(itemsize, input_itemsize)
+        return most - self._page_offset(step) // itemsize
+
+    def _new_piece(self, writer: CheckpointWriter, step: Step, nbytes: int) -> _Piece:
+        """Take a free buffer and return the part with the alignment of the tensor's next bytes."""
+        buffer, position = self._free.get(), writer.position(step.spec.name)
+        begin = position % PAGE_BYTES
+        return _Piece(writer, position, buffer[begin : begin + nbytes], buffer, self._free)
+
+    def _write(self, piece: _Piece, step: Step) -> None:
+        piece.writer.hash_next(step.spec.name, piece.data.data)
+        self._job.pieces.put(piece)
+
+
+def _chunk_bytes(n_buffers: int) -> int:
+    """Return the chunk size at which all output buffers fit into their memory."""
+    share = min(_CHUNK_BYTES, _OUTPUT_BYTES // n_buffers)
+    return max(share - share % _MIN_CHUNK_BYTES, _MIN_CHUNK_BYTES)

@@ -1,4 +1,4 @@
-"""Outputs so large that their pages go straight to the disk, tried with a low bound."""
+"""Outputs written in pages and chunks, with limits low enough for small files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from wiseft_cli.checkpoint import page_cache, writer
 from wiseft_cli.errors import OutputError
-from wiseft_cli.merging import stream_worker
+from wiseft_cli.merging import stream
 from wiseft_cli.merging.alpha import parse_alphas
-from wiseft_cli.merging.interpolate import interpolate_arrays
+from wiseft_cli.merging.arithmetic import interpolate_arrays
 from wiseft_cli.merging.merge import merge_checkpoints
 
 SHAPES = {"a": (1000, 301), "b": (7,), "c": (4096, 33), "d": (), "e": (0, 3), "f": (64, 1024)}
@@ -23,7 +23,7 @@ ALPHAS = parse_alphas(["0:1:0.25"])
 @pytest.fixture
 def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     monkeypatch.setattr(writer, "_LARGE_BYTES", 1)
-    monkeypatch.setattr(stream_worker, "_CHUNK_BYTES", 64 << 10)
+    monkeypatch.setattr(stream, "_CHUNK_BYTES", 64 << 10)
     generator = np.random.default_rng(0)
     paths = tmp_path / "zeroshot.safetensors", tmp_path / "finetuned.safetensors"
     for path in paths:
@@ -39,7 +39,7 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_values_are_those_of_arrays_in_memory(
+def test_streamed_values_equal_those_of_whole_arrays(
     pair: tuple[Path, Path], tmp_path: Path, dtype: str | None, threads: int
 ) -> None:
     outputs = [(alpha, tmp_path / f"{alpha.text}.safetensors") for alpha in ALPHAS]
@@ -60,7 +60,7 @@ def test_values_are_those_of_arrays_in_memory(
                 assert merged[name].tobytes() == expected.tobytes(), (name, alpha.text)
 
 
-def test_bytes_are_those_of_a_disk_that_only_knows_the_page_cache(
+def test_direct_writes_and_the_page_cache_give_the_same_bytes(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half = [alpha for alpha in ALPHAS if alpha.value == 0.5]
@@ -78,7 +78,7 @@ def test_tensors_begin_at_a_page(pair: tuple[Path, Path], tmp_path: Path) -> Non
     assert (8 + length) % page_cache.PAGE_BYTES == 0
 
 
-def test_a_disk_that_fails_while_pieces_are_written_leaves_nothing(
+def test_a_disk_that_fails_in_a_writing_thread_leaves_nothing(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []

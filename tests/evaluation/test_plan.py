@@ -187,7 +187,7 @@ def test_a_pair_of_different_classes_or_preprocessing_is_refused(tmp_path: Path)
 
 def test_a_reversed_pair_is_refused_and_a_strange_one_doubted(tmp_path: Path) -> None:
     theta_0, theta_1 = make_pair(tmp_path)
-    with pytest.raises(CheckpointError, match="in the zero-shot one's place"):
+    with pytest.raises(CheckpointError, match="expected a zero-shot checkpoint"):
         plan_weight_sets(read_checkpoints([theta_1, theta_0]), parse_alphas(["0.5"]))
     stranger = make_checkpoint(tmp_path / "stranger.safetensors", seed=9)
     assert doubts_about_pair(*read_checkpoints([theta_0, theta_1])) == ()

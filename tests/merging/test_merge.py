@@ -324,7 +324,7 @@ def test_the_wrong_order_is_refused_with_the_command_to_run(tmp_path: Path) -> N
     with pytest.raises(CheckpointError) as caught:
         merge(finetuned, zeroshot, tmp_path / "out")
     assert caught.value.message == (
-        f"{finetuned}: is a finetuned checkpoint, expected the zero-shot one first"
+        f"{finetuned}: is a finetuned checkpoint, expected a zero-shot checkpoint"
     )
     assert caught.value.hint == (
         f"name the zero-shot checkpoint first: wiseft merge {zeroshot} {finetuned}"

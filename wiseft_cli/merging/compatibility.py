@@ -227,7 +227,7 @@ def require_roles_in_order(theta_0: CheckpointReader, theta_1: CheckpointReader)
     card_0, card_1 = theta_0.card, theta_1.card
     if card_0 and card_1 and card_1.role == "zeroshot" and card_0.role != "zeroshot":
         raise CheckpointError(
-            f"{theta_0.path}: is a {card_0.role} checkpoint, expected the zero-shot one first",
+            f"{theta_0.path}: is a {card_0.role} checkpoint, expected a zero-shot checkpoint",
             hint="name the zero-shot checkpoint first: wiseft merge "
             + shlex.join([str(theta_1.path), str(theta_0.path)]),
         )

@@ -1,4 +1,4 @@
-"""Which images `wiseft finetune` trains on, what it logs, and what it would need."""
+"""Training images of `wiseft finetune`, its log, and the estimates of a dry run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def train_record(path: str = "out.safetensors") -> dict:
     return dict(read_card(Path(path)).history[-1].options["train"])
 
 
-def test_a_fraction_of_each_class_validates_and_is_recorded(folder, capsys):
+def test_a_validation_fraction_is_taken_per_class_and_recorded(folder, capsys):
     assert main([*WORDS, *QUICK, "--val-fraction", "0.25"]) == 0
     err = capsys.readouterr().err
     assert "train    train: 14 images of 3 classes (joined by id), 3 to 6 a class\n" in err
@@ -49,7 +49,7 @@ def test_a_fraction_of_each_class_validates_and_is_recorded(folder, capsys):
     assert "validation fraction is 1.5" in capsys.readouterr().err
 
 
-def test_shots_take_k_of_each_class_and_the_log_names_them(folder, capsys):
+def test_shots_take_k_images_per_class_and_are_recorded_in_the_log(folder, capsys):
     words = [*WORDS, *QUICK, "--shots", "2", "--log", "run.jsonl"]
     assert main(words) == 0
     assert "train    train: 6 images of 3 classes (joined by id), 2 a class\n" in (
@@ -65,7 +65,7 @@ def test_shots_take_k_of_each_class_and_the_log_names_them(folder, capsys):
     assert "2 of 3 classes have fewer than 7 images:\n" in capsys.readouterr().err
 
 
-def test_labels_that_are_numbers_are_positions_only_when_asked(folder, capsys):
+def test_numeric_labels_are_positions_only_on_request(folder, capsys):
     for number, name in enumerate(("n01", "n02", "n03")):
         (folder / "train" / name).rename(folder / "train" / str(number))
     assert main([*WORDS, *QUICK]) == 1
@@ -74,14 +74,14 @@ def test_labels_that_are_numbers_are_positions_only_when_asked(folder, capsys):
     assert "(joined by index)" in capsys.readouterr().err
 
 
-def test_unreadable_images_are_left_out_up_to_the_bound(folder, capsys):
+def test_unreadable_images_are_left_out_up_to_max_bad(folder, capsys):
     for name in ("n01/000.png", "n02/001.png"):
         (folder / "train" / name).write_bytes(b"")
     assert main([*WORDS, *QUICK, "--max-bad", "2", "--freeze", "encoder"]) == 0
     err = capsys.readouterr().err
     for name in ("n01/000.png", "n02/001.png"):
         assert err.count(f"warning: cannot read image train/{name}") == 1
-    assert not (folder / "cache").exists()  # they are to be named in each run
+    assert not (folder / "cache").exists()  # each run must report them
     assert main([*WORDS, *QUICK, "--max-bad", "1", "--force"]) == 1
     assert "error: 2 images cannot be read, expected at most 1:\n" in capsys.readouterr().err
 
@@ -141,16 +141,16 @@ def test_a_dry_run_checks_the_data_and_writes_nothing(folder, capsys):
     assert json.loads(out)["warnings"][-1] == reason
 
 
-def test_a_dry_run_counts_states_only_where_some_are_saved(folder, capsys):
-    def told(*words: str) -> tuple[int, str]:
+def test_a_dry_run_counts_states_only_if_states_are_saved(folder, capsys):
+    def estimate(*words: str) -> tuple[int, str]:
         assert main([*WORDS, *QUICK, "--dry-run", "--json", *words]) == 0
         out, err = capsys.readouterr()
         (line,) = [line for line in err.splitlines() if line.startswith("disk")]
         return json.loads(out)["disk_bytes"], line
 
-    saved, line = told("--save-every", "1")
+    saved, line = estimate("--save-every", "1")
     assert re.match(r"disk     about \S+ MB \(checkpoint 0\.1 MB, 3 states of \S+ MB\); ", line)
-    unsaved, line = told("--save-every", "never")
+    unsaved, line = estimate("--save-every", "never")
     assert re.match(r"disk     about 0\.1 MB \(checkpoint 0\.1 MB\); ", line)
     assert 4 * 32_715 <= unsaved < saved / 8
 
@@ -181,7 +181,7 @@ def test_features_of_a_frozen_encoder_are_computed_once(folder, capsys, monkeypa
         assert main(words) == 0
     assert f"features of 18 images from {kept}\n" in capsys.readouterr().err
     assert Path("out.safetensors").read_bytes() == first
-    # Another image under the same name, size and label: only its time tells.
+    # Another image under the same name, size and label: only its modification time differs.
     image = folder / "train/n01/000.png"
     os.utime(image, ns=(0, 0))
     assert main(words) == 0
@@ -193,7 +193,7 @@ def test_features_of_a_frozen_encoder_are_computed_once(folder, capsys, monkeypa
     assert main([*words, "--no-feature-cache", "--feature-cache", "x"]) == 2
 
 
-def test_a_damaged_or_unwritable_cache_is_a_warning(folder, capsys):
+def test_a_damaged_or_unwritable_feature_cache_gives_a_warning(folder, capsys):
     words = [*WORDS, *QUICK, "--freeze", "encoder", "--force"]
     assert main([*words, "--feature-cache", "kept"]) == 0
     first = Path("out.safetensors").read_bytes()
@@ -220,7 +220,7 @@ def test_a_damaged_or_unwritable_cache_is_a_warning(folder, capsys):
     ],
     ids=["cuda", "cpu", "host"],
 )
-def test_a_full_device_is_told_with_a_smaller_micro_batch(folder, capsys, monkeypatch, error):
+def test_an_out_of_memory_error_suggests_a_smaller_micro_batch(folder, capsys, monkeypatch, error):
     def full(*_: object) -> None:
         raise error
 
@@ -234,7 +234,7 @@ def test_a_full_device_is_told_with_a_smaller_micro_batch(folder, capsys, monkey
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["run", "dry run"])
-def test_a_model_that_does_not_fit_the_device_is_told(folder, capsys, monkeypatch, more):
+def test_a_model_that_does_not_fit_the_device_is_reported(folder, capsys, monkeypatch, more):
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -246,7 +246,7 @@ def test_a_model_that_does_not_fit_the_device_is_told(folder, capsys, monkeypatc
     )
 
 
-def test_warnings_of_the_run_are_told_in_the_result_and_in_the_log(folder, capsys):
+def test_warnings_of_the_run_are_in_the_result_and_in_the_log(folder, capsys):
     words = [*WORDS, *QUICK, "--precision", "fp16", "--json", "--log", "run.jsonl"]
     (folder / "train/n01/000.png").write_bytes(b"")
     assert main([*words, "--max-bad", "1"]) == 0
@@ -266,7 +266,7 @@ def test_warnings_of_the_run_are_told_in_the_result_and_in_the_log(folder, capsy
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "CMYK", "L", "P", "I;16", "LA", "1"])
-def test_images_of_every_mode_train(folder, mode):
+def test_images_of_every_mode_can_be_trained_on(folder, mode):
     for image in (folder / "train").rglob("*.png"):
         image.unlink()
         ending = ".jpg" if mode == "CMYK" else ".png"
@@ -274,7 +274,7 @@ def test_images_of_every_mode_train(folder, mode):
     assert main([*WORDS, *QUICK]) == 0
 
 
-def test_a_decompression_bomb_is_refused(folder, capsys, monkeypatch):
+def test_a_decompression_bomb_is_rejected(folder, capsys, monkeypatch):
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)
     assert main([*WORDS, *QUICK]) == 1
     assert "cannot read image train/" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Folders that nobody may look into: an error that names the path, never `not there`."""
+"""A path in a folder without permissions is an error that names it, never a missing path."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HINT = "a folder above it may not be searched by this user (chmod u+rx FOLDER)"
 
 
 def lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let no path below the folder be looked up, as for a user without its permissions."""
+    """Make lookups below a folder fail, as for a user without permissions."""
     folder.mkdir(parents=True)
     look_up = os.stat
 
@@ -29,7 +29,7 @@ def lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_what_is_there_is_told_from_what_is_not(tmp_path: Path) -> None:
+def test_files_folders_and_missing_paths_are_distinguished(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "broken").symlink_to(tmp_path / "gone")
     paths = [tmp_path, tmp_path / "file", tmp_path / "broken", tmp_path / "file/x", Path("a\0")]
@@ -48,7 +48,7 @@ def test_what_is_there_is_told_from_what_is_not(tmp_path: Path) -> None:
         ("imagenet", ".", "val_in_folder"),
     ],
 )
-def test_a_folder_that_may_not_be_searched_ends_check_without_a_traceback(
+def test_datasets_check_reports_a_folder_without_permissions(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -67,7 +67,7 @@ def test_a_folder_that_may_not_be_searched_ends_check_without_a_traceback(
     )
 
 
-def test_sets_of_eval_and_of_a_suite_are_told_alike(
+def test_eval_and_suites_report_a_folder_without_permissions_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = lock(tmp_path / "data", monkeypatch)
@@ -82,7 +82,7 @@ def test_sets_of_eval_and_of_a_suite_are_told_alike(
     )
 
 
-def test_a_link_to_where_nobody_may_look_is_named(
+def test_a_link_into_a_folder_without_permissions_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cat").mkdir()

@@ -20,7 +20,7 @@ def put(root: Path, *paths: str, size: int = 3) -> Path:
     return root
 
 
-def test_images_are_listed_sorted_with_label_and_size(tmp_path: Path) -> None:
+def test_images_are_listed_by_path_with_label_and_size(tmp_path: Path) -> None:
     put(tmp_path / "val", "dog/2.png", "dog/10.jpg", "cat/deep/er/1.webp")
     put(tmp_path / "val", "cat/a.JPEG", size=7)
     image_set = list_image_folder(tmp_path / "val")
@@ -35,7 +35,7 @@ def test_images_are_listed_sorted_with_label_and_size(tmp_path: Path) -> None:
     assert image_set.notes == ()
 
 
-def test_hidden_and_foreign_files_are_skipped(tmp_path: Path) -> None:
+def test_hidden_files_and_other_file_types_are_skipped(tmp_path: Path) -> None:
     put(
         tmp_path, "a/1.png", "a/._1.png", "a/.cache/2.png", ".hidden/3.png", "a/readme.txt", "a/png"
     )
@@ -53,13 +53,13 @@ def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
     assert found == [("a/1.png", 5), ("a/2.png", 5), ("b/0.png", 3), ("b/1.png", 5)]
 
 
-def test_a_link_to_a_folder_above_ends(tmp_path: Path) -> None:
+def test_a_link_to_a_parent_folder_is_not_followed(tmp_path: Path) -> None:
     put(tmp_path, "a/1.png")
     (tmp_path / "a" / "again").symlink_to(tmp_path / "a")
     assert len(list_image_folder(tmp_path).records) == 1
 
 
-def test_class_folders_without_images_and_loose_images_are_noted(tmp_path: Path) -> None:
+def test_empty_class_folders_and_images_outside_class_folders_are_noted(tmp_path: Path) -> None:
     put(tmp_path, "a/1.png", "b/readme.txt", "loose.png")
     image_set = list_image_folder(tmp_path, name="val")
     assert image_set.labels == ("a",)
@@ -69,7 +69,7 @@ def test_class_folders_without_images_and_loose_images_are_noted(tmp_path: Path)
     )
 
 
-def test_broken_links_and_pipes_are_refused_by_name(tmp_path: Path) -> None:
+def test_broken_links_and_pipes_are_rejected_by_name(tmp_path: Path) -> None:
     put(tmp_path, "a/1.png")
     (tmp_path / "a" / "2.png").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "a" / "3.png")
@@ -91,7 +91,7 @@ def test_broken_links_and_pipes_are_refused_by_name(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_folder_without_classes_is_refused(
+def test_a_folder_without_class_folders_is_rejected(
     tmp_path: Path, files: list[str], message: str
 ) -> None:
     put(tmp_path, *files)
@@ -101,7 +101,9 @@ def test_a_folder_without_classes_is_refused(
     assert caught.value.hint is not None
 
 
-def test_classes_without_any_image_missing_folders_and_files_are_refused(tmp_path: Path) -> None:
+def test_class_folders_without_images_missing_folders_and_files_are_rejected(
+    tmp_path: Path,
+) -> None:
     put(tmp_path, "a/readme.txt")
     with pytest.raises(
         DatasetError, match=r"the 1 class folders of .* contain no images \(\.apng "
@@ -121,7 +123,7 @@ def test_the_fingerprint_is_the_hash_of_sorted_paths_sizes_and_labels(tmp_path: 
     assert data_fingerprint(list_image_folder(tmp_path / "a")) == expected
 
 
-def test_the_fingerprint_stays_for_a_copy_and_changes_with_a_size(tmp_path: Path) -> None:
+def test_the_fingerprint_of_a_copy_is_equal_and_changes_with_a_size(tmp_path: Path) -> None:
     put(tmp_path / "a", "x/1.png", "y/1.png")
     first = data_fingerprint(list_image_folder(tmp_path / "a"))
     shutil.copytree(tmp_path / "a", tmp_path / "copy", copy_function=shutil.copyfile)
@@ -130,7 +132,7 @@ def test_the_fingerprint_stays_for_a_copy_and_changes_with_a_size(tmp_path: Path
     assert data_fingerprint(list_image_folder(tmp_path / "a")) != first
 
 
-def test_names_that_are_not_unicode_are_listed_and_fingerprinted(tmp_path: Path) -> None:
+def test_file_names_that_are_not_unicode_are_listed_and_fingerprinted(tmp_path: Path) -> None:
     folder = os.fsencode(tmp_path) + b"/a"
     os.mkdir(folder)
     with open(folder + b"/\xff.png", "wb") as file:

@@ -27,11 +27,11 @@ def paths(*words: str, stream: PathStream = NOTHING) -> list[str]:
     return list(image_paths(words, stream))
 
 
-def test_folders_are_walked_by_name_and_files_taken_as_they_are() -> None:
+def test_folders_yield_their_images_by_name_and_files_themselves() -> None:
     assert paths("z.bin", "f/", "g") == ["z.bin", "f/a/1.webp", "f/a/2.JPG", "f/b.png", "g/a.png"]
 
 
-def test_a_folder_that_is_linked_into_itself_ends(folder: Path) -> None:
+def test_a_folder_that_links_to_itself_is_listed_once(folder: Path) -> None:
     (folder / "g" / "again").symlink_to(folder / "g")
     assert paths("g") == ["g/a.png"]
 
@@ -44,7 +44,7 @@ def test_a_folder_that_is_linked_into_itself_ends(folder: Path) -> None:
         ("m.jsonl", '{"path": "a.png", "split": "test"}\n{"path": "/b.png", "split": "train"}\n'),
     ],
 )
-def test_a_manifest_gives_paths_from_its_folder_and_needs_no_label(
+def test_manifest_paths_are_relative_to_its_folder_and_labels_are_optional(
     folder: Path, name: str, text: str
 ) -> None:
     (folder / "g" / name).write_text(text)
@@ -52,13 +52,13 @@ def test_a_manifest_gives_paths_from_its_folder_and_needs_no_label(
     assert paths(f"g/{name}?split=test") == ["g/a.png"]
 
 
-def test_another_column_can_hold_the_path(folder: Path) -> None:
+def test_the_path_column_can_be_named(folder: Path) -> None:
     (folder / "m.csv").write_text("file\na.png\n")
     assert paths("m.csv?path=file") == ["a.png"]
 
 
 @pytest.mark.parametrize("separator", [b"\n", b"\0"], ids=["lines", "nul"])
-def test_a_stream_gives_its_paths_in_whatever_pieces_they_arrive(separator: bytes) -> None:
+def test_paths_of_a_stream_do_not_depend_on_the_size_of_its_pieces(separator: bytes) -> None:
     names = [b"a.png", b" b c.png ", "\u00e4.png".encode(), b"\xff.png", b"", b"last.png"]
     data = separator.join(names)
     for size in (1, 3, 1000):
@@ -69,7 +69,7 @@ def test_a_stream_gives_its_paths_in_whatever_pieces_they_arrive(separator: byte
         assert [os.fsencode(path) for path in found] == [name for name in names if name]
 
 
-def test_lines_may_end_as_windows_ends_them_and_hold_newlines_between_nuls() -> None:
+def test_windows_line_ends_and_newlines_between_nuls_are_accepted() -> None:
     assert paths("-", stream=PathStream(io.BytesIO(b"a.png\r\nb.png\r\n").read)) == [
         "a.png",
         "b.png",
@@ -78,7 +78,7 @@ def test_lines_may_end_as_windows_ends_them_and_hold_newlines_between_nuls() -> 
     assert paths("-", stream=stream) == ["a\n.png", "b.png"]
 
 
-def test_a_path_is_had_before_the_next_one_is_read() -> None:
+def test_a_path_is_yielded_before_the_next_one_is_read() -> None:
     def pieces() -> Iterator[bytes]:
         yield b"a.png\nb.p"
         raise AssertionError("read too far")
@@ -87,7 +87,7 @@ def test_a_path_is_had_before_the_next_one_is_read() -> None:
     assert next(image_paths(["-"], PathStream(lambda n: next(source)))) == "a.png"
 
 
-def test_what_is_named_around_the_stream_keeps_its_place() -> None:
+def test_inputs_around_the_stream_keep_their_order() -> None:
     assert paths("x", "-", "y", stream=PathStream(io.BytesIO(b"s\n").read)) == ["x", "s", "y"]
 
 
@@ -106,7 +106,7 @@ def test_what_is_named_around_the_stream_keeps_its_place() -> None:
          "  line 2: not valid JSON: Expecting value"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_before_the_first_image(
+def test_mistakes_are_reported_before_the_first_image(
     folder: Path, words: list[str], kind: type[WiseftError], message: str
 ) -> None:
     (folder / "m.csv").write_text("path,split\na.png,s\n")
@@ -117,7 +117,7 @@ def test_mistakes_are_told_before_the_first_image(
     assert caught.value.message == message
 
 
-def test_an_empty_folder_and_a_missing_column_are_told_with_what_is_there(folder: Path) -> None:
+def test_an_empty_folder_and_a_missing_column_are_reported(folder: Path) -> None:
     with pytest.raises(DatasetError, match=r"^folder empty contains no images \(\.apng "):
         paths("f", "empty")
     (folder / "m.csv").write_text("file\na.png\n")
@@ -130,6 +130,6 @@ def test_an_empty_folder_and_a_missing_column_are_told_with_what_is_there(folder
     )
 
 
-def test_a_binary_file_on_standard_input_is_no_list_of_paths() -> None:
+def test_a_binary_file_on_standard_input_is_rejected() -> None:
     with pytest.raises(DatasetError, match=r"^standard input is not a list of paths$"):
         paths("-", stream=PathStream(io.BytesIO(b"x" * 2**21).read))

@@ -23,7 +23,7 @@ def saved(image: Image.Image, path: Path, **options: object) -> Path:
     return path
 
 
-def test_modes_that_open_clip_treats_rightly_are_handed_on_as_they_are(tmp_path: Path) -> None:
+def test_modes_that_open_clip_handles_are_unchanged(tmp_path: Path) -> None:
     for mode, ending in (("RGB", "png"), ("L", "png"), ("LA", "png"), ("RGBA", "png")):
         image = RGB.convert(mode)
         loaded = load_image(saved(image, tmp_path / f"{mode}.{ending}"))
@@ -32,7 +32,7 @@ def test_modes_that_open_clip_treats_rightly_are_handed_on_as_they_are(tmp_path:
     assert load_image(saved(RGB.convert("CMYK"), tmp_path / "cmyk.jpg")).mode == "CMYK"
 
 
-def test_sixteen_bits_are_scaled_and_rounded_rather_than_clipped(tmp_path: Path) -> None:
+def test_sixteen_bit_images_are_scaled_and_rounded_instead_of_clipped(tmp_path: Path) -> None:
     values = np.array([[0, 128, 129, 255, 256, 32767, 32768, 65407, 65535]], np.uint16)
     expected = np.rint(values / 257).astype(np.uint8)
     for name in ("a.png", "a.tif", "a.pgm"):
@@ -43,7 +43,7 @@ def test_sixteen_bits_are_scaled_and_rounded_rather_than_clipped(tmp_path: Path)
     assert np.array_equal(np.asarray(load_image(saved(big_endian, tmp_path / "b.tif"))), expected)
 
 
-def test_integers_beyond_sixteen_bits_are_refused(tmp_path: Path) -> None:
+def test_integers_beyond_sixteen_bits_are_rejected(tmp_path: Path) -> None:
     path = saved(Image.fromarray(np.array([[-1, 70000]], np.int32)), tmp_path / "a.tif")
     with pytest.raises(DatasetError) as caught:
         load_image(path)
@@ -52,7 +52,7 @@ def test_integers_beyond_sixteen_bits_are_refused(tmp_path: Path) -> None:
     )
 
 
-def test_floats_are_read_as_fractions_and_refused_outside(tmp_path: Path) -> None:
+def test_float_images_in_zero_to_one_are_scaled_and_others_rejected(tmp_path: Path) -> None:
     values = np.array([[0.0, 0.5, 1.0, 1 / 255]], np.float32)
     loaded = load_image(saved(Image.fromarray(values), tmp_path / "a.tif"))
     assert np.asarray(loaded).tolist() == [[0, 128, 255, 1]]
@@ -62,20 +62,20 @@ def test_floats_are_read_as_fractions_and_refused_outside(tmp_path: Path) -> Non
             load_image(path)
 
 
-def test_a_palette_is_resolved_before_resizing(tmp_path: Path) -> None:
+def test_palette_images_are_converted_before_resizing(tmp_path: Path) -> None:
     path = saved(RGB.quantize(256), tmp_path / "a.png")
     with Image.open(path) as image:
         assert image.mode == "P"
     loaded = load_image(path)
     assert loaded.mode == "RGB"
-    # Pillow resizes a palette by nearest neighbour: averages of neighbours prove it is gone.
+    # Pillow resizes a palette by nearest neighbour: averages of neighbours show that it is converted.
     checker = Image.fromarray((np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8))
     small = load_image(saved(checker.quantize(2), tmp_path / "c.png")).resize((8, 8), 3)
     assert 100 < np.asarray(small)[2:-2, 2:-2].mean() < 155
     assert np.asarray(small)[2:-2, 2:-2].std() < 20
 
 
-def test_a_palette_with_transparency_is_the_same_as_its_rgba_picture(tmp_path: Path) -> None:
+def test_a_palette_with_transparency_equals_its_rgba_image(tmp_path: Path) -> None:
     image = RGB.quantize(8)
     path = saved(image, tmp_path / "a.png", transparency=bytes([0, 128, 255, 255]))
     loaded = load_image(path)
@@ -85,7 +85,7 @@ def test_a_palette_with_transparency_is_the_same_as_its_rgba_picture(tmp_path: P
     assert len(np.unique(np.asarray(loaded)[..., 3])) == 3
 
 
-def test_bilevel_pictures_become_grey(tmp_path: Path) -> None:
+def test_bilevel_images_become_grey(tmp_path: Path) -> None:
     loaded = load_image(saved(RGB.convert("1"), tmp_path / "a.png"))
     assert loaded.mode == "L"
     assert set(np.unique(np.asarray(loaded))) == {0, 255}
@@ -101,14 +101,14 @@ def test_lab_becomes_rgb(tmp_path: Path) -> None:
     assert np.abs(np.asarray(loaded).astype(int) - COLOURS).mean() < 8
 
 
-def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path) -> None:
+def test_the_first_frame_of_an_animation_is_used(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     path = tmp_path / "a.gif"
     frames[0].save(path, save_all=True, append_images=frames[1:])
     assert load_image(path).convert("RGB").getpixel((4, 4)) == (255, 0, 0)
 
 
-def test_the_orientation_tag_is_not_applied(tmp_path: Path) -> None:
+def test_the_exif_orientation_is_not_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     path = saved(Image.new("RGB", (8, 4)), tmp_path / "a.jpg", exif=exif)
@@ -116,7 +116,7 @@ def test_the_orientation_tag_is_not_applied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "1", "CMYK", "I;16", "F"])
-def test_every_mode_passes_open_clips_transform_near_the_rgb_picture(
+def test_the_transform_of_every_mode_is_close_to_that_of_the_rgb_image(
     tmp_path: Path, mode: str
 ) -> None:
     grey = mode in ("L", "LA", "1", "I;16", "F")
@@ -132,7 +132,7 @@ def test_every_mode_passes_open_clips_transform_near_the_rgb_picture(
     result = transform(load_image(saved(stored, path)))
     expected = transform(image)
     assert result.shape == (3, 24, 24)
-    # One bit and 256 colours are coarse; the others are exact but for rounding.
+    # One bit and 256 colours are coarse; the others are exact up to rounding.
     tolerance = {"1": 0.2, "P": 0.1}.get(mode, 0.01)
     assert float((result - expected).abs().mean()) < tolerance
 
@@ -158,7 +158,7 @@ def hostile_files() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", sorted(hostile_files()))
-def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
+def test_a_damaged_file_is_reported_by_name(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(hostile_files()[name])
     with pytest.raises(DatasetError) as caught:
@@ -167,17 +167,17 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, name: str) -> 
     assert "\n" not in caught.value.message
 
 
-def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decompression_bomb_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(Image.new("L", (100, 100)), tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 6000)
-    assert load_image(path).size == (100, 100)  # up to twice the limit Pillow only warns
+    assert load_image(path).size == (100, 100)  # Pillow only warns up to twice the limit
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
     with pytest.raises(DatasetError, match="could be decompression bomb"):
         load_image(path)
 
 
 def png_that_claims(width: int, height: int) -> bytes:
-    """A PNG of one pixel whose header says otherwise."""
+    """Return a PNG of one pixel whose header claims another size."""
     file = io.BytesIO()
     Image.new("L", (1, 1)).save(file, "PNG")
     header = b"IHDR" + struct.pack(">II", width, height) + file.getvalue()[24:29]
@@ -186,10 +186,10 @@ def png_that_claims(width: int, height: int) -> bytes:
     )
 
 
-def test_the_limit_is_what_the_documentation_says(tmp_path: Path) -> None:
+def test_the_pixel_limit_equals_the_documented_one(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png_that_claims(178_956_970, 1))
-    with pytest.raises(DatasetError, match=r"a\.png: (?!.*bomb)"):  # decoded, and found cut off
+    with pytest.raises(DatasetError, match=r"a\.png: (?!.*bomb)"):  # decoded, and found truncated
         load_image(path)
     path.write_bytes(png_that_claims(178_956_971, 1))
     with pytest.raises(DatasetError) as caught:
@@ -202,7 +202,7 @@ def test_the_limit_is_what_the_documentation_says(tmp_path: Path) -> None:
     assert f"{2 * Image.MAX_IMAGE_PIXELS:,} pixels" in page
 
 
-def test_a_stream_is_decoded_and_told_by_the_name_given() -> None:
+def test_a_stream_is_decoded_and_reported_by_the_given_name() -> None:
     file = io.BytesIO()
     RGB.save(file, "PNG")
     assert np.array_equal(np.asarray(load_image(file, name="x")), COLOURS)
@@ -210,12 +210,12 @@ def test_a_stream_is_decoded_and_told_by_the_name_given() -> None:
         load_image(io.BytesIO(b"?"), name="a.tar/x.png")
 
 
-def test_a_missing_file_says_so(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"^cannot read image .*/no\.png: No such file"):
         load_image(tmp_path / "no.png")
 
 
-def test_an_empty_file_is_said_to_be_empty(tmp_path: Path) -> None:
+def test_an_empty_file_is_reported_as_empty(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch()
     for source in (tmp_path / "a.jpg", str(tmp_path / "a.jpg"), io.BytesIO()):
         with pytest.raises(DatasetError) as caught:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.data.label_join import join_labels, normalize_name
+from wiseft_cli.data.label_map import LabelMap, read_label_map
 from wiseft_cli.errors import DatasetError
 
 ANIMALS = (
@@ -15,14 +18,20 @@ ANIMALS = (
     ClassEntry("n04", "Café cat"),
 )
 words = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=8)
+HEAD = tuple(ClassEntry(f"n{at}", f"class {at}") for at in range(6))
 
 
-def test_ids_join_even_where_names_are_ambiguous() -> None:
+def read_map(tmp_path: Path, text: str) -> LabelMap:
+    (tmp_path / "map.yaml").write_text(text)
+    return read_label_map(tmp_path / "map.yaml")
+
+
+def test_ids_join_even_if_names_are_ambiguous() -> None:
     join = join_labels(["n03", "n01"], ANIMALS, set_name="val")
     assert (join.kind, join.index, join.class_indices) == ("id", {"n03": 2, "n01": 0}, (0, 2))
 
 
-def test_names_join_where_no_id_does() -> None:
+def test_names_join_if_ids_do_not() -> None:
     join = join_labels(["great white shark", "Café cat"], ANIMALS, set_name="val")
     assert (join.kind, join.class_indices) == ("name", (0, 3))
 
@@ -36,11 +45,11 @@ def test_case_space_underscore_and_hyphen_make_no_difference(label: str) -> None
     assert (join.kind, join.index) == ("normalized-name", {label: 0})
 
 
-def test_decomposed_accents_join() -> None:
+def test_decomposed_accents_match() -> None:
     assert join_labels(["cafe\u0301_cat"], ANIMALS, set_name="val").class_indices == (3,)
 
 
-def test_one_kind_serves_all_labels() -> None:
+def test_ids_and_names_are_not_mixed_in_one_join() -> None:
     with pytest.raises(DatasetError) as caught:
         join_labels(["n01", "crane"], ANIMALS, set_name="val")
     assert caught.value.message == (
@@ -49,7 +58,7 @@ def test_one_kind_serves_all_labels() -> None:
     )
 
 
-def test_unknown_labels_are_all_listed_and_beyond_a_thousand_counted() -> None:
+def test_a_thousand_unknown_labels_are_listed_and_the_rest_counted() -> None:
     with pytest.raises(DatasetError) as caught:
         join_labels([f"x{at:04d}" for at in range(1002)], ANIMALS, set_name="val")
     lines = caught.value.message.splitlines()
@@ -58,7 +67,7 @@ def test_unknown_labels_are_all_listed_and_beyond_a_thousand_counted() -> None:
     assert "wiseft inspect CHECKPOINT" in str(caught.value.hint)
 
 
-def test_a_label_that_fits_two_classes_is_refused_with_both_ids() -> None:
+def test_a_label_that_matches_two_classes_is_rejected_with_both_ids() -> None:
     with pytest.raises(DatasetError) as caught:
         join_labels(["crane"], ANIMALS, set_name="val")
     assert caught.value.message == (
@@ -67,12 +76,12 @@ def test_a_label_that_fits_two_classes_is_refused_with_both_ids() -> None:
     )
 
 
-def test_two_labels_of_one_class_are_refused() -> None:
+def test_two_labels_of_one_class_are_rejected() -> None:
     with pytest.raises(DatasetError, match=r"'Great_white_shark', 'great_white_shark' all match"):
         join_labels(["great_white_shark", "Great_white_shark"], ANIMALS, set_name="val")
 
 
-def test_each_class_is_a_column_and_the_one_accepted() -> None:
+def test_each_class_is_a_column_and_accepted_for_its_label() -> None:
     join = join_labels(["n03", "n01"], ANIMALS, set_name="val")
     assert join.columns == ((0,), (2,))
     assert join.accepted == {"n01": (0,), "n03": (1,)}
@@ -86,7 +95,7 @@ def test_all_classes_score_over_the_whole_head() -> None:
     assert join.index == {"n03": 2, "n01": 0}
 
 
-def test_numbers_never_join_by_position_unasked() -> None:
+def test_numbers_are_not_joined_by_position_by_default() -> None:
     with pytest.raises(DatasetError, match=r"4 of 4 labels are not classes") as caught:
         join_labels(["0", "1", "2", "3"], ANIMALS, set_name="val")
     assert "--labels-are-indices" in str(caught.value.hint)
@@ -96,18 +105,18 @@ def test_numbers_never_join_by_position_unasked() -> None:
         assert "--labels-are-indices" not in str(caught.value.hint)
 
 
-def test_numbers_join_by_position_when_asked() -> None:
+def test_numbers_are_joined_by_position_on_request() -> None:
     join = join_labels(["3", "000"], ANIMALS, set_name="val", labels_are_indices=True)
     assert (join.kind, join.index, join.class_indices) == ("index", {"3": 3, "000": 0}, (0, 3))
 
 
-def test_ids_that_are_numbers_join_as_ids_whatever_their_order() -> None:
+def test_numeric_ids_join_as_ids_in_any_order() -> None:
     classes = [ClassEntry(str(9 - at), f"digit {9 - at}") for at in range(10)]
     join = join_labels(["0", "1"], classes, set_name="val")
     assert (join.kind, join.index) == ("id", {"0": 9, "1": 8})
 
 
-def test_labels_that_are_no_index_are_listed() -> None:
+def test_labels_that_are_not_indices_are_listed() -> None:
     with pytest.raises(DatasetError) as caught:
         join_labels(["0", "4", "-1", "n01", "²"], ANIMALS, set_name="v", labels_are_indices=True)
     assert caught.value.message == (
@@ -116,7 +125,7 @@ def test_labels_that_are_no_index_are_listed() -> None:
     )
 
 
-def test_two_spellings_of_one_index_are_refused() -> None:
+def test_two_spellings_of_one_index_are_rejected() -> None:
     with pytest.raises(DatasetError) as caught:
         join_labels(["1", "01", "2"], ANIMALS, set_name="v", labels_are_indices=True)
     assert (
@@ -125,7 +134,7 @@ def test_two_spellings_of_one_index_are_refused() -> None:
 
 
 @given(st.lists(words, min_size=1, max_size=12, unique=True), st.data())
-def test_a_permuted_subset_of_the_ids_finds_its_own_rows(
+def test_a_permuted_subset_of_the_ids_joins_its_own_rows(
     ids: list[str], data: st.DataObject
 ) -> None:
     classes = [ClassEntry(id, "same name") for id in ids]
@@ -140,12 +149,12 @@ def test_a_permuted_subset_of_the_ids_finds_its_own_rows(
     st.lists(words, min_size=1, max_size=8, unique=True),
     st.lists(words, min_size=1, max_size=8, unique=True),
 )
-def test_a_join_is_total_and_injective_or_refused(names: list[str], labels: list[str]) -> None:
+def test_a_join_is_total_and_injective_or_an_error(names: list[str], labels: list[str]) -> None:
     classes = [ClassEntry(f"id/{at}", name) for at, name in enumerate(names)]
     try:
         join = join_labels(labels, classes, set_name="s")
     except DatasetError:
-        # Refused only where the normal forms of the labels are not distinct classes' own.
+        # An error only if the normalized labels are not the names of distinct classes.
         forms = [normalize_name(label) for label in labels]
         known = [normalize_name(name) for name in names]
         exact = set(labels) <= set(names)
@@ -159,5 +168,111 @@ def test_a_join_is_total_and_injective_or_refused(names: list[str], labels: list
 
 
 @given(words)
-def test_the_normal_form_is_its_own_normal_form(name: str) -> None:
+def test_name_normalization_is_idempotent(name: str) -> None:
     assert normalize_name(normalize_name(name)) == normalize_name(name)
+
+
+def test_the_classes_of_a_label_form_one_column(tmp_path: Path) -> None:
+    label_map = read_map(tmp_path, "dog: [n4, n1]\ncat: [n3]\n")
+    join = join_labels(["cat", "dog"], HEAD, set_name="s", label_map=label_map)
+    assert join.kind == "map"
+    assert join.columns == ((1, 4), (3,))
+    assert join.accepted == {"cat": (1,), "dog": (0,)}
+    assert join.class_indices == (1, 3, 4)
+    assert join.index == {"cat": 3}  # dog stands for two classes and cannot be trained on
+
+
+def test_columns_without_an_image_are_scored(tmp_path: Path) -> None:
+    label_map = read_map(tmp_path, "dog: [n4, n1]\ncat: [n3]\n")
+    join = join_labels(["cat"], HEAD, set_name="s", label_map=label_map)
+    assert (join.columns, join.accepted) == (((1, 4), (3,)), {"cat": (1,)})
+
+
+def test_labels_of_one_class_share_a_column_and_can_be_trained_on(tmp_path: Path) -> None:
+    label_map = read_map(tmp_path, "beagle: n1\nhusky: class_1\n")
+    with pytest.raises(DatasetError, match="1 of 2 classes that it names are not classes"):
+        join_labels(
+            ["beagle"], HEAD, set_name="s", label_map=label_map
+        )  # ids and names are not mixed
+    label_map = read_map(tmp_path, "beagle: class 1\nhusky: class_1\npug: [Class 2, class-3]\n")
+    join = join_labels(["husky", "beagle", "pug"], HEAD, set_name="s", label_map=label_map)
+    assert join.columns == ((1,), (2, 3))
+    assert join.index == {"husky": 1, "beagle": 1}
+    assert join.accepted == {"husky": (0,), "beagle": (0,), "pug": (1,)}
+
+
+def test_any_of_labels_accept_several_columns(tmp_path: Path) -> None:
+    label_map = read_map(
+        tmp_path, "classes: {dog: [n1, n2]}\nany_of: {both: [dog, n5], either: [n0, n5]}\n"
+    )
+    join = join_labels(["both", "either"], HEAD, set_name="s", label_map=label_map)
+    assert join.columns == ((0,), (1, 2), (5,))
+    assert join.accepted == {"both": (1, 2), "either": (0, 2)}
+    assert join.index == {}
+
+
+def test_unmapped_labels_have_no_column_and_are_never_correct(tmp_path: Path) -> None:
+    text = "classes: {dog: [n1, n2]}\nany_of: {both: [dog, cow]}\nunmapped: [cow, elk]\n"
+    label_map = read_map(tmp_path, text)
+    assert label_map.labels == ("dog", "cow", "elk")
+    join = join_labels(["both", "cow"], HEAD, set_name="s", label_map=label_map)
+    assert join.columns == ((1, 2),)
+    assert join.accepted == {"both": (0,), "cow": ()}
+    assert join.index == {}
+
+
+def test_unknown_classes_of_a_map_are_listed(tmp_path: Path) -> None:
+    label_map = read_map(tmp_path, "a: [n1, n8]\nb: n9\n")
+    with pytest.raises(DatasetError) as caught:
+        join_labels(["a"], HEAD, set_name="s", label_map=label_map)
+    assert caught.value.message == (
+        f"{tmp_path}/map.yaml: 2 of 3 classes that it names are not classes of the head"
+        " (6 classes, the first 'n0'):\n  'n8'\n  'n9'"
+    )
+
+
+def test_labels_without_an_entry_are_listed(tmp_path: Path) -> None:
+    label_map = read_map(tmp_path, "a: n1\n")
+    with pytest.raises(DatasetError) as caught:
+        join_labels(["a", "c", "b"], HEAD, set_name="s", label_map=label_map)
+    assert caught.value.message == (
+        f"image set 's': 2 of 3 labels are not in {tmp_path}/map.yaml:\n  'b'\n  'c'"
+    )
+
+
+def test_a_class_in_two_columns_is_rejected(tmp_path: Path) -> None:
+    label_map = read_map(
+        tmp_path, "classes: {animal: [n1, n2], dog: n1, pet: n1}\nany_of: {x: [n2]}\n"
+    )
+    with pytest.raises(DatasetError) as caught:
+        join_labels(["dog"], HEAD, set_name="s", label_map=label_map)
+    assert caught.value.message == (
+        f"{tmp_path}/map.yaml: 2 classes of the head belong to more than one column:\n"
+        "  'n1' is in 'dog / pet', 'animal'\n"
+        "  'n2' is in 'animal', 'any_of alone'"
+    )
+
+
+def test_joins_that_score_differently_have_different_digests() -> None:
+    plain = join_labels(["n1", "n2"], HEAD, set_name="s")
+    everything = join_labels(["n1", "n2"], HEAD, set_name="s", all_classes=True)
+    again = join_labels(["n2", "n1"], HEAD, set_name="t")
+    assert plain.digest == again.digest != everything.digest
+
+
+@given(st.data())
+def test_columns_do_not_depend_on_the_order_of_the_map(data: st.DataObject) -> None:
+    owners = data.draw(st.lists(st.sampled_from("abc."), min_size=6, max_size=6))
+    entries = {
+        label: data.draw(st.permutations([f"n{at}" for at in range(6) if owners[at] == label]))
+        for label in data.draw(st.permutations("abc"))
+        if label in owners
+    }
+    if not entries:
+        return
+    label_map = LabelMap(Path("map"), {label: tuple(names) for label, names in entries.items()})
+    join = join_labels(sorted(entries), HEAD, set_name="s", label_map=label_map)
+    for label, (column,) in join.accepted.items():
+        assert join.columns[column] == tuple(at for at in range(6) if owners[at] == label)
+    assert join.columns == tuple(sorted(join.columns))
+    assert len(join.columns) == len(entries)

@@ -45,13 +45,13 @@ def test_batches_are_the_same_for_any_number_of_workers(image_set: ImageSet, wor
     }
 
 
-def test_a_batch_without_a_readable_image_is_empty(image_set: ImageSet) -> None:
+def test_a_batch_without_readable_images_is_empty(image_set: ImageSet) -> None:
     dataset = ImageDataset(image_set, range(7), to_tensor)
     batch = collate_images([dataset[2]])
     assert (len(batch.images), len(batch.targets), len(batch.unreadable)) == (0, 0, 1)
 
 
-def test_unreadable_images_are_refused_all_at_once() -> None:
+def test_all_unreadable_images_of_a_batch_are_reported_at_once() -> None:
     none = torch.empty(0)
     ImageBatch(none, none, none, {}).require_readable()
     reasons = {at: f"cannot read image {at}: x" for at in range(12)}
@@ -63,7 +63,7 @@ def test_unreadable_images_are_refused_all_at_once() -> None:
     assert lines[-1] == "  ... and 2 more"
 
 
-def test_dead_workers_are_told_and_other_errors_are_not_hidden() -> None:
+def test_dead_workers_are_reported_and_other_errors_pass_through() -> None:
     def loader(message: str) -> Iterator[int]:
         yield 1
         raise RuntimeError(message)
@@ -80,6 +80,6 @@ def test_dead_workers_are_told_and_other_errors_are_not_hidden() -> None:
         list(raise_on_dead_worker(loader("mine"), 3))
 
 
-def test_targets_must_be_one_an_image(image_set: ImageSet) -> None:
+def test_the_number_of_targets_must_equal_the_number_of_images(image_set: ImageSet) -> None:
     with pytest.raises(ValueError, match=r"^3 targets for 7 images$"):
         ImageDataset(image_set, [0, 1, 2], to_tensor)

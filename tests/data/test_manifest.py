@@ -66,12 +66,12 @@ def test_rows_become_records_sorted_by_path(folder: Path) -> None:
         ),
     ],
 )
-def test_every_form_says_the_same(folder: Path, name: str, text: str | bytes) -> None:
+def test_all_file_formats_are_equivalent(folder: Path, name: str, text: str | bytes) -> None:
     found = [(record.path, record.label) for record in read(folder, text, name).records]
     assert found == [("a.jpg", 'big, "red" dog'), ("b/2.png", "cat")]
 
 
-def test_a_split_is_chosen_and_the_others_need_not_be_there(folder: Path) -> None:
+def test_one_split_is_read_and_images_of_others_may_be_missing(folder: Path) -> None:
     text = "path,label,split\na.jpg,x,val\nb/2.png,y,val\ngone.png,z,train\n"
     assert read(folder, text, split="val").labels == ("x", "y")
     assert refusal(folder, text) == ": has several splits: train (1), val (2)"
@@ -84,14 +84,14 @@ def test_a_split_is_chosen_and_the_others_need_not_be_there(folder: Path) -> Non
     assert len(read(folder, "path,label,split\na.jpg,x,val\n").records) == 1
 
 
-def test_groups_are_kept_and_missing_ones_noted(folder: Path) -> None:
+def test_groups_are_read_and_missing_ones_noted(folder: Path) -> None:
     image_set = read(folder, "path,label,group\na.jpg,x,north\nb/2.png,y,\nb/10.png,y,south\n")
     assert [record.group for record in image_set.records] == ["north", "south", None]
     assert image_set.groups == ("north", "south")
     assert image_set.notes == ("image set 'set': 1 of 3 images have no group",)
 
 
-def test_other_headers_can_be_named(folder: Path) -> None:
+def test_columns_can_be_named(folder: Path) -> None:
     image_set = read(
         folder,
         "file,path,wnid,region\na.jpg,-,n1,west\n",
@@ -100,19 +100,19 @@ def test_other_headers_can_be_named(folder: Path) -> None:
     assert image_set.records == (ImageRecord("a.jpg", "n1", 5, "west"),)
 
 
-def test_absolute_paths_are_taken_as_they_are(folder: Path, tmp_path_factory) -> None:
+def test_absolute_paths_are_accepted(folder: Path, tmp_path_factory) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     image_set = read(elsewhere, f"path,label\n{folder}/a.jpg,x\n")
     assert image_set.source(0) == folder / "a.jpg"
 
 
-def test_an_image_named_twice_counts_once(folder: Path) -> None:
+def test_repeated_rows_of_an_image_count_once(folder: Path) -> None:
     image_set = read(folder, "path,label\na.jpg,x\n./a.jpg,x\nb/../a.jpg,x\nb//2.png,y\n")
     assert [record.path for record in image_set.records] == ["a.jpg", "b/2.png"]
     assert image_set.notes == ("image set 'set': 2 repeated rows ignored; each image counts once",)
 
 
-def test_every_row_that_cannot_be_used_is_listed_with_its_line(folder: Path) -> None:
+def test_unusable_rows_are_listed_with_their_lines(folder: Path) -> None:
     os.mkfifo(folder / "pipe")
     text = (
         "path,label,group\na.jpg,x,g\n,x,g\nb/2.png, ,g\nb/10.png,x\n"
@@ -132,7 +132,7 @@ def test_every_row_that_cannot_be_used_is_listed_with_its_line(folder: Path) -> 
     )
 
 
-def test_ten_rows_are_shown_and_the_rest_counted(folder: Path) -> None:
+def test_ten_unusable_rows_are_listed_and_the_rest_counted(folder: Path) -> None:
     text = "path,label\n" + "".join(f"{at}.png,x\n" for at in range(25))
     lines = refusal(folder, text).splitlines()
     assert (len(lines), lines[0], lines[-1]) == (
@@ -170,14 +170,12 @@ def test_bad_json_lines_are_listed(folder: Path) -> None:
         ("path,label,label\n", ["  column 'label' occurs more than once"]),
     ],
 )
-def test_a_header_that_lacks_something_is_refused(
-    folder: Path, text: str, faults: list[str]
-) -> None:
+def test_an_incomplete_header_is_rejected(folder: Path, text: str, faults: list[str]) -> None:
     message = ", line 1: the header does not fit:"
     assert refusal(folder, text).splitlines() == [message, *faults]
 
 
-def test_a_named_column_that_is_missing_is_refused_even_where_it_may_be(folder: Path) -> None:
+def test_a_named_column_is_required(folder: Path) -> None:
     message = refusal(folder, "path,label\na.jpg,x\n", columns=Columns(group="region"))
     assert message.endswith("  column 'region' is missing")
     message = refusal(folder, '{"path": "a.jpg", "label": "x"}\n', "m.jsonl",
@@ -185,7 +183,7 @@ def test_a_named_column_that_is_missing_is_refused_even_where_it_may_be(folder: 
     assert message.endswith("  line 1: 'region' is missing")
 
 
-def test_files_that_are_no_text_or_no_csv_are_refused(folder: Path) -> None:
+def test_files_that_are_not_utf8_or_not_csv_are_rejected(folder: Path) -> None:
     assert refusal(folder, b"path,label\na.jpg,caf\xe9\n") == (
         ", line 2: is not UTF-8 text (byte 0xe9)"
     )
@@ -198,7 +196,7 @@ def test_files_that_are_no_text_or_no_csv_are_refused(folder: Path) -> None:
         list_manifest(folder / "nowhere.csv", name="x")
 
 
-def test_a_manifest_of_a_folder_has_the_folders_fingerprint_until_it_names_groups(
+def test_a_manifest_of_a_folder_has_the_fingerprint_of_the_folder_unless_it_has_groups(
     tmp_path: Path,
 ) -> None:
     put(tmp_path, "b/2.png", "a/1.png")
@@ -219,7 +217,7 @@ def test_a_manifest_of_a_folder_has_the_folders_fingerprint_until_it_names_group
         min_size=1,
     )
 )
-def test_what_the_csv_and_json_libraries_write_is_read_back(
+def test_files_written_by_the_csv_and_json_libraries_are_read_back(
     tmp_path_factory, cells: list[tuple[str, str]]
 ) -> None:
     folder = tmp_path_factory.mktemp("m")

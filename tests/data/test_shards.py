@@ -53,7 +53,7 @@ def refusal(pattern: object) -> str:
     return caught.value.message
 
 
-def test_every_sample_is_a_record_that_reads_its_own_bytes(tmp_path: Path) -> None:
+def test_each_record_reads_the_bytes_of_its_sample(tmp_path: Path) -> None:
     pattern = write_shards(tmp_path)
     image_set = list_shards(pattern)
     assert (image_set.name, image_set.root, len(image_set.records)) == ("data", tmp_path, 12)
@@ -69,7 +69,7 @@ def test_every_sample_is_a_record_that_reads_its_own_bytes(tmp_path: Path) -> No
         assert record.label == f"c{index % 2}"
 
 
-def test_images_and_labels_are_those_webdataset_reads(tmp_path: Path) -> None:
+def test_images_and_labels_equal_those_of_webdataset(tmp_path: Path) -> None:
     pattern = write_shards(tmp_path)
     expected = []
     for shard in sorted(tmp_path.glob("*.tar")):
@@ -89,7 +89,7 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_each_image_comes_once_in_one_order_for_any_number_of_workers(
+def test_images_are_loaded_once_and_in_order_for_any_number_of_workers(
     tmp_path: Path, workers: int
 ) -> None:
     image_set = list_shards(write_shards(tmp_path))
@@ -101,7 +101,7 @@ def test_each_image_comes_once_in_one_order_for_any_number_of_workers(
     assert values == [shard * 16 + at for shard in range(3) for at in range(4)]
 
 
-def test_a_damaged_image_in_a_shard_is_named_through_it(tmp_path: Path) -> None:
+def test_a_damaged_image_is_reported_with_its_shard(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"x.cls": b"0", "x.jpg": b"no image"})
     item = ImageDataset(list_shards(str(tmp_path / "a.tar")), [0], to_tensor)[0]
     assert item.reason == (
@@ -109,7 +109,7 @@ def test_a_damaged_image_in_a_shard_is_named_through_it(tmp_path: Path) -> None:
     )
 
 
-def test_a_shard_that_shrinks_or_goes_after_listing_is_told(tmp_path: Path) -> None:
+def test_a_shard_that_shrinks_or_disappears_after_listing_is_reported(tmp_path: Path) -> None:
     image_set = list_shards(str(write_tar(tmp_path / "a.tar", {"x.cls": b"0", "x.jpg": b"x" * 99})))
     os.truncate(tmp_path / "a.tar", 1600)
     dataset = ImageDataset(image_set, [0], to_tensor)
@@ -144,7 +144,7 @@ def test_labels_come_from_cls_then_json_then_txt(tmp_path: Path) -> None:
     assert records[3].path == "a.tar/d.JPG"
 
 
-def test_samples_that_cannot_be_used_are_all_listed(tmp_path: Path) -> None:
+def test_all_unusable_samples_are_listed(tmp_path: Path) -> None:
     image = png(0)
     write_tar(
         tmp_path / "a.tar",
@@ -173,7 +173,7 @@ def test_samples_that_cannot_be_used_are_all_listed(tmp_path: Path) -> None:
     )
 
 
-def test_a_name_that_comes_twice_is_refused(tmp_path: Path) -> None:
+def test_repeated_member_names_are_rejected(tmp_path: Path) -> None:
     image = png(0)
     write_tar(tmp_path / "a.tar", [("0.png", image), ("0.PNG", image), ("0.cls", b"x")])
     assert refusal(tmp_path / "a.tar") == (
@@ -186,7 +186,7 @@ def test_a_name_that_comes_twice_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_a_missing_shard_of_the_range_is_named(tmp_path: Path) -> None:
+def test_missing_shards_of_a_range_are_listed(tmp_path: Path) -> None:
     write_shards(tmp_path)
     (tmp_path / "data-001.tar").unlink()
     assert refusal(tmp_path / "data-{000..003}.tar") == (
@@ -200,7 +200,9 @@ def test_a_missing_shard_of_the_range_is_named(tmp_path: Path) -> None:
         assert "not a valid shard pattern" in refusal(tmp_path / pattern)
 
 
-def test_shards_of_two_places_are_one_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_of_two_folders_form_one_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_shards(tmp_path / "a", shards=1)
     write_shards(tmp_path / "b", shards=1)
     both = list_shards(str(tmp_path / "{a,b}" / "data-000.tar"))
@@ -211,13 +213,13 @@ def test_shards_of_two_places_are_one_set(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("length", [0, 100, 511, 700, 1024, 1100, 3072, 3600])
-def test_a_shard_that_is_cut_off_is_refused_wherever(tmp_path: Path, length: int) -> None:
+def test_a_truncated_shard_is_rejected(tmp_path: Path, length: int) -> None:
     path = write_tar(tmp_path / "a.tar", {"0.jpg": b"x" * 600, "0.cls": b"x", "1.jpg": b"x" * 600})
     path.write_bytes(path.read_bytes()[:length])
     assert refusal(path).startswith(f"{path}: ")
 
 
-def test_a_damaged_header_does_not_end_the_shard_in_silence(tmp_path: Path) -> None:
+def test_a_damaged_header_is_reported(tmp_path: Path) -> None:
     path = write_tar(
         tmp_path / "a.tar", {f"{at}.{e}": b"x" for at in (0, 1) for e in ("jpg", "cls")}
     )
@@ -230,13 +232,13 @@ def test_a_damaged_header_does_not_end_the_shard_in_silence(tmp_path: Path) -> N
     )
 
 
-def test_tar_files_one_behind_the_other_are_refused(tmp_path: Path) -> None:
+def test_concatenated_tar_files_are_rejected(tmp_path: Path) -> None:
     one = write_tar(tmp_path / "a.tar", {"0.jpg": b"x", "0.cls": b"x"}).read_bytes()
     (tmp_path / "a.tar").write_bytes(one + one)
     assert "several concatenated tar files" in refusal(tmp_path / "a.tar")
 
 
-def test_compressed_and_foreign_files_links_and_empty_shards_are_refused(tmp_path: Path) -> None:
+def test_compressed_files_other_files_links_and_empty_shards_are_rejected(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "z.tar", "w:gz"):
         pass
     with pytest.raises(DatasetError) as caught:
@@ -263,7 +265,7 @@ def write_numbered(folder: Path, names: str, labels: str = "0 2") -> Path:
     return write_tar(folder / "test" / "0.tar", members)
 
 
-def test_integer_labels_are_named_by_a_file_beside_the_shards(tmp_path: Path) -> None:
+def test_integer_labels_take_their_names_from_a_file_beside_the_shards(tmp_path: Path) -> None:
     image_set = list_shards(str(write_numbered(tmp_path, "ape\nbear\ngreat cat\n\n")))
     assert image_set.labels == ("ape", "great cat")
     assert image_set.notes == (
@@ -271,7 +273,7 @@ def test_integer_labels_are_named_by_a_file_beside_the_shards(tmp_path: Path) ->
     )
 
 
-def test_labels_beyond_the_names_are_refused(tmp_path: Path) -> None:
+def test_labels_without_a_name_are_rejected(tmp_path: Path) -> None:
     assert refusal(write_numbered(tmp_path, "ape\nbear\n")) == (
         f"image set 's': 1 label without a name in {tmp_path}/classnames.txt, which has 2 class"
         " names:\n"
@@ -279,7 +281,7 @@ def test_labels_beyond_the_names_are_refused(tmp_path: Path) -> None:
     )
 
 
-def test_names_that_repeat_do_not_name_and_labels_that_are_no_numbers_stay(tmp_path: Path) -> None:
+def test_repeated_class_names_are_ignored_and_text_labels_kept(tmp_path: Path) -> None:
     image_set = list_shards(str(write_numbered(tmp_path, "crane\nbear\ncrane\n")))
     assert image_set.labels == ("0", "2")
     assert image_set.notes == (
@@ -288,7 +290,7 @@ def test_names_that_repeat_do_not_name_and_labels_that_are_no_numbers_stay(tmp_p
     assert list_shards(str(write_numbered(tmp_path, "a\nb\n", "x 0"))).labels == ("0", "x")
 
 
-def test_the_fingerprint_follows_the_samples_and_not_the_root(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_samples_and_not_on_the_root(tmp_path: Path) -> None:
     first = data_fingerprint(list_shards(write_shards(tmp_path / "a")))
     assert data_fingerprint(list_shards(write_shards(tmp_path / "b"))) == first
     assert data_fingerprint(list_shards(write_shards(tmp_path / "b", images=3))) != first

@@ -31,7 +31,7 @@ def per_label(image_set: ImageSet) -> Counter[str]:
     return Counter(record.label for record in image_set.records)
 
 
-def test_a_split_keeps_the_fraction_in_every_class_and_loses_nothing() -> None:
+def test_a_split_keeps_the_fraction_per_class_and_every_image() -> None:
     whole = make_set(a=100, b=50, c=10)
     split = stratified_split(whole, 0.1, seed=0)
     assert per_label(split.val) == {"a": 10, "b": 5, "c": 1}
@@ -51,7 +51,7 @@ def test_a_split_keeps_the_fraction_in_every_class_and_loses_nothing() -> None:
     st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 40), min_size=1),
     st.floats(0.01, 0.99),
 )
-def test_a_split_is_near_the_fraction_and_leaves_every_class_to_train(
+def test_a_split_is_close_to_the_fraction_and_leaves_a_training_image_per_class(
     counts: dict[str, int], fraction: float
 ) -> None:
     whole = make_set(**counts)
@@ -70,9 +70,7 @@ def test_a_split_is_near_the_fraction_and_leaves_every_class_to_train(
 
 
 @given(st.integers(0, 5), st.randoms())
-def test_a_selection_does_not_depend_on_the_order_of_the_listing(
-    seed: int, shuffler: random.Random
-) -> None:
+def test_subsets_do_not_depend_on_the_order_of_records(seed: int, shuffler: random.Random) -> None:
     whole = make_set(a=12, b=7)
     records = list(whole.records)
     shuffler.shuffle(records)
@@ -85,7 +83,7 @@ def test_a_selection_does_not_depend_on_the_order_of_the_listing(
     assert few_shot(whole, 3, seed).record == few_shot(shuffled, 3, seed).record
 
 
-def test_another_seed_takes_other_images_and_the_same_seed_the_same() -> None:
+def test_the_seed_determines_the_images() -> None:
     whole = make_set(a=200, b=200)
     first, second, other = (few_shot(whole, 16, seed).images for seed in (0, 0, 1))
     assert paths(first) == paths(second)
@@ -93,7 +91,7 @@ def test_another_seed_takes_other_images_and_the_same_seed_the_same() -> None:
     assert per_label(first) == {"a": 16, "b": 16}
 
 
-def test_more_shots_keep_what_fewer_took_and_classes_do_not_disturb_each_other() -> None:
+def test_more_shots_include_fewer_shots_and_classes_are_independent() -> None:
     whole = make_set(a=40, b=40)
     four, sixteen = (set(paths(few_shot(whole, k, 3).images)) for k in (4, 16))
     assert four < sixteen
@@ -101,7 +99,7 @@ def test_more_shots_keep_what_fewer_took_and_classes_do_not_disturb_each_other()
     assert set(paths(few_shot(alone, 4, 3).images)) < four
 
 
-def test_every_image_is_equally_likely_to_be_taken() -> None:
+def test_every_image_is_equally_likely() -> None:
     whole = make_set(a=10)
     taken = Counter(path for seed in range(400) for path in paths(few_shot(whole, 5, seed).images))
     assert all(150 < taken[path] < 250 for path in paths(whole))  # five deviations around 200
@@ -122,7 +120,7 @@ def test_classes_with_fewer_images_than_shots_are_listed() -> None:
     )
 
 
-def test_classes_too_small_to_validate_are_noted() -> None:
+def test_classes_without_a_validation_image_are_noted() -> None:
     split = stratified_split(make_set(a=10, b=1), 0.2, seed=0)
     assert per_label(split.val) == {"a": 2}
     assert split.train.notes[1] == (
@@ -130,7 +128,7 @@ def test_classes_too_small_to_validate_are_noted() -> None:
     )
 
 
-def test_a_fraction_of_nothing_and_fractions_out_of_range_are_refused() -> None:
+def test_empty_validation_sets_and_fractions_out_of_range_are_rejected() -> None:
     with pytest.raises(DatasetError) as caught:
         stratified_split(make_set(a=1, b=1), 0.5, 0)
     assert caught.value.message == (

@@ -43,7 +43,7 @@ def image_paths(inputs: Sequence[str], stream: PathStream) -> Iterator[str]:
     the path of an image. Faults of folders and manifests are found before the first path.
 
     Raises:
-        UsageError: There are no inputs, or `-` is given more than once.
+        UsageError: No inputs are given, or `-` is given more than once.
         DatasetError: A folder or the stream contains no images, or a manifest cannot be used.
     """
     if not inputs:

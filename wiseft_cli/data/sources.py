@@ -145,7 +145,7 @@ def _list_images(spec: SetSpec) -> ImageSet:
         raise DatasetError(f"{path} is not a known kind of file; expected {_KINDS}")
     if spec.data in suite_names() and not path.exists():
         raise UsageError(
-            f"{spec.data} is a suite of several sets, and there is no folder of that name",
+            f"{spec.data} is a suite of several sets, and no folder of that name exists",
             hint=f"wiseft eval --suite {spec.data} --root DIR",
         )
     images = list_image_folder(path, name=spec.name)

@@ -68,7 +68,7 @@ def test_palette_images_are_converted_before_resizing(tmp_path: Path) -> None:
         assert image.mode == "P"
     loaded = load_image(path)
     assert loaded.mode == "RGB"
-    # Pillow resizes a palette by nearest neighbour: averages of neighbours show that it is converted.
+    # Pillow resizes a palette by nearest neighbour: averages of neighbours prove the conversion.
     checker = Image.fromarray((np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8))
     small = load_image(saved(checker.quantize(2), tmp_path / "c.png")).resize((8, 8), 3)
     assert 100 < np.asarray(small)[2:-2, 2:-2].mean() < 155

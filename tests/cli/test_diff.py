@@ -30,25 +30,25 @@ def test_differences_and_their_likely_cause_are_shown(
         "  module.visual.w: only in b\n"
         "likely cause: the names in the second file start with 'module.'; save it without the "
         "prefix\n"
-        "values: not compared; --values reads them\n"
+        "values: not compared; --values compares them\n"
     )
 
 
-def test_without_values_the_digests_of_two_cards_are_compared(
+def test_without_values_the_digests_in_the_cards_are_compared(
     tmp_path: Path, run_wiseft: RunWiseft
 ) -> None:
     zeroshot, finetuned = write_pair(tmp_path)
     lines = run_wiseft("diff", zeroshot, finetuned).stdout.splitlines()
     assert lines[-1] == (
-        "values: different, by the content digests of both cards; --values shows where"
+        "values: different, by the content digests in both cards; --values shows where"
     )
     lines = run_wiseft("diff", zeroshot, zeroshot).stdout.splitlines()
-    assert lines[-1] == "values: equal, by the content digests of both cards"
+    assert lines[-1] == "values: equal, by the content digests in both cards"
     shown = json.loads(run_wiseft("diff", zeroshot, finetuned, "--json").stdout)
     assert shown["equal_content"] is False
 
 
-def test_values_are_listed_from_the_largest(tmp_path: Path, run_wiseft: RunWiseft) -> None:
+def test_values_are_listed_by_decreasing_distance(tmp_path: Path, run_wiseft: RunWiseft) -> None:
     ones = np.ones(4, np.float32)
     write_foreign(tmp_path / "a", {"small": ones, "large": ones, "same": ones})
     write_foreign(tmp_path / "b", {"small": 1.25 * ones, "large": 3 * ones, "same": ones})
@@ -57,11 +57,11 @@ def test_values_are_listed_from_the_largest(tmp_path: Path, run_wiseft: RunWisef
         "relative L2  largest    tensor\n"
         "2            2          large\n"
         "0.25         0.25       small\n"
-        "equal to the bit: 1 of 3\n"
+        "bitwise equal: 1 of 3\n"
     )
 
 
-def test_json_has_no_number_that_json_lacks(tmp_path: Path, run_wiseft: RunWiseft) -> None:
+def test_json_output_contains_no_infinity_or_nan(tmp_path: Path, run_wiseft: RunWiseft) -> None:
     write_foreign(tmp_path / "a", {"w": np.zeros(2), "v": np.array([np.nan, 1])})
     write_foreign(tmp_path / "b", {"w": np.ones(2), "v": np.array([1, np.inf])})
     shown = run_wiseft("diff", "a", "b", "--values", "--json").stdout
@@ -90,10 +90,10 @@ def test_distances_agree_with_numpy_on_whole_tensors(tmp_path: Path) -> None:
     assert found.largest == np.abs(difference).max()
 
 
-def test_a_pair_of_our_own_has_no_difference_but_in_values(
+def test_a_zero_shot_and_finetuned_pair_differs_only_in_values(
     tmp_path: Path, run_wiseft: RunWiseft
 ) -> None:
     zeroshot, finetuned = write_pair(tmp_path)
     shown = run_wiseft("diff", zeroshot, finetuned, "--values").stdout
     assert shown.startswith("common tensors: 6, differences in headers and cards: 0\n")
-    assert shown.endswith(f"equal to the bit: 1 of {len(tensors(0))}\n")
+    assert shown.endswith(f"bitwise equal: 1 of {len(tensors(0))}\n")

@@ -193,7 +193,8 @@ GATE = ("--fail-under", "val:top1>=0.5")
         (
             (*PAIR[::-1], "--alpha", "0.5"),
             1,
-            "error: finetuned.safetensors: is a finetuned checkpoint in the zero-shot one's place\n"
+            "error: finetuned.safetensors: is a finetuned checkpoint, expected a zero-shot"
+            " checkpoint\n"
             "hint: name the zero-shot checkpoint first: wiseft eval zeroshot.safetensors"
             " finetuned.safetensors --alpha 0:1:0.1 ...\n",
         ),

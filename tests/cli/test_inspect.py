@@ -1,4 +1,4 @@
-"""`wiseft inspect`: what it shows from the header, and what it finds in the data."""
+"""`wiseft inspect`: its output from the header, and faults that --verify finds in the data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.merging.pairs import tensors, write_foreign, write_pair, write_sharde
 from wiseft_cli.checkpoint.reader import read_card
 
 
-def test_a_merged_checkpoint_shows_its_making_as_a_tree(
+def test_the_history_of_a_merged_checkpoint_is_shown_as_a_tree(
     tmp_path: Path, run_wiseft: RunWiseft
 ) -> None:
     zeroshot, finetuned = write_pair(tmp_path)
@@ -61,7 +61,7 @@ def test_a_foreign_file_and_its_tensors_are_shown(tmp_path: Path, run_wiseft: Ru
     )
 
 
-def test_json_carries_the_whole_card(tmp_path: Path, run_wiseft: RunWiseft) -> None:
+def test_json_contains_the_whole_card(tmp_path: Path, run_wiseft: RunWiseft) -> None:
     zeroshot, _ = write_pair(tmp_path)
     document = json.loads(run_wiseft("inspect", zeroshot, "--json", "--tensors", "--verify").stdout)
     card = read_card(zeroshot)
@@ -72,7 +72,7 @@ def test_json_carries_the_whole_card(tmp_path: Path, run_wiseft: RunWiseft) -> N
     assert {row["name"] for row in document["tensors"]} == tensors(0).keys()
 
 
-def test_a_flipped_byte_is_found(tmp_path: Path, run_wiseft: RunWiseft) -> None:
+def test_verify_finds_a_flipped_byte(tmp_path: Path, run_wiseft: RunWiseft) -> None:
     zeroshot, _ = write_pair(tmp_path)
     assert run_wiseft("inspect", zeroshot, "--verify").returncode == 0
     data = bytearray(zeroshot.read_bytes())
@@ -84,28 +84,29 @@ def test_a_flipped_byte_is_found(tmp_path: Path, run_wiseft: RunWiseft) -> None:
     assert done.returncode == 1
     assert content["matches_card"] is False
     assert done.stderr == (
-        f"error: {zeroshot}: not sound\n"
-        f"  content digest {content['digest']}, the card says {read_card(zeroshot).digest}\n"
+        f"error: {zeroshot}: verification failed:\n"
+        f"  content digest {content['digest']}, expected {read_card(zeroshot).digest} "
+        "as in the card\n"
     )
 
 
-def test_numbers_that_are_not_finite_are_found(tmp_path: Path, run_wiseft: RunWiseft) -> None:
+def test_verify_finds_values_that_are_not_finite(tmp_path: Path, run_wiseft: RunWiseft) -> None:
     weights = np.array([1, np.inf, np.nan], np.float16)
     write_foreign(tmp_path / "a", {"w": weights, "n": np.array([7]), "ok": np.ones(2)})
     done = run_wiseft("inspect", "a", "--verify")
     assert done.returncode == 1
-    assert done.stderr == "error: a: not sound\n  w: 2 numbers are infinite or NaN\n"
+    assert done.stderr == "error: a: verification failed:\n  w: 2 values infinite or NaN\n"
 
 
 @pytest.mark.parametrize("name", ["m", "m/model.safetensors.index.json"])
-def test_shards_are_shown_as_one(tmp_path: Path, run_wiseft: RunWiseft, name: str) -> None:
+def test_shards_are_one_checkpoint(tmp_path: Path, run_wiseft: RunWiseft, name: str) -> None:
     ones = np.ones(3, np.float32)
     write_sharded(tmp_path / "m", {"1.safetensors": {"a": ones}, "2.safetensors": {"b": ones}})
     shown = run_wiseft("inspect", name, "--json", "--verify")
     assert json.loads(shown.stdout)["n_parameters"] == 6
 
 
-def test_a_card_with_a_circular_history_ends(tmp_path: Path, run_wiseft: RunWiseft) -> None:
+def test_a_circular_history_is_drawn_once(tmp_path: Path, run_wiseft: RunWiseft) -> None:
     digest = "sha256:" + "0" * 64
     entry = {"command": "merge", "version": "0", "options": {}, "output": digest}
     entry["inputs"] = [{"role": "zeroshot", "digest": digest}] * 2

@@ -1,4 +1,4 @@
-"""`wiseft merge` as a person and a CI job run it: a process, two streams, an exit code."""
+"""`wiseft merge` run as a process: outputs, both streams and exit codes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.merging.pairs import write_foreign, write_pair
 from wiseft_cli.checkpoint.reader import read_card
 
 
-def test_the_default_writes_half_way_into_the_current_folder(
+def test_the_default_is_alpha_0_5_in_the_current_folder(
     tmp_path: Path, run_wiseft: RunWiseft
 ) -> None:
     write_pair(tmp_path)
@@ -36,7 +36,7 @@ def test_the_default_writes_half_way_into_the_current_folder(
     assert (tmp_path / "implied").read_bytes() == written
 
 
-def test_several_alphas_print_one_path_a_line(tmp_path: Path, run_wiseft: RunWiseft) -> None:
+def test_several_alphas_print_one_path_per_line(tmp_path: Path, run_wiseft: RunWiseft) -> None:
     write_pair(tmp_path)
     done = run_wiseft(
         "merge", "--alpha", "0:1:0.5", "--alpha", "0.3", "zs.safetensors", "ft.safetensors"
@@ -50,17 +50,17 @@ def test_several_alphas_print_one_path_a_line(tmp_path: Path, run_wiseft: RunWis
     assert named.stdout.splitlines() == ["x0{y}", "x1{y}"]
 
 
-def test_several_alphas_need_a_place_in_the_name(tmp_path: Path, run_wiseft: RunWiseft) -> None:
+def test_several_alphas_need_alpha_in_the_name(tmp_path: Path, run_wiseft: RunWiseft) -> None:
     write_pair(tmp_path)
     done = run_wiseft("merge", "--alpha", "0,1", "zs.safetensors", "ft.safetensors", "-o", "x")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "error: -o x: one name for 2 values of --alpha\n"
-        "hint: put {alpha} where the value goes, or leave -o away\n"
+        "hint: put {alpha} into the name, or omit -o\n"
     )
 
 
-def test_json_says_what_was_made(tmp_path: Path, run_wiseft: RunWiseft) -> None:
+def test_json_describes_every_output(tmp_path: Path, run_wiseft: RunWiseft) -> None:
     write_pair(tmp_path)
     one = run_wiseft("merge", "zs.safetensors", "ft.safetensors", "-o", "x", "--json")
     assert json.loads(one.stdout) == {
@@ -77,7 +77,7 @@ def test_json_says_what_was_made(tmp_path: Path, run_wiseft: RunWiseft) -> None:
     assert [result["alpha"] for result in json.loads(two.stdout)] == ["0", "1"]
 
 
-def test_numbers_that_stop_being_finite_are_named_in_both_streams(
+def test_new_non_finite_values_are_reported_on_both_streams(
     tmp_path: Path, run_wiseft: RunWiseft
 ) -> None:
     write_foreign(tmp_path / "a", {"w": np.array([3e38], np.float32)})
@@ -101,9 +101,7 @@ def test_an_existing_output_is_refused_and_untouched(tmp_path: Path, run_wiseft:
     assert run_wiseft("merge", "zs.safetensors", "ft.safetensors", "-ox", "--force").returncode == 0
 
 
-def test_one_existing_output_of_several_stops_them_all(
-    tmp_path: Path, run_wiseft: RunWiseft
-) -> None:
+def test_one_existing_output_of_several_prevents_all(tmp_path: Path, run_wiseft: RunWiseft) -> None:
     write_pair(tmp_path)
     (tmp_path / "x1").write_text("precious")
     done = run_wiseft(
@@ -122,7 +120,7 @@ def test_one_existing_output_of_several_stops_them_all(
         (("zs.safetensors", "ft.safetensors", "-o", "no/x"), 1, "error: no/x: its folder no"),
     ],
 )
-def test_a_mistake_is_one_message_without_traceback(
+def test_a_wrong_argument_prints_one_error_without_traceback(
     tmp_path: Path,
     run_wiseft: RunWiseft,
     arguments: tuple[str, ...],
@@ -151,7 +149,7 @@ def packages_the_slim_installation_lacks() -> list[str]:
     return [*sorted(IMPORT_NAMES.get(name, name) for name in names - installed), "timm"]
 
 
-def test_the_slim_installation_of_the_ci_document_is_enough(tmp_path: Path) -> None:
+def test_the_documented_slim_installation_suffices(tmp_path: Path) -> None:
     write_pair(tmp_path)
     program = (
         "import sys\n"
@@ -196,7 +194,7 @@ def write_large_pair(folder: Path) -> None:
 
 
 LASTING = ("--alpha", "0.5,0:1:0.05", "-o", "out{alpha}", "--threads", "1")
-"""Twenty-one outputs, so that no machine is done before the signal arrives."""
+"""Twenty-one outputs, so that no machine finishes before the signal arrives."""
 
 
 def start_merge(folder: Path, *options: str) -> subprocess.Popen[str]:
@@ -223,7 +221,7 @@ def temporary_files(folder: Path) -> list[Path]:
     ("sent", "code", "said"),
     [(signal.SIGTERM, 143, "terminated\n"), (signal.SIGINT, 130, "interrupted\n")],
 )
-def test_a_signal_leaves_no_trace(
+def test_a_signal_leaves_no_output_and_no_temporary_file(
     tmp_path: Path, sent: signal.Signals, code: int, said: str
 ) -> None:
     write_large_pair(tmp_path)
@@ -253,7 +251,7 @@ def test_a_killed_merge_leaves_the_old_output_and_the_next_one_cleans_up(tmp_pat
     assert (tmp_path / "out0.5").stat().st_size > 32_000_000
 
 
-def test_a_file_size_limit_is_told_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_file_size_limit_is_reported_before_anything_is_written(tmp_path: Path) -> None:
     write_large_pair(tmp_path)
     (tmp_path / "out").write_text("precious")
     done = subprocess.run(

@@ -30,7 +30,7 @@ from wiseft_cli.checkpoint.format import (
     read_exactly,
     read_header_from,
 )
-from wiseft_cli.errors import CheckpointError, NotACheckpointError
+from wiseft_cli.errors import CheckpointError, NotACheckpointError, counted
 
 INDEX_SUFFIX = ".safetensors.index.json"
 FILE_SUFFIX = ".safetensors"
@@ -189,6 +189,16 @@ class ContentReport:
 
     digest: str
     not_finite: dict[str, int]
+
+    def find_faults(self, card: Card | None) -> list[str]:
+        """Return one line for a digest other than the card's and for each non-finite tensor."""
+        faults = []
+        if card is not None and card.digest != self.digest:
+            faults.append(f"content digest {self.digest}, expected {card.digest} as in the card")
+        return faults + [
+            f"{name}: {counted(count, 'value')} infinite or NaN"
+            for name, count in self.not_finite.items()
+        ]
 
 
 def read_content(

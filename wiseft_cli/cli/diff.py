@@ -1,4 +1,4 @@
-"""`wiseft diff`: how two checkpoints differ, from headers, and with --values from their data."""
+"""`wiseft diff`: compare two checkpoints by their headers, and with --values by their data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,19 @@ from wiseft_cli.cli.console import print_json, print_result, progress
 
 if TYPE_CHECKING:
     from wiseft_cli.checkpoint.reader import CheckpointReader
+    from wiseft_cli.merging.compatibility import Comparison
     from wiseft_cli.merging.distance import TensorDistance
+
+EXAMPLES = """
+wiseft diff zeroshot.safetensors finetuned.safetensors
+wiseft diff zeroshot.safetensors finetuned.safetensors --values
+"""
+
+_CONTENT = {
+    True: "values: equal, by the content digests in both cards",
+    False: "values: different, by the content digests in both cards; --values shows where",
+    None: "values: not compared; --values compares them",
+}
 
 
 def diff(
@@ -20,23 +32,26 @@ def diff(
         Path,
         typer.Argument(metavar="A", help="A safetensors file, an index of shards, or a folder."),
     ],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The checkpoint to compare with A.")],
     values: Annotated[
         bool,
         typer.Option(
             "--values",
-            help="Read the data: for each tensor ||B - A|| / ||A|| and the largest absolute "
-            "difference, the largest first.",
+            rich_help_panel="Content",
+            help="Read all data; show ||B - A|| / ||A|| and the largest absolute difference of "
+            "every tensor, the largest first.",
         ),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", rich_help_panel="Output", help="Print the result as JSON.")
+    ] = False,
 ) -> None:
-    """Show in what two checkpoints differ, and the likely cause.
+    """Compare two checkpoints and name the likely cause of differences.
 
-    Compares names, shapes, dtypes, classes, model and preprocessing from the headers alone.
-    Exits with 0 whatever it finds.
+    Compares tensor names, shapes, dtypes, classes, model and preprocessing, all from the headers.
+    The exit code is 0 whether or not they differ.
     """
-    # lazy: numpy costs a tenth of a second, and --help needs none
+    # lazy: numpy takes a tenth of a second, and --help does not need it
     from wiseft_cli.checkpoint.reader import open_checkpoint
     from wiseft_cli.merging.compatibility import compare
 
@@ -45,48 +60,11 @@ def diff(
         open_checkpoint(b, allow_shards=True) as theta_1,
     ):
         found = compare(theta_0, theta_1)
-        differences = found.describe()
-        cause = found.likely_cause()
         distances = _measure(theta_0, theta_1) if values else None
     if json:
-        document: dict[str, Any] = {
-            "a": str(a),
-            "b": str(b),
-            "is_compatible": not differences,
-            "n_common": found.n_common,
-            "differences": differences,
-            "equal_content": _equal_content(theta_0, theta_1),
-            "likely_cause": cause,
-        }
-        if distances is not None:
-            document["distances"] = [_as_json(distance) for distance in distances]
-        print_json(document)
-        return
-    print_result(
-        f"common tensors: {found.n_common}, differences in headers and cards: {len(differences)}"
-    )
-    for line in differences:
-        print_result(f"  {line}")
-    if cause:
-        print_result(f"likely cause: {cause}")
-    if distances is not None:
-        _print_distances(distances)
+        print_json(_document(found, distances))
     else:
-        print_result(_CONTENT[_equal_content(theta_0, theta_1)])
-
-
-_CONTENT = {
-    True: "values: equal, by the content digests of both cards",
-    False: "values: different, by the content digests of both cards; --values shows where",
-    None: "values: not compared; --values reads them",
-}
-
-
-def _equal_content(theta_0: CheckpointReader, theta_1: CheckpointReader) -> bool | None:
-    """Whether the cards' digests are equal; None where a file has none."""
-    if theta_0.card is None or theta_1.card is None:
-        return None
-    return theta_0.card.digest == theta_1.card.digest
+        _print(found, distances)
 
 
 def _measure(theta_0: CheckpointReader, theta_1: CheckpointReader) -> list[TensorDistance]:
@@ -97,19 +75,48 @@ def _measure(theta_0: CheckpointReader, theta_1: CheckpointReader) -> list[Tenso
         return measure_distances(theta_0, theta_1, on_progress=advance)
 
 
+def _document(found: Comparison, distances: list[TensorDistance] | None) -> dict[str, Any]:
+    differences = found.describe()
+    document: dict[str, Any] = {
+        "a": str(found.theta_0.path),
+        "b": str(found.theta_1.path),
+        "is_compatible": not differences,
+        "n_common": found.n_common,
+        "differences": differences,
+        "equal_content": found.has_equal_content,
+        "likely_cause": found.likely_cause(),
+    }
+    if distances is not None:
+        # JSON has no infinity.
+        document["distances"] = [
+            {**vars(one), "relative_l2": one.relative_l2 if isfinite(one.relative_l2) else None}
+            for one in distances
+        ]
+    return document
+
+
+def _print(found: Comparison, distances: list[TensorDistance] | None) -> None:
+    differences, cause = found.describe(), found.likely_cause()
+    print_result(
+        f"common tensors: {found.n_common}, differences in headers and cards: {len(differences)}"
+    )
+    for line in differences:
+        print_result(f"  {line}")
+    if cause:
+        print_result(f"likely cause: {cause}")
+    if distances is None:
+        print_result(_CONTENT[found.has_equal_content])
+    else:
+        _print_distances(distances)
+
+
 def _print_distances(distances: list[TensorDistance]) -> None:
-    moved = [distance for distance in distances if not distance.is_equal]
-    if moved:
+    different = [distance for distance in distances if not distance.is_equal]
+    if different:
         print_result("relative L2  largest    tensor")
-    for distance in moved:
+    for distance in different:
         note = f"  ({distance.n_not_finite} not finite)" if distance.n_not_finite else ""
         print_result(
             f"{distance.relative_l2:<11.4g}  {distance.largest:<9.4g}  {distance.name}{note}"
         )
-    print_result(f"equal to the bit: {len(distances) - len(moved)} of {len(distances)}")
-
-
-def _as_json(distance: TensorDistance) -> dict[str, Any]:
-    # JSON has no infinity.
-    is_finite = isfinite(distance.relative_l2)
-    return {**vars(distance), "relative_l2": distance.relative_l2 if is_finite else None}
+    print_result(f"bitwise equal: {len(distances) - len(different)} of {len(distances)}")

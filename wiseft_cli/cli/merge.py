@@ -1,4 +1,4 @@
-"""`wiseft merge`: options in, one merge, paths out."""
+"""`wiseft merge`: interpolate two checkpoints into one or several files."""
 
 from __future__ import annotations
 
@@ -9,16 +9,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wiseft_cli.cli.console import Advance, print_json, print_message, print_result, progress, warn
-from wiseft_cli.errors import UsageError, list_some
+from wiseft_cli.cli.console import (
+    Advance,
+    print_json,
+    print_message,
+    print_result,
+    progress,
+    warn,
+)
+from wiseft_cli.errors import UsageError, counted, list_some
 
 if TYPE_CHECKING:
     from wiseft_cli.merging.alpha import Alpha
     from wiseft_cli.merging.merge import MergedFile, MergeReport
 
+EXAMPLES = """
+wiseft merge --alpha 0.5 zeroshot.safetensors finetuned.safetensors
+wiseft merge --alpha 0:1:0.1 zeroshot.safetensors finetuned.safetensors --json
+"""
+
+_INTERPOLATION, _OUTPUT, _COMPUTE = "Interpolation", "Output", "Compute"
+
 
 class StoredDtype(StrEnum):
-    """What `--dtype` accepts."""
+    """Values of `--dtype`."""
 
     float32 = "float32"
     float16 = "float16"
@@ -26,7 +40,7 @@ class StoredDtype(StrEnum):
 
 
 class Missing(StrEnum):
-    """What `--missing` accepts."""
+    """Values of `--missing`."""
 
     refuse = "refuse"
     copy = "copy"
@@ -36,15 +50,23 @@ def merge(
     zeroshot: Annotated[
         Path,
         typer.Argument(
-            metavar="ZEROSHOT", help="theta_0: a safetensors file, an index of shards, or a folder."
+            metavar="ZEROSHOT",
+            help="The zero-shot checkpoint: a safetensors file, an index of shards, or a folder.",
         ),
     ],
-    finetuned: Annotated[Path, typer.Argument(metavar="FINETUNED", help="theta_1, likewise.")],
+    finetuned: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FINETUNED", help="The fine-tuned checkpoint, in any of these forms."
+        ),
+    ],
     alpha: Annotated[
         list[str] | None,
         typer.Option(
-            help="Weight of FINETUNED: 0 is ZEROSHOT, 1 is FINETUNED. A number, a list 0,0.5,1 "
-            "or an inclusive range 0:1:0.1; may be repeated. Default 0.5."
+            metavar="ALPHA",
+            rich_help_panel=_INTERPOLATION,
+            help="Weight of FINETUNED: 0 is ZEROSHOT, 1 is FINETUNED. A number, a list 0,0.5,1 or "
+            "an inclusive range 0:1:0.1; can be repeated. Default: 0.5.",
         ),
     ] = None,
     output: Annotated[
@@ -52,33 +74,63 @@ def merge(
         typer.Option(
             "--output",
             "-o",
-            help="Where to write; {alpha} in it becomes the value. Default: "
-            "FINETUNED's name with -wiseft-{alpha}, in the current folder.",
+            metavar="FILE",
+            rich_help_panel=_OUTPUT,
+            help="Output file; {alpha} in its name becomes the value. Default: the name of "
+            "FINETUNED with -wiseft-{alpha}, in the current folder.",
         ),
     ] = None,
     dtype: Annotated[
         StoredDtype | None,
-        typer.Option(help="Type to store floating tensors in. Default: as they are."),
+        typer.Option(
+            rich_help_panel=_INTERPOLATION,
+            help="Dtype to store floating tensors in. Default: the dtype of the inputs.",
+        ),
     ] = None,
     missing: Annotated[
-        Missing, typer.Option(help="What to do with tensors that only one side has.")
+        Missing,
+        typer.Option(
+            rich_help_panel=_INTERPOLATION,
+            help="Refuse inputs with different tensors, or copy tensors that only one input has.",
+        ),
     ] = Missing.refuse,
     extrapolate: Annotated[
-        bool, typer.Option("--extrapolate", help="Allow alpha outside [0, 1].")
+        bool,
+        typer.Option(
+            "--extrapolate", rich_help_panel=_INTERPOLATION, help="Allow alpha outside [0, 1]."
+        ),
+    ] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            rich_help_panel=_INTERPOLATION,
+            help="Exit with an error instead of a warning.",
+        ),
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", rich_help_panel=_OUTPUT, help="Overwrite existing outputs."),
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", rich_help_panel=_OUTPUT, help="Print the result as JSON.")
     ] = False,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Threads to use. Default: one a processor, at most 8."),
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=_COMPUTE,
+            help="Number of threads. Default: one per CPU, up to 8.",
+        ),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Make every warning an error.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace existing outputs.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Interpolate two checkpoints: (1 - alpha) * ZEROSHOT + alpha * FINETUNED.
+    """Interpolate the weights of two checkpoints.
 
-    alpha is the weight of FINETUNED. Prints the path of each file it wrote.
+    theta = (1 - alpha) * ZEROSHOT + alpha * FINETUNED, for every tensor. Prints the path of each
+    file it writes.
     """
-    # lazy: numpy costs a tenth of a second, and --help needs none
+    # lazy: numpy takes a tenth of a second, and --help does not need it
     from wiseft_cli.merging.alpha import parse_alphas
     from wiseft_cli.merging.merge import merge_checkpoints
 
@@ -96,7 +148,7 @@ def merge(
             force=force,
             on_progress=_Bar(stack),
         )
-    _tell(report)
+    _print_messages(report)
     if json:
         results = [_result(file, report) for file in report.files]
         print_json(results if len(results) > 1 else results[0])
@@ -108,30 +160,30 @@ def merge(
 def name_outputs(
     template: str | None, alphas: tuple[Alpha, ...], finetuned: Path
 ) -> list[tuple[Alpha, Path]]:
-    """Return the path of each alpha's output.
+    """Return the path of every alpha's output.
 
     Args:
-        template: What stood behind `-o`, with `{alpha}` where its value goes; None for the
-            fine-tuned file's name in the current folder.
+        template: Value of `-o`, in which `{alpha}` is replaced; None for the name of the
+            fine-tuned file in the current folder.
     Raises:
-        UsageError: There are several alphas and the template has no place for them.
+        UsageError: There are several alphas and the template does not contain `{alpha}`.
     """
     if template is None:
+        # lazy: as above
         from wiseft_cli.checkpoint.reader import stem_of
 
-        stem = stem_of(finetuned)
-        return [(alpha, Path(f"{stem}-wiseft-{alpha.text}.safetensors")) for alpha in alphas]
-    if len(alphas) > 1 and "{alpha}" not in template:
+        template = f"{stem_of(finetuned)}-wiseft-{{alpha}}.safetensors"
+    elif len(alphas) > 1 and "{alpha}" not in template:
         raise UsageError(
             f"-o {template}: one name for {len(alphas)} values of --alpha",
-            hint="put {alpha} where the value goes, or leave -o away",
+            hint="put {alpha} into the name, or omit -o",
         )
-    # Replaced literally: str.format would trip over other braces in a path.
+    # Replaced literally: str.format would interpret other braces in a path.
     return [(alpha, Path(template.replace("{alpha}", alpha.text))) for alpha in alphas]
 
 
 class _Bar:
-    """Progress in megabytes, begun when the size is known."""
+    """Progress in MiB; the first call, which knows the total, starts it."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
@@ -146,7 +198,7 @@ class _Bar:
             self._advance(steps)
 
 
-def _tell(report: MergeReport) -> None:
+def _print_messages(report: MergeReport) -> None:
     for text in report.warnings:
         warn(text)
     for names, what in (
@@ -154,8 +206,8 @@ def _tell(report: MergeReport) -> None:
         (report.missing, "in one file only, copied"),
     ):
         if names:
-            noun = "tensor" if len(names) == 1 else "tensors"
-            print_message(f"{len(names)} {noun} {what}: {', '.join(list_some(names, limit=3))}")
+            shown = ", ".join(list_some(names, limit=3))
+            print_message(f"{counted(len(names), 'tensor')} {what}: {shown}")
 
 
 def _result(file: MergedFile, report: MergeReport) -> dict[str, Any]:

@@ -54,6 +54,12 @@ class Comparison:
     card: tuple[str, ...]
     n_common: int
 
+    @property
+    def has_equal_content(self) -> bool | None:
+        """Whether the content digests of the cards are equal; None unless both have a card."""
+        card_0, card_1 = self.theta_0.card, self.theta_1.card
+        return card_0.digest == card_1.digest if card_0 and card_1 else None
+
     def describe(self) -> list[str]:
         """Return one line per difference, those of the cards first."""
         lines = list(self.card)

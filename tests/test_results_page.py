@@ -182,7 +182,7 @@ def test_every_name_in_a_command_is_known() -> None:
             spec = parse_spec(text)
             assert spec.name in cards
             if spec.name in cards - {"imagenet"}:
-                assert read_dataset_card(spec.name).part(spec.options.split)
+                assert read_dataset_card(spec.name).split(spec.options.split)
 
 
 def test_every_row_names_a_command_that_gives_it() -> None:

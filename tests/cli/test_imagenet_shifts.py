@@ -14,7 +14,7 @@ from PIL import Image
 from timm.data.imagenet_info import ImageNetInfo
 
 from tests.cli.test_zeroshot_head import head, place
-from tests.data.ilsvrc import write_devkit
+from tests.data.imagenet_labels import write_devkit
 from tests.data.test_dataset_card import timm_subset
 from tests.evaluation.telling import draw, logits_of, make_telling_checkpoint
 from wiseft_cli.checkpoint.card import ClassEntry

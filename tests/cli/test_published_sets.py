@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import accuracy_score, recall_score
 
 from tests.cli.test_zeroshot_head import head, place
-from tests.data.official import (
+from tests.data.published_copies import (
     Where,
     publish_cifar,
     publish_flowers102,
@@ -26,7 +26,7 @@ from tests.data.official import (
     write_food101,
     write_sun397,
 )
-from tests.data.official_torchvision import WRITERS, write_mnist
+from tests.data.torchvision_copies import WRITERS, write_mnist
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
 from wiseft_cli.data.dataset_card import read_dataset_card

@@ -20,8 +20,8 @@ from tests.cli.video_sets import (
     make_vid,
     make_ytbb,
     plain_pm,
+    predicted_classes,
     read_lines,
-    told_classes,
     vid_truth,
     ytbb_truth,
 )
@@ -102,7 +102,7 @@ def test_the_suite_gives_pm0_and_pm10_as_plain_python_does_at_every_alpha(
         assert [line["alpha"] for line in of_set] == ["0", "0.5", "1"]
         for line in of_set:
             predictions = read_lines(tmp_path / f"p/{name}.alpha-{line['alpha']}.jsonl")
-            counts = plain_pm(pmsets, right, told_classes(predictions, label_map.classes))
+            counts = plain_pm(pmsets, right, predicted_classes(predictions, label_map.classes))
             check_line(line, counts)
             assert (line["n_classes"], line["join"]) == (n_classes, "map")
             assert line["n_images"] == len(predictions) == len(right)
@@ -123,7 +123,7 @@ def test_a_frames_class_is_the_highest_of_the_mapped_logits(
 ) -> None:
     evaluate([weights[0], "--data", f"{name}={data / name}"], tmp_path)
     classes = (VID_MAP if name == "imagenet-vid-robust" else YTBB_MAP).classes
-    told = told_classes(read_lines(tmp_path / f"p/{name}.zero.jsonl"), classes)
+    told = predicted_classes(read_lines(tmp_path / f"p/{name}.zero.jsonl"), classes)
     logits = logits_of(Path(weights[0]), [data / name / path for path in told])
     scores = [logits[:, [*map(IDS.index, ids)]].max(axis=1) for ids in classes.values()]
     expected = [[*classes][at] for at in np.argmax(scores, axis=0)]
@@ -170,7 +170,7 @@ def test_unreadable_frames_are_left_out_with_their_anchors_where_they_are_anchor
     words = [weights[0], "--data", f"imagenet-vid-robust={base}"]
     (line,) = evaluate([*words, "--max-bad", "2"], tmp_path)
     predictions = read_lines(tmp_path / "p/imagenet-vid-robust.zero.jsonl")
-    counts = plain_pm(pmsets, right, told_classes(predictions, VID_MAP.classes))
+    counts = plain_pm(pmsets, right, predicted_classes(predictions, VID_MAP.classes))
     check_line(line, counts)
     assert (counts[0], line["n_unreadable"]) == (11, 2)
     for path in anchors:

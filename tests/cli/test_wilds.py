@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import f1_score
 
-from tests.data.wilds_trees import make_fmow, make_iwildcam
+from tests.data.wilds_copies import make_fmow, make_iwildcam
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
 from wiseft_cli.data.dataset_card import read_dataset_card

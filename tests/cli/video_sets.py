@@ -1,4 +1,4 @@
-"""Small video sets to evaluate, and pm-0 and pm-10 of them from their own files in plain Python."""
+"""Write small video sets, and compute pm0 and pm10 from their files in plain Python."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.data.temporal import (
+from tests.data.video_copies import (
     VID_CLASSES,
     YTBB_CLASSES,
     vid_frame,
@@ -24,12 +24,12 @@ assert VID_MAP is not None
 assert YTBB_MAP is not None
 UNMAPPED = ("cow", "giraffe", "skateboard", "toilet")
 TENCH = "n01440764"
-"""A class of ImageNet that stands for none of either set."""
+"""A class of ImageNet that is mapped to no class of either set."""
 Sets = Mapping[str, Sequence[str]]
 
 
 def make_vid(base: Path) -> None:
-    """Twelve anchors with up to four frames around; some frames have classes of their own."""
+    """Write twelve anchors with up to four frames around; some frames have two classes."""
     pmsets, labels = {}, {}
     for video in range(12):
         frames = [vid_frame(video, number) for number in range(8, 8 + video % 5 + 1)]
@@ -45,7 +45,7 @@ def draw_vid(path: Path, class_id: str) -> None:
 
 
 def make_ytbb(base: Path) -> None:
-    """Ten anchors, one of a class that ImageNet does not have."""
+    """Write ten anchors, one of a class that ImageNet does not have."""
     names = [*[name for name in YTBB_CLASSES if name not in ("none", *UNMAPPED)][:9], "cow"]
     anchors, pairs, first = {}, {}, {}
     for at, name in enumerate(names):
@@ -62,7 +62,7 @@ def make_ytbb(base: Path) -> None:
 
 
 def vid_truth(base: Path) -> tuple[Sets, Sets]:
-    """The frames around each anchor and the classes of each frame, from the set's own files."""
+    """Return the frames around each anchor and the classes of each frame, from the files."""
     pmsets = json.loads((base / "metadata/pmsets.json").read_text())
     labels = json.loads((base / "metadata/labels.json").read_text())
     return pmsets, {at: [VID_CLASSES[number] for number in labels[at]] for at in labels}
@@ -87,14 +87,17 @@ def ytbb_truth(base: Path) -> tuple[Sets, Sets]:
     return pmsets, right
 
 
-def plain_pm(pmsets: Sets, right: Sets, told: Mapping[str, str]) -> tuple[int, int, int]:
-    """Anchors, those right, and those right with all around them; unreadable frames are absent."""
+def plain_pm(pmsets: Sets, right: Sets, predicted: Mapping[str, str]) -> tuple[int, int, int]:
+    """Return the numbers of anchors, of right ones, and of those right with all frames around.
+
+    Unreadable frames are missing in `predicted`.
+    """
     n_anchors = n_pm0 = n_pm10 = 0
     for anchor, around in pmsets.items():
-        if anchor not in told:
+        if anchor not in predicted:
             continue
         n_anchors += 1
-        is_right = {at: told[at] in right[at] for at in (anchor, *around) if at in told}
+        is_right = {at: predicted[at] in right[at] for at in (anchor, *around) if at in predicted}
         n_pm0 += is_right[anchor]
         n_pm10 += all(is_right.values())
     return n_anchors, n_pm0, n_pm10
@@ -104,7 +107,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def told_classes(lines: Sequence[Mapping[str, Any]], classes: Sets) -> dict[str, str]:
-    """The set's class that each frame was predicted to be of, by the id of ImageNet's."""
+def predicted_classes(lines: Sequence[Mapping[str, Any]], classes: Sets) -> dict[str, str]:
+    """Return the class of the set that was predicted for each frame."""
     class_of = {at: name for name, of_name in classes.items() for at in of_name}
     return {line["path"]: class_of[line["id"]] for line in lines if "id" in line}

@@ -1,4 +1,4 @@
-"""Data set cards: those that ship have the published counts, a person's own are checked."""
+"""Shipped cards have the published counts; the cards of users are validated."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from timm.data.imagenet_info import ImageNetInfo
 
-from wiseft_cli.data.card_form import Part
-from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
+from wiseft_cli.data.dataset_card import Split, dataset_card_names, read_dataset_card
 from wiseft_cli.errors import DatasetError, UsageError
 
 COUNTS = {
@@ -34,7 +33,7 @@ COUNTS = {
     "stanford-cars": (8_041, 196),
     "sun397": (19_850, 397),
 }
-"""Images of the first split, and labels, of each set."""
+"""Images of the first split, and labels, per set."""
 OWN = """\
 name: pets
 title: Pets at home
@@ -48,10 +47,10 @@ n_classes: 2
 """
 
 
-def test_every_card_has_the_published_counts() -> None:
+def test_shipped_cards_have_the_published_counts() -> None:
     found = {name: read_dataset_card(name) for name in dataset_card_names()}
     assert {
-        name: (card.part().n_images, len(card.labels)) for name, card in found.items()
+        name: (card.split().n_images, len(card.labels)) for name, card in found.items()
     } == COUNTS
     assert all(card.source.startswith("https://") for card in found.values())
 
@@ -59,14 +58,14 @@ def test_every_card_has_the_published_counts() -> None:
 @pytest.mark.parametrize(
     ("name", "subset"), [("imagenet", "1k"), ("imagenet-a", "a"), ("imagenet-r", "r")]
 )
-def test_class_ids_are_those_of_another_library_in_its_order(name: str, subset: str) -> None:
+def test_class_ids_equal_those_of_timm(name: str, subset: str) -> None:
     known = {"1k": "imagenet-1k", "a": "imagenet-a", "r": "imagenet-r"}[subset]
     expected = ImageNetInfo(known).label_names() if subset == "1k" else timm_subset(known)
     assert list(read_dataset_card(name).class_ids) == list(expected)
 
 
 def timm_subset(name: str) -> list[str]:
-    """The ids of a subset as timm ships them: a text file beside its other lists."""
+    """Return the ids of a subset as timm ships them, in a text file."""
     from importlib import resources
 
     text = (
@@ -75,7 +74,7 @@ def timm_subset(name: str) -> list[str]:
     return text.split()
 
 
-def test_objectnets_map_has_the_published_counts() -> None:
+def test_objectnet_map_has_the_published_counts() -> None:
     card = read_dataset_card("objectnet")
     assert card.label_map is not None
     mapped, others = card.label_map.classes, card.label_map.leave_out
@@ -97,27 +96,27 @@ def test_objectnets_map_has_the_published_counts() -> None:
     assert card.class_ids == tuple(sorted(mapped))
 
 
-def test_a_card_of_ones_own_is_read_by_its_path(tmp_path: Path) -> None:
+def test_a_users_card_is_read_by_its_path(tmp_path: Path) -> None:
     (tmp_path / "pets.txt").write_text("c\tcat\nd\tdog\n")
     (tmp_path / "pets.yaml").write_text(OWN)
     card = read_dataset_card(str(tmp_path / "pets.yaml"))
     assert (card.class_ids, card.classes) == (("c", "d"), str(tmp_path / "pets.txt"))
     assert card.templates == "simple"
-    assert card.parts == (Part("", (), n_images=4, n_classes=2, primary="top1"),)
+    assert card.splits == (Split("", (), n_images=4, n_classes=2, primary="top1"),)
 
 
-def test_an_unknown_name_lists_the_names() -> None:
+def test_unknown_name_is_rejected_with_the_names_there_are() -> None:
     with pytest.raises(UsageError) as caught:
         read_dataset_card("imagenet-b")
     assert caught.value.message == (
-        f"no data set card is called 'imagenet-b'; there are {', '.join(dataset_card_names())}"
+        f"there is no data set card 'imagenet-b'; the cards are {', '.join(dataset_card_names())}"
     )
     with pytest.raises(UsageError) as caught:
         read_dataset_card("ImageNet_R")
     assert (caught.value.hint or "").startswith("did you mean imagenet-r or ")
     with pytest.raises(UsageError) as caught:
         read_dataset_card("something")
-    assert caught.value.hint == "a card of your own is named by its path, with .yaml at the end"
+    assert caught.value.hint == "give your own card as the path of its .yaml file"
 
 
 SPLITS = """
@@ -131,23 +130,23 @@ splits:
 """
 
 
-def test_splits_take_what_the_card_says_of_all_and_a_map_gives_the_labels(tmp_path: Path) -> None:
+def test_splits_inherit_the_values_of_the_card_and_a_map_gives_the_labels(tmp_path: Path) -> None:
     (tmp_path / "pets.txt").write_text("c\tcat\nd\tdog\n")
     (tmp_path / "map.yaml").write_text("kitten: c\npuppy: [d]\n")
     (tmp_path / "pets.yaml").write_text(OWN.replace("n_images: 4\n", "") + SPLITS)
     card = read_dataset_card(str(tmp_path / "pets.yaml"))
     assert card.labels == ("kitten", "puppy")
     assert card.notes == ("A note.",)
-    assert card.part() == card.part("val") == Part("val", ("both",), 4, 2, "top1")
-    assert card.part("seen").n_classes is None
-    assert card.part("test") == Part("test", ("t", "u"), 9, 1, "macro_f1", {"column": "y"})
-    with pytest.raises(UsageError) as caught:
-        card.part("train")
-    assert caught.value.message == "the set 'pets' has no split 'train'; there are val, test, seen"
+    assert card.split() == card.split("val") == Split("val", ("both",), 4, 2, "top1")
+    assert card.split("seen").n_classes is None
+    assert card.split("test") == Split("test", ("t", "u"), 9, 1, "macro_f1", {"column": "y"})
+    with pytest.raises(UsageError, match="'pets' has no split 'train'") as caught:
+        card.split("train")
+    assert caught.value.hint == "its splits are val, test, seen"
 
 
 KEYS = (
-    "name, title, source, licence, citation, layout, folders, classes, class_ids, map, templates,"
+    "name, title, source, licence, citation, layout, classes, class_ids, map, templates, folders,"
     " primary, n_images, n_classes, n_anchors, options, splits, notes"
 )
 
@@ -155,37 +154,52 @@ KEYS = (
 @pytest.mark.parametrize(
     ("old", "new", "message", "hint"),
     [
-        (OWN, "", "{card}: holds nothing, expected a data set card", f"it has {KEYS}"),
-        ("licence:", "license:", "{card}, line 4: 'license' is no key of a card", KEYS),
-        ("licence: CC0", "name: x", "{card}, line 4: 'name' stands there twice", KEYS),
+        (OWN, "", "{card}: holds nothing, expected a data set card", KEYS),
+        ("licence:", "license:", "{card}, line 4: unknown key 'license'", KEYS),
+        ("licence: CC0", "name: x", "{card}, line 4: the key 'name' is repeated", None),
         ("licence: CC0\n", "", "{card}: a data set card needs licence", None),
         ("index-folders", "flat", "is 'flat', expected one of id-folders, index-folders", None),
         ("n_images: 4\n", "", "{card}: n_images is missing for the set", None),
         (
             "n_images: 4",
             "splits: {a: {n_image: 4}}",
-            "line 8: 'n_image' is no key of a split",
-            None,
+            "line 8: unknown key 'n_image'",
+            "folders, primary, n_images, n_classes, n_anchors, options",
         ),
         ("n_images: 4", "splits: [a]", "line 8: splits is a list, expected a mapping", None),
-        ("n_images: 4", "splits: {a: 4}", "splits: a is a text, expected a mapping", None),
-        ("n_images: 4", "options: {a: [b]}", "options: a is a list, expected a text", None),
+        ("n_images: 4", "splits: {a: 4}", "split a is '4', expected a mapping", None),
+        ("n_images: 4", "options: {a: [b]}", "line 8: a is a list, expected a text", None),
         ("n_images: 4", "n_images: many", "line 8: n_images is 'many', expected a number", None),
         ("n_classes: 2", "n_classes: unknown", "n_classes is 'unknown', expected a number", None),
         (
             "licence: CC0",
             "licence: CC0\ntemplates: smple",
-            "{card}: templates is 'smple': no such file beside the card, and no built-in set",
+            "{card}: templates is 'smple', which is neither a file beside the card nor a built-in",
             "built-in sets: openai, simple",
         ),
-        ("n_classes: 2", "n_classes: 3", "n_classes is 3, but it names 2 classes", None),
+        ("n_classes: 2", "n_classes: 3", "n_classes is 3, but the card names 2 classes", None),
         ("name: pets", "name: [a]", "name is a list, expected a text", None),
-        ("licence: CC0", "licence: CC0\nclass_ids: [c, x]", "class_ids: x is no class of", None),
-        ("licence: CC0", "licence: CC0\nclass_ids: [c, c]", "an id stands twice, of", None),
-        ("licence: CC0", "licence: CC0\nfolders: [{a: b}]", "expected a list of texts", None),
+        (
+            "licence: CC0",
+            "licence: CC0\nclass_ids: [c, x]",
+            "class_ids: x is not a class of pets.txt",
+            None,
+        ),
+        (
+            "licence: CC0",
+            "licence: CC0\nclass_ids: [c, c]",
+            "class_ids: an id is listed twice",
+            None,
+        ),
+        (
+            "licence: CC0",
+            "licence: CC0\nfolders: [{a: b}]",
+            "an item of folders is a mapping, expected a text",
+            None,
+        ),
     ],
 )
-def test_a_faulty_card_is_refused_with_its_line(
+def test_invalid_card_is_rejected_with_its_line(
     tmp_path: Path, old: str, new: str, message: str, hint: str | None
 ) -> None:
     (tmp_path / "pets.txt").write_text("c\tcat\nd\tdog\n")

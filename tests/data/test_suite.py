@@ -21,7 +21,7 @@ def test_every_suite_names_existing_cards_and_splits(name: str) -> None:
     for spec in specs:
         assert spec.options.card is not None
         card = read_dataset_card(spec.options.card)
-        assert card.part(spec.options.split)
+        assert card.split(spec.options.split)
 
 
 def test_a_suite_by_name_needs_a_root_and_lists_its_folders() -> None:

@@ -1,4 +1,4 @@
-"""YTBB-Robust: which anchors and frames count by people's marks, and files of another form."""
+"""YTBB-Robust lists the frames that count by people's marks; invalid files are rejected."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.data.temporal import MARKS, PAIR_MARKS, YTBB_CLASSES, write_ytbb, ytbb_frame
 from tests.data.test_image_folder import put
+from tests.data.video_copies import MARKS, PAIR_MARKS, YTBB_CLASSES, write_ytbb, ytbb_frame
 from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.data.dataset_card import read_dataset_card
 from wiseft_cli.data.image_set import ImageSet
@@ -40,7 +40,7 @@ PAIRS = {
     f"{KEYS[BIRD]},{ytbb_frame(BIRD, 110)}": ["similar"],
     f"{KEYS[BIRD]},{ytbb_frame(BIRD, 111)}": ["similar"],  # too far
     f"{KEYS[BIRD]},{ytbb_frame(BIRD, 100)}": ["similar"],  # itself
-    f"{KEYS[BIRD]},{ytbb_frame(CAR, 101)}": ["similar"],  # of another anchor
+    f"{KEYS[BIRD]},{ytbb_frame(CAR, 101)}": ["similar"],  # in the folder of another anchor
     f"{KEYS[BIRD]},{ytbb_frame(BIRD, 101)}": ["correct"],  # not marked similar
     f"{KEYS[BIRD]},{ytbb_frame(BIRD, 102)}": ["similar", "blur-increase"],
     f"{KEYS[CAR]},{ytbb_frame(CAR, 99)}": ["similar"],
@@ -71,7 +71,7 @@ def opened(root: Path) -> ImageSet:
     return open_image_set(f"ytbb-robust={root}")
 
 
-def test_the_map_has_the_published_counts_with_none_as_the_24th_class() -> None:
+def test_map_has_the_published_counts_and_leaves_out_none() -> None:
     card = read_dataset_card("ytbb-robust")
     assert card.label_map is not None
     mapped = card.label_map.classes
@@ -81,13 +81,13 @@ def test_the_map_has_the_published_counts_with_none_as_the_24th_class() -> None:
     ids = [class_id for of_class in mapped.values() for class_id in of_class]
     assert (len(mapped), len(ids), len(set(ids))) == (19, 231, 231)
     assert set(ids) < set(read_dataset_card("imagenet").class_ids)
-    assert (card.part().n_anchors, card.part().primary) == (2030, "pm10")
+    assert (card.split().n_anchors, card.split().primary) == (2030, "pm10")
 
 
 @pytest.mark.parametrize(
     "place", ["ytbb-robust_metadata", "metadata", ".", "../ytbb-robust_metadata"]
 )
-def test_anchors_and_frames_count_by_peoples_marks(base: Path, place: str) -> None:
+def test_anchors_and_frames_are_selected_by_peoples_marks(base: Path, place: str) -> None:
     for file in list((base / "ytbb-robust_metadata").iterdir()):
         (base / place).mkdir(exist_ok=True)
         file.rename(base / place / file.name)
@@ -100,7 +100,7 @@ def test_anchors_and_frames_count_by_peoples_marks(base: Path, place: str) -> No
     assert images.accepted_labels == ("bird", "car", "cow", "person")
 
 
-def test_classes_that_the_head_lacks_never_win_and_their_frames_are_never_right(
+def test_classes_missing_in_the_head_never_win_and_their_frames_are_never_right(
     base: Path,
 ) -> None:
     images = opened(base)
@@ -108,25 +108,25 @@ def test_classes_that_the_head_lacks_never_win_and_their_frames_are_never_right(
     join = join_image_set(images, head)
     assert (len(join.columns), join.accepted["cow"]) == (19, ())
     assert len(join.accepted["person or car"]) == 2
-    own = [ClassEntry(at, "x") for at in YTBB_CLASSES]  # with none, as the reference has it
+    own = [ClassEntry(at, "x") for at in YTBB_CLASSES]  # with none, as in the reference code
     join = join_image_set(images, own)
     assert join.columns == tuple((at,) for at in range(24) if at != 22)
     assert [join.columns[at] for at in join.accepted["person or car"]] == [(0,), (23,)]
     assert [join.columns[at] for at in join.accepted["cow"]] == [(6,)]
 
 
-def refused(root: Path) -> tuple[str, str | None]:
+def rejection(root: Path) -> tuple[str, str | None]:
     with pytest.raises(DatasetError) as caught:
         opened(root)
     return caught.value.message, caught.value.hint
 
 
-def test_files_that_are_not_there_are_named_with_where_to_get_them(base: Path) -> None:
+def test_missing_files_are_reported_with_their_source(base: Path) -> None:
     (base / "ytbb-robust_metadata/pmk_labels.json").unlink()
-    message, hint = refused(base)
+    message, hint = rejection(base)
     assert message == (
-        f"image set 'ytbb-robust': pmk_labels.json not found in {base}, metadata or"
-        " ytbb-robust_metadata there, or ytbb-robust_metadata beside it"
+        f"image set 'ytbb-robust': pmk_labels.json not found in {base}, its metadata or"
+        " ytbb-robust_metadata, or ytbb-robust_metadata beside it"
     )
     assert "https://github.com/mlfoundations/wise-ft" in (hint or "")
 
@@ -142,21 +142,20 @@ SIMILAR = {"key": f"{KEYS[BIRD]},{ytbb_frame(BIRD, 90)}", "labels": [0]}
 @pytest.mark.parametrize(
     ("file", "document", "message"),
     [
-        ("anchor", {}, "'labels': is null, expected a list of texts"),
-        ("anchor", annotations(["good", "bad"]), "'labels': does not have 'unsure'"),
-        ("anchor", annotations([*MARKS, "good"]), "'labels': has 'good' twice"),
-        ("anchor", {"labels": MARKS, "annotations": {}}, "'annotations': is an object, expected"),
-        ("anchor", annotations([*MARKS], 3), "entry 1: expected a text as key, found the number 3"),
-        ("anchor", annotations([*MARKS], {"key": 3}), "as key, found the number 3"),
+        ("anchor", {}, "expected a list of texts under 'labels'"),
+        ("anchor", annotations(["good", "bad"]), "'labels' lacks 'unsure'"),
+        ("anchor", {"labels": MARKS, "annotations": {}}, "expected a list of texts under"),
+        ("anchor", annotations([*MARKS], 3), "entry 1: 3, expected a key and positions"),
+        ("anchor", annotations([*MARKS], {"key": 3}), "entry 1: {'key': 3}, expected a key"),
         (
             "anchor",
             annotations([*MARKS], {**GOOD, "labels": 0}),
-            f"{KEYS[BIRD]!r}: is the number 0",
+            f"{KEYS[BIRD]!r}, 'labels': 0",
         ),
         (
             "anchor",
             annotations([*MARKS], {**GOOD, "labels": [27]}),
-            "has the number 27, expected 0",
+            "expected a key and positions from 0 to 26",
         ),
         (
             "anchor",
@@ -166,14 +165,14 @@ SIMILAR = {"key": f"{KEYS[BIRD]},{ytbb_frame(BIRD, 90)}", "labels": [0]}
         (
             "anchor",
             annotations([*MARKS], {**GOOD, "key": ytbb_frame("unknown", 1)}),
-            "'unknown_44666': has no row, and anchor_labels.json has it",
+            "'ytbb_videos/unknown_44666/frame-1.jpg': has no row in the CSV file",
         ),
         (
             "anchor",
             annotations([*MARKS], {**GOOD, "key": KEYS[COW]}),
-            f"'ytbb_videos/{KEYS[COW]}': has no class, here or in the CSV",
+            f"'ytbb_videos/{KEYS[COW]}': has no class",
         ),
-        ("pmk", annotations([*PAIR_MARKS[1:]]), "'labels': does not have 'similar'"),
+        ("pmk", annotations([*PAIR_MARKS[1:]]), "'labels' lacks 'similar'"),
         (
             "pmk",
             annotations([*PAIR_MARKS], {**SIMILAR, "key": KEYS[BIRD]}),
@@ -186,12 +185,12 @@ SIMILAR = {"key": f"{KEYS[BIRD]},{ytbb_frame(BIRD, 90)}", "labels": [0]}
         ),
     ],
 )
-def test_files_of_another_form_are_refused_with_file_and_key(
+def test_files_in_another_form_are_rejected_with_file_and_key(
     base: Path, file: str, document: dict[str, Any], message: str
 ) -> None:
     path = base / f"ytbb-robust_metadata/{file}_labels.json"
     path.write_text(json.dumps(document))
-    found, _ = refused(base)
+    found, _ = rejection(base)
     assert found.startswith(f"{path.parent}/")
     assert message in found
 
@@ -199,7 +198,7 @@ def test_files_of_another_form_are_refused_with_file_and_key(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ytid,label\n", "\n  it has no column 'time_ms'"),
+        ("ytid,label\n", "\n  column 'time_ms' is missing"),
         ("ytid,time_ms,label\na,1\n", "  line 2: 2 cells, expected 3"),
         (
             "ytid,time_ms,label\na,1,24\nb,1,²\n",
@@ -208,17 +207,17 @@ def test_files_of_another_form_are_refused_with_file_and_key(
         ('ytid,time_ms,label\n"a', ", line 2: is not CSV: unexpected end of data"),
     ],
 )
-def test_a_table_of_another_form_is_refused_with_its_lines(
+def test_table_in_another_form_is_rejected_with_its_lines(
     base: Path, text: str, message: str
 ) -> None:
     path = base / "ytbb-robust_metadata/ytbb_robustness_test_anchors_full.csv"
     path.write_text(text)
-    found, _ = refused(base)
+    found, _ = rejection(base)
     assert found.startswith(str(path))
     assert message in found
 
 
-def test_a_later_mark_of_the_same_key_replaces_the_earlier(base: Path) -> None:
+def test_later_mark_of_a_key_replaces_the_earlier(base: Path) -> None:
     path = base / "ytbb-robust_metadata/anchor_labels.json"
     document = json.loads(path.read_text())
     document["annotations"].append({"key": KEYS[COW], "labels": [MARKS.index("bad")]})
@@ -226,8 +225,8 @@ def test_a_later_mark_of_the_same_key_replaces_the_earlier(base: Path) -> None:
     assert len(opened(base).neighbourhoods) == 2
 
 
-def test_a_frame_around_anchors_of_different_classes_is_refused(base: Path) -> None:
+def test_frame_around_anchors_of_different_classes_is_rejected(base: Path) -> None:
     near = ytbb_frame(BIRD, 90)
     anchors = {**ANCHORS, near: ["good", "dog"]}
     write_ytbb(base / "ytbb-robust_metadata", anchors, PAIRS, FIRST)
-    assert f"'ytbb_videos/{near}' is around an anchor of other classes, too" in refused(base)[0]
+    assert f"'ytbb_videos/{near}' is around an anchor of other classes too" in rejection(base)[0]

@@ -1,10 +1,11 @@
-"""`wiseft datasets`: what is known of published image sets, and whether a copy on disk is whole."""
+"""`wiseft datasets`: the published image sets that wiseft knows, and copies of them on disk."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,55 +13,73 @@ from wiseft_cli.cli.console import print_json, print_result, progress, warn
 from wiseft_cli.errors import DatasetError, UsageError, list_some
 
 if TYPE_CHECKING:
-    from wiseft_cli.data.card_form import DatasetCard
-    from wiseft_cli.data.image_set import ImageSet
+    from wiseft_cli.data.dataset_card import DatasetCard
 
-_NEEDS = {"list": 0, "show": 1, "check": 2}
-_WORDS = ("NAME", "ROOT")
+EXAMPLES = """wiseft datasets show imagenet-r
+wiseft datasets check imagenet-r /data/imagenet-r"""
+
+_FORMS = {"list": "list", "show": "show NAME", "check": "check NAME ROOT"}
 
 
 def datasets(
     action: Annotated[
         Literal["list", "show", "check"],
         typer.Argument(
-            metavar="[list|show|check]",
-            help="List the sets, show the card of one, or check a copy of it on disk.",
+            metavar="list|show|check",
+            help="List the sets and suites, show the card of a set, or check a copy on disk.",
         ),
     ] = "list",
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME]",
-            help="A set of the list, torchvision:CLASS for another set that torchvision reads, or"
-            " the path of a card of your own (.yaml).",
+            metavar="NAME",
+            help="A set or suite of the list, torchvision:CLASS for another set that torchvision"
+            " reads, or the path of your own card (.yaml).",
             show_default=False,
         ),
     ] = None,
     root: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[ROOT]",
+            metavar="ROOT",
             help="The folder that the download was unpacked into.",
             show_default=False,
         ),
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="The split that check looks at.  [default: the card's first]"),
+        typer.Option(
+            metavar="NAME",
+            help="Split to check.  [default: the card's first]",
+            rich_help_panel="Check",
+        ),
     ] = None,
     sample: Annotated[
-        int, typer.Option(min=0, help="How many images check decodes, spread over the set.")
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Number of images to decode, spread over the set.",
+            rich_help_panel="Check",
+        ),
     ] = 100,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print the result as JSON.", rich_help_panel="Output"),
+    ] = False,
 ) -> None:
-    """Show the published image sets that go by name, and check copies of them.
+    """List published image sets, show their cards, check copies on disk.
 
-    `check` verifies the layout and the counts, decodes a sample of the images, and exits with 1
-    where something differs, before an evaluation does.
+    `check` verifies layout and counts, decodes a sample of the images, and exits with 1 if
+    anything differs from the card.
     """
-    _check_words(action, (name, None if root is None else str(root)))
+    if _FORMS[action].count(" ") != sum(word is not None for word in (name, root)):
+        raise UsageError(
+            f"expected: wiseft datasets {_FORMS[action]}",
+            hint="`wiseft datasets` lists the names",
+        )
     if split is not None and action != "check":
-        raise UsageError("--split is for wiseft datasets check")
+        raise UsageError("--split is only for wiseft datasets check")
     if name is None:
         _list(as_json=as_json)
     elif root is None:
@@ -69,32 +88,33 @@ def datasets(
         _check(name, root, split, sample, as_json=as_json)
 
 
-def _check_words(action: str, given: tuple[str | None, ...]) -> None:
-    needs = _NEEDS[action]
-    form = " ".join(["wiseft datasets", action, *_WORDS[:needs]])
-    if sum(word is not None for word in given) != needs:
-        raise UsageError(f"expected: {form}", hint="`wiseft datasets` lists the names")
-
-
 def _list(*, as_json: bool) -> None:
-    # lazy: yaml costs a while, and --help needs none of it
+    # lazy: yaml takes time to import, and --help does not need it
     from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
     from wiseft_cli.data.suite import find_suite, read_suite, suite_names
 
     cards = [read_dataset_card(name) for name in dataset_card_names()]
-    suites = {name: read_suite(find_suite(name)) for name in suite_names()}
+    suites = {name: [spec.title for spec in read_suite(find_suite(name))] for name in suite_names()}
     if as_json:
-        sets = {name: [spec.title for spec in specs] for name, specs in suites.items()}
-        print_json({"sets": [_document(card) for card in cards], "suites": sets})
+        print_json({"sets": [_document(card) for card in cards], "suites": suites})
         return
     width = max(map(len, (*suites, *(card.name for card in cards))))
     for card in cards:
-        counts = f"{card.part().n_images:>9,} images  {len(card.labels):>5,} classes"
+        counts = f"{card.split().n_images:>9,} images  {len(card.labels):>5,} classes"
         print_result(f"{card.name:<{width}}  {counts}  {card.title}")
     print_result("\nsuites, for wiseft eval --suite NAME --root DIR:")
-    for name, specs in suites.items():
-        print_result(f"{name:<{width}}  {', '.join(spec.title for spec in specs)}")
+    for name, sets in suites.items():
+        print_result(f"{name:<{width}}  {', '.join(sets)}")
     print_result("\ntorchvision:CLASS names any other set of classes that torchvision reads")
+
+
+def _document(card: DatasetCard) -> dict[str, Any]:
+    """Return a card as a JSON object."""
+    document = asdict(card)
+    document["parts"] = [{"split": split.pop("name"), **split} for split in document.pop("splits")]
+    if card.label_map is not None:
+        document["label_map"]["path"] = str(card.label_map.path)
+    return document
 
 
 def _show(name: str, *, as_json: bool) -> None:
@@ -108,31 +128,36 @@ def _show(name: str, *, as_json: bool) -> None:
     if as_json:
         print_json(_document(card))
         return
+    for key, value in _facts(card):
+        print_result(f"{key:<10} {value}")
+
+
+def _facts(card: DatasetCard) -> Iterator[tuple[str, str]]:
+    """Yield the lines of `datasets show`."""
     for key in ("name", "title", "source", "licence", "citation", "layout"):
-        _print_fact(key, getattr(card, key))
-    for part in card.parts:
-        if part.split:
-            _print_fact("split", part.split)
-        _print_fact("folders", ", ".join(part.folders) or "the root")
-        for key, count in (("n_images", part.n_images), ("n_classes", part.n_classes)):
-            _print_fact(key, "unknown" if count is None else f"{count:,}")
-        if part.n_anchors is not None:
-            _print_fact("n_anchors", f"{part.n_anchors:,}")
-        _print_fact("primary", part.primary)
-        if part.options:
-            _print_fact("options", ", ".join(f"{key}: {of}" for key, of in part.options.items()))
-    _print_fact("classes", card.classes)
-    known = ", ".join(list_some(card.class_ids, limit=5))
-    _print_fact("class_ids", known or "as torchvision finds them in the data")
+        yield key, getattr(card, key)
+    for split in card.splits:
+        if split.name:
+            yield "split", split.name
+        yield "folders", ", ".join(split.folders) or "the root"
+        yield "n_images", "unknown" if split.n_images is None else f"{split.n_images:,}"
+        yield "n_classes", "unknown" if split.n_classes is None else f"{split.n_classes:,}"
+        if split.n_anchors is not None:
+            yield "n_anchors", f"{split.n_anchors:,}"
+        yield "primary", split.primary
+        if split.options:
+            yield "options", ", ".join(f"{key}: {of}" for key, of in split.options.items())
+    yield "classes", card.classes
+    yield "class_ids", ", ".join(list_some(card.class_ids, limit=5)) or "known from the data only"
     if card.label_map is not None:
-        _print_fact("map", str(card.label_map.path))
-    _print_fact("templates", card.templates)
+        yield "map", str(card.label_map.path)
+    yield "templates", card.templates
     for note in card.notes:
-        _print_fact("note", note)
+        yield "note", note
 
 
 def _show_suite(name: str, *, as_json: bool) -> None:
-    """Print a line for each set of a suite: its name in reports, its card, split and folder."""
+    """Print one line per set of a suite: its name in reports, its card, split and folder."""
     from wiseft_cli.data.suite import find_suite, read_suite
 
     rows = [
@@ -152,20 +177,25 @@ def _show_suite(name: str, *, as_json: bool) -> None:
         print_result(f"{row['name']}: the set {row['card']}{split}, in ROOT/{row['folder']}")
 
 
-def _print_fact(key: str, value: str) -> None:
-    print_result(f"{key:<10} {value}")
-
-
 def _check(name: str, root: Path, split: str | None, sample: int, *, as_json: bool) -> None:
-    from wiseft_cli.data.carded_set import open_carded_set
     from wiseft_cli.data.dataset_card import read_dataset_card
+    from wiseft_cli.data.images import find_unreadable_images
+    from wiseft_cli.data.published_set import open_published_set
+    from wiseft_cli.evaluation.metrics import METRIC_NAMES
 
-    images = open_carded_set(read_dataset_card(name), root, split=split)
+    images = open_published_set(read_dataset_card(name), root, split=split)
     for note in images.notes:
         warn(note)
-    n_decoded, unreadable = _decode_sample(images, sample)
-    faults = [*_unknown_metric(images.join_options.primary), *images.warnings, *unreadable]
+    faults = list(images.warnings)
+    primary = images.join_options.primary
+    if primary not in METRIC_NAMES:
+        faults.append(f"primary is {primary!r}, expected one of {', '.join(METRIC_NAMES)}")
     n_images, n_classes = len(images.records), len(images.accepted_labels)
+    n_tried = min(sample, n_images)
+    with progress(n_tried, "decoding a sample") as advance:
+        unreadable = find_unreadable_images(images, n_tried, advance)
+    faults += unreadable
+    n_decoded = n_tried - len(unreadable)
     if as_json:
         print_json(
             {
@@ -183,29 +213,4 @@ def _check(name: str, root: Path, split: str | None, sample: int, *, as_json: bo
             f" {n_decoded:,} decoded"
         )
     if faults:
-        raise DatasetError(f"{images.root}: not as the card says\n  " + "\n  ".join(faults))
-
-
-def _unknown_metric(primary: str | None) -> list[str]:
-    from wiseft_cli.evaluation.metrics import METRIC_NAMES  # lazy: scipy costs a while
-
-    if primary is None or primary in METRIC_NAMES:
-        return []
-    return [f"primary is {primary!r}, expected one of {', '.join(METRIC_NAMES)}"]
-
-
-def _decode_sample(images: ImageSet, sample: int) -> tuple[int, list[str]]:
-    """Return how many images of an even spread decode, and what is wrong with the others."""
-    from wiseft_cli.data.images import find_unreadable_images  # lazy: numpy costs a while
-
-    taken = min(sample, len(images.records))
-    with progress(taken, "decoding a sample") as advance:
-        unreadable = find_unreadable_images(images, taken, advance)
-    return taken - len(unreadable), unreadable
-
-
-def _document(card: DatasetCard) -> dict[str, object]:
-    document = asdict(card)
-    if card.label_map is not None:
-        document["label_map"]["path"] = str(card.label_map.path)
-    return document
+        raise DatasetError(f"{images.root} differs from the card", faults=faults)

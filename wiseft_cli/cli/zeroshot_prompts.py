@@ -53,19 +53,17 @@ def read_classes(source: str) -> ClassList:
 
 
 def _did_you_mean(source: str) -> str:
-    from wiseft_cli.data.dataset_card import near_card_names  # lazy: as above
+    from wiseft_cli.data.dataset_card import similar_card_names  # lazy: as above
 
-    near = near_card_names(source)
+    near = similar_card_names(source)
     return f"did you mean {' or '.join(near)}? " if near else ""
 
 
 def _class_list(source: str) -> ClassList:
-    from wiseft_cli.data.card_form import TORCHVISION_PREFIX
+    from wiseft_cli.data.dataset_card import TORCHVISION_PREFIX, torchvision_classes
     from wiseft_cli.prompts.class_names import BUILTIN_CLASSES, read_class_names
 
     if source.startswith(TORCHVISION_PREFIX):
-        from wiseft_cli.data.from_torchvision.card import torchvision_classes
-
         return torchvision_classes(source)
     if source not in BUILTIN_CLASSES:
         return read_class_names(Path(source))

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from wiseft_cli.data.carded_set import open_carded_set
 from wiseft_cli.data.dataset_card import (
     dataset_card_names,
     is_dataset_card_name,
@@ -19,6 +18,7 @@ from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.label_map import LabelMap, read_label_map
 from wiseft_cli.data.manifest import MANIFEST_SUFFIXES, list_manifest
+from wiseft_cli.data.published_set import open_published_set
 from wiseft_cli.data.shards import list_shards
 from wiseft_cli.data.spec import NO_CARD, SetOptions, SetSpec, parse_spec
 from wiseft_cli.data.suite import find_suite_sets, read_suite, suite_names
@@ -56,7 +56,7 @@ def open_training_set(spec: str) -> ImageSet:
     source = _card_of(parsed)
     if source is None or parsed.options.split is not None:
         return open_spec(parsed)
-    splits = [part.split for part in read_dataset_card(source).parts]
+    splits = [split.name for split in read_dataset_card(source).splits]
     if "train" in splits:
         with_split = f"{spec}{',' if parsed.options.given else '?'}split=train"
         raise UsageError(
@@ -185,7 +185,7 @@ def _open_published(spec: SetSpec, source: str) -> ImageSet:
             f"{spec.data}: the card {source!r} already determines {', '.join(extra)}",
             hint="omit the option, or add card=none to read the data without its card",
         )
-    return open_carded_set(card, Path(spec.data), name=spec.name, split=spec.options.split)
+    return open_published_set(card, Path(spec.data), name=spec.name, split=spec.options.split)
 
 
 def _with_join_options(images: ImageSet, options: SetOptions) -> ImageSet:

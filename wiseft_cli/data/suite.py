@@ -127,7 +127,7 @@ def _as_unpacked(spec: SetSpec) -> SetSpec:
     place, source = Path(spec.data), spec.options.card
     if path_exists(place) or source is None or source == NO_CARD:
         return spec
-    part = read_dataset_card(source).part(spec.options.split)
-    if not any(is_folder(place.parent / folder) for folder in part.folders):
+    split = read_dataset_card(source).split(spec.options.split)
+    if not any(is_folder(place.parent / folder) for folder in split.folders):
         return spec
     return replace(spec, data=str(place.parent))

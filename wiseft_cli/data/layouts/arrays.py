@@ -1,21 +1,18 @@
-"""Published sets whose pictures are one array and whose labels another, in NumPy's files.
+"""Published sets in NumPy's files: one array of pictures and one of labels.
 
-CIFAR-10.1 has a .npy file for each, CIFAR-10.2 both in a .npz. `npy_file.py` reads them;
-pictures of a .npy are mapped into memory and taken one at a time.
+CIFAR-10.1 has one `.npy` file for each, CIFAR-10.2 a `.npz` with both. Nothing is unpickled.
 """
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from wiseft_cli.data.card_form import DatasetCard, Part
-from wiseft_cli.data.files import path_exists
 from wiseft_cli.data.image_set import ImageRecord, ImageSet
-from wiseft_cli.data.layouts.npy_file import Place, read_array
-from wiseft_cli.data.layouts.places import find_folder, require_files
+from wiseft_cli.data.layouts.local_copy import LocalCopy
 from wiseft_cli.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -23,21 +20,56 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-class ArrayReader:
-    """Gives pictures out of an array (N, H, W, 3) of bytes; `offset` is their row.
+class ArrayFile(NamedTuple):
+    """An array in a file.
 
-    The array is opened when the first picture is asked for, in each process for itself.
-
-    Args:
-        place: Where it is.
+    Attributes:
+        path: A `.npy` or `.npz` file.
+        member: The array's name in a `.npz` file.
+        source: Where the file is published.
     """
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    path: Path
+    member: str | None
+    source: str
+
+    def __str__(self) -> str:
+        """Return the file and, in an archive, the array's name."""
+        return str(self.path) if self.member is None else f"{self.path}, {self.member}"
+
+    def read(self) -> npt.NDArray[Any]:
+        """Return the array; a `.npy` file is mapped into memory.
+
+        Raises:
+            DatasetError: The file is damaged or of another kind, or needs unpickling.
+        """
+        try:
+            if self.member is None:
+                return np.lib.format.open_memmap(self.path, mode="r")
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.member}.npy") as file:
+                array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+                return array
+        except Exception as error:  # a damaged file makes NumPy and zipfile raise any class
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DatasetError(
+                f"{self}: cannot be read: {reason}",
+                hint=f"get {self.path.name} from {self.source} (for a Git LFS pointer,"
+                " `git lfs pull`)",
+            ) from None
+
+
+class ArrayReader:
+    """Reads the pictures of an array of shape (N, H, W, 3); a record's `offset` is its row.
+
+    Each process opens the array itself, when it reads its first picture.
+    """
+
+    def __init__(self, file: ArrayFile) -> None:
+        self.file = file
         self._pictures: npt.NDArray[np.uint8] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the array itself behind: a process that is sent the reader opens its own."""
+        """Return the state without the array, for another process."""
         return {**self.__dict__, "_pictures": None}
 
     @property
@@ -45,14 +77,14 @@ class ArrayReader:
         """The array.
 
         Raises:
-            DatasetError: The file holds none of that form.
+            DatasetError: The file cannot be read, or holds an array of another form.
         """
         if self._pictures is None:
-            pictures = read_array(self.place)
+            pictures = self.file.read()
             if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
                 raise DatasetError(
-                    f"{self.place}: holds {pictures.dtype} of shape"
-                    f" {pictures.shape}, expected pictures: uint8 of shape (N, H, W, 3)"
+                    f"{self.file}: holds {pictures.dtype} of shape {pictures.shape}, expected"
+                    " pictures: uint8 of shape (N, H, W, 3)"
                 )
             self._pictures = pictures
         return self._pictures
@@ -63,78 +95,65 @@ class ArrayReader:
         Raises:
             DatasetError: The file has changed since it was listed.
         """
-        from PIL import Image  # lazy: listing a set needs none of it
+        from PIL import Image  # lazy: listing a set does not need it
 
         row = record.offset or 0
         if row >= len(self.pictures):
             raise DatasetError(
-                f"cannot read image {record.path}: {self.place.path} has {len(self.pictures)}"
+                f"cannot read image {record.path}: {self.file.path} has {len(self.pictures)}"
                 " pictures; it has changed since it was listed"
             )
         return Image.fromarray(np.ascontiguousarray(self.pictures[row]))
 
 
-def list_arrays(card: DatasetCard, part: Part, root: Path, *, name: str) -> ImageSet:
-    """List a set of two arrays; labels are positions among the card's classes.
+def list_arrays(copy: LocalCopy) -> ImageSet:
+    """List a set of two arrays, whose labels are positions among the card's classes.
 
-    The card's options are the files, `images` and `labels`, or `npz`, a file that has members of
-    these names, and `pickled`, a file of the same that is not read.
+    The card's options are the files `images` and `labels`, or `npz`, a file with arrays of these
+    names.
 
     Raises:
-        DatasetError: Nothing there, arrays of another form, or labels that are no class.
+        DatasetError: A file is missing, or an array is not of the expected form.
     """
-    folder = find_folder(card, part, root, name=name)
-    options, archive = part.options, part.options.get("npz")
-    if archive is None:
-        if not {"images", "labels"} <= set(options):
-            raise DatasetError(
-                f"the card {card.name!r} does not say which files its arrays are in",
-                hint="options: {images: FILE, labels: FILE}, or {npz: FILE} for both",
-            )
+    folder = copy.find_folder()
+    options = copy.split.options
+    members: tuple[str | None, str | None] = (None, None)
+    if "npz" in options:
+        files, members = (options["npz"], options["npz"]), ("images", "labels")
+    elif {"images", "labels"} <= options.keys():
         files = (options["images"], options["labels"])
-        members: tuple[str | None, ...] = (None, None)
     else:
-        files, members = (archive, archive), ("images", "labels")
-        _refuse_pickled(card, folder, archive, options.get("pickled"), name=name)
-    require_files(card, part, folder, tuple(dict.fromkeys(files)), name=name)
+        raise copy.error(
+            "the card does not name the files of the arrays",
+            hint="options: {images: FILE, labels: FILE}, or {npz: FILE} for both",
+        )
+    copy.require_files(folder, tuple(dict.fromkeys(files)))
     pictures, numbers = (
-        Place(folder / file, member, card.source)
+        ArrayFile(folder / file, member, copy.card.source)
         for file, member in zip(files, members, strict=True)
     )
     reader = ArrayReader(pictures)
-    labels = _labels(card, numbers, len(reader.pictures))
+    labels = _labels(copy, numbers, len(reader.pictures))
     size_bytes = reader.pictures[0].nbytes
     width = len(str(len(labels) - 1))
     records = tuple(
         ImageRecord(f"{files[0]}/{row:0{width}}", label, size_bytes, container=files[0], offset=row)
         for row, label in enumerate(labels)
     )
-    return ImageSet(name, folder, records, reader=reader)
+    return ImageSet(copy.name, folder, records, reader=reader)
 
 
-def _refuse_pickled(
-    card: DatasetCard, folder: Path, archive: str, pickled: str | None, *, name: str
-) -> None:
-    if pickled is None or path_exists(folder / archive) or not path_exists(folder / pickled):
-        return
-    raise DatasetError(
-        f"image set {name!r}: {folder / pickled} is a pickled dictionary, which can run any program"
-        " when it is opened; nothing is unpickled here",
-        hint=f"get {archive} from {card.source}, which has the same images as plain arrays",
-    )
-
-
-def _labels(card: DatasetCard, place: Place, n_images: int) -> list[str]:
-    numbers = read_array(place)
+def _labels(copy: LocalCopy, file: ArrayFile, n_images: int) -> list[str]:
+    numbers = file.read()
     if numbers.dtype.kind not in "iu" or numbers.shape != (n_images,) or not n_images:
         raise DatasetError(
-            f"{place}: holds {numbers.dtype} of shape {numbers.shape}, expected labels: integers of"
-            f" shape ({n_images},), one an image and at least one"
+            f"{file}: holds {numbers.dtype} of shape {numbers.shape}, expected labels: integers of"
+            f" shape ({n_images},), one per image and at least one"
         )
-    n_classes = len(card.class_ids)
-    if not 0 <= int(numbers.min()) <= int(numbers.max()) < n_classes:
+    class_ids = copy.card.class_ids
+    if not 0 <= int(numbers.min()) <= int(numbers.max()) < len(class_ids):
         raise DatasetError(
-            f"{place}: has labels from {numbers.min()} to {numbers.max()}, expected positions among"
-            f" the {n_classes} classes of {card.title}, 0 to {n_classes - 1}"
+            f"{file}: has labels from {numbers.min()} to {numbers.max()}, expected positions among"
+            f" the {len(class_ids)} classes of {copy.card.title}, 0 to {len(class_ids) - 1}"
         )
-    return [card.class_ids[number] for number in numbers.tolist()]
+    return [class_ids[number] for number in numbers.tolist()]

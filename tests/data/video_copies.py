@@ -1,4 +1,4 @@
-"""Small copies of ImageNet-Vid-Robust and YTBB-Robust, as archive and metadata have them."""
+"""Write small copies of ImageNet-Vid-Robust and YTBB-Robust."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 Draw = Callable[[Path, str], None]
-"""Makes the picture of a frame in which a class is to be seen."""
+"""Makes the picture of a frame that shows a class."""
 
 VID_CLASSES = (
     *("n02691156", "n02419796", "n02131653", "n02834778", "n01503061", "n02924116", "n02958343"),
@@ -45,7 +45,7 @@ def write_vid(
     labels: Mapping[str, Sequence[int]],
     draw: Draw,
 ) -> Path:
-    """The set's folder; each frame shows the class at the first of its positions."""
+    """Write the set's folder; each frame shows the class at its first position."""
     for frame, positions in labels.items():
         draw(base / frame, VID_CLASSES[positions[0]])
     for file, document in (("pmsets", pmsets), ("labels", labels)):
@@ -64,7 +64,7 @@ def write_ytbb(
     pairs: Mapping[str, Sequence[str]],
     first: Mapping[str, str],
 ) -> Path:
-    """The metadata's files.
+    """Write the metadata files.
 
     Args:
         anchors: Key to the marks of an anchor.

@@ -1,6 +1,6 @@
-"""Small copies of the sets of `torchvision:NAME`, in the files that torchvision reads.
+"""Write small copies of the sets of `torchvision:NAME`, in the files that torchvision reads.
 
-Each writer makes the first split of its set: two images, of the classes that it returns.
+Each writer makes the first split of its set: two images, of the classes it returns.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 import torchvision
 from scipy.io import savemat
 
-from tests.data.official import picture, save_picture
+from tests.data.published_copies import picture, save_picture
 
 Patch = pytest.MonkeyPatch
 
@@ -27,7 +27,7 @@ def grey(class_number: int, size: int = 28) -> np.ndarray:
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
-    """MNIST's own form: the kind of number, the dimensions, the numbers, all big-endian."""
+    """Write an array in MNIST's format: type, dimensions, values, all big-endian."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = {1: 8, 4: 12}[array.dtype.itemsize]
     header = bytes([0, 0, kind, array.ndim]) + np.array(array.shape, ">i4").tobytes()

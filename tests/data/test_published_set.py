@@ -1,4 +1,4 @@
-"""Published sets in their layouts: what a spec opens, what is refused, what is only said."""
+"""Published sets are opened by their cards; wrong folders are rejected, wrong counts reported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wiseft_cli.errors import DatasetError, UsageError
 IDS = read_dataset_card("imagenet").class_ids
 
 
-def test_a_set_named_after_a_card_is_opened_by_it_and_differing_counts_are_said(
+def test_set_named_after_a_card_is_opened_by_it_with_a_warning_for_wrong_counts(
     tmp_path: Path,
 ) -> None:
     put(tmp_path / "down/imagenet-r", "n01443537/a.jpg", "n02510455/b.jpg")
@@ -29,14 +29,14 @@ def test_a_set_named_after_a_card_is_opened_by_it_and_differing_counts_are_said(
     assert (images.name, images.labels) == ("imagenet-r", ("n01443537", "n02510455"))
     assert images.root == tmp_path / "down/imagenet-r"
     assert images.warnings == (
-        "image set 'imagenet-r': 2 images, ImageNet-R (renditions), 200 classes has 30,000: the"
-        " copy is not complete, or another set",
-        "image set 'imagenet-r': 2 classes, ImageNet-R (renditions), 200 classes has 200: the"
-        " copy is not complete, or another set",
+        "image set 'imagenet-r': 2 images, but ImageNet-R (renditions), 200 classes has 30,000: the"
+        " copy is incomplete, or not of this set",
+        "image set 'imagenet-r': 2 classes, but ImageNet-R (renditions), 200 classes has 200: the"
+        " copy is incomplete, or not of this set",
     )
 
 
-def test_numeric_folders_are_positions_among_imagenets_ids_not_text_order(tmp_path: Path) -> None:
+def test_numbered_folders_are_positions_among_imagenets_ids(tmp_path: Path) -> None:
     put(tmp_path / "v2", "0/a.jpeg", "10/b.jpeg", "2/c.jpeg", "999/d.jpeg")
     images = open_image_set(f"shift={tmp_path / 'v2'}?card=imagenet-v2")
     assert {record.path: record.label for record in images.records} == {
@@ -48,17 +48,17 @@ def test_numeric_folders_are_positions_among_imagenets_ids_not_text_order(tmp_pa
     assert images.name == "shift"
 
 
-def test_folders_that_are_no_class_are_refused_with_the_way_around(tmp_path: Path) -> None:
+def test_folders_that_are_not_a_class_are_rejected_with_a_way_around(tmp_path: Path) -> None:
     put(tmp_path / "a", "cat/a.jpg", "n01443537/a.jpg")
     with pytest.raises(DatasetError) as caught:
         open_image_set(f"imagenet-r={tmp_path / 'a'}")
     assert caught.value.message == (
-        f"image set 'imagenet-r': {tmp_path / 'a'} has 1 folder that is no class of ImageNet-R"
-        " (renditions), 200 classes; expected class ids such as n01443537:\n  cat"
+        f"image set 'imagenet-r': {tmp_path / 'a'} has folders that are not a class of ImageNet-R"
+        " (renditions), 200 classes (expected class ids such as n01443537):\n  cat"
     )
     assert caught.value.hint == (
-        "is it laid out as https://github.com/hendrycks/imagenet-r has it? eval and finetune take"
-        " it as a plain folder with ?card=none behind it"
+        "is it laid out as at https://github.com/hendrycks/imagenet-r? ?card=none reads it as a"
+        " plain folder"
     )
     plain = open_image_set(f"imagenet-r={tmp_path / 'a'}?card=none")
     assert plain.labels == ("cat", "n01443537")
@@ -78,30 +78,32 @@ def refusal(spec: str) -> tuple[str, str | None]:
 
 @pytest.mark.parametrize(
     ("files", "found"),
-    [([], "found nothing"), (["sets/imagenet-r/n01443537/a.jpg"], "found:\n  sets")],
+    [([], "it is empty"), (["sets/imagenet-r/n01443537/a.jpg"], "found:\n  sets")],
 )
-def test_a_root_without_the_set_is_told_which_folders_were_looked_for(
+def test_root_without_the_set_is_rejected_with_the_expected_folders(
     tmp_path: Path, files: list[str], found: str
 ) -> None:
     put(tmp_path, *files)
     assert refusal(f"imagenet-r={tmp_path}") == (
-        f"image set 'imagenet-r': {tmp_path} is no copy of ImageNet-R (renditions), 200 classes: it"
-        " has no folder imagenet-r, and no class folder; expected class ids such as n01443537,"
+        f"image set 'imagenet-r': {tmp_path} is not a copy of ImageNet-R (renditions), 200 classes:"
+        " it has no folder imagenet-r and no class folder (expected class ids such as n01443537);"
         f" {found}",
         "name the folder that the download was unpacked into, or the one with the class folders;"
-        f" {SOURCE} has the set",
+        f" the set is at {SOURCE}",
     )
 
 
 @pytest.mark.parametrize("place", [".", "imagenet-r"])
-def test_a_set_still_packed_is_to_be_unpacked(tmp_path: Path, place: str) -> None:
+def test_packed_set_is_rejected_with_a_hint_to_unpack_it(tmp_path: Path, place: str) -> None:
     folder = tmp_path / place
     put(folder, "imagenet-r.tar")
-    assert refusal(f"imagenet-r={tmp_path}") == (
-        f"image set 'imagenet-r': {folder} is no copy of ImageNet-R (renditions), 200 classes: it"
-        f" has {'no folder imagenet-r, and ' if place == '.' else ''}no class folder; expected"
-        " class ids such as n01443537, found:\n  imagenet-r.tar",
-        f"unpack imagenet-r.tar, and name the folder it was unpacked into; {SOURCE} has the set",
+    message, hint = refusal(f"imagenet-r={tmp_path}")
+    assert message.startswith(f"image set 'imagenet-r': {folder} is not a copy of ImageNet-R")
+    assert ("no folder imagenet-r" in message) == (place == ".")
+    assert message.endswith("; found:\n  imagenet-r.tar")
+    assert hint == (
+        "unpack imagenet-r.tar, and name the folder that the download was unpacked into, or the one"
+        f" with the class folders; the set is at {SOURCE}"
     )
     put(tmp_path / "dtd", "dtd-r1.0.1.tar.gz")
     assert (refusal(f"dtd={tmp_path / 'dtd'}")[1] or "").startswith(
@@ -110,33 +112,33 @@ def test_a_set_still_packed_is_to_be_unpacked(tmp_path: Path, place: str) -> Non
 
 
 NO_TRAIN = (
-    "it has none of the folders train, ILSVRC2012_img_train, ILSVRC/Data/CLS-LOC/train,"
-    " Data/CLS-LOC/train, and "
+    ", and has none of the folders train, ILSVRC2012_img_train, ILSVRC/Data/CLS-LOC/train,"
+    " Data/CLS-LOC/train"
 )
 
 
-def test_the_folder_of_one_split_is_not_taken_for_another(tmp_path: Path) -> None:
+def test_folder_of_one_split_is_not_taken_for_another(tmp_path: Path) -> None:
     put(tmp_path / "val", f"{IDS[0]}/a.jpg")
     hint = (
-        "`split` chooses another one, val, train; this one is at"
+        "choose the split with ?split=, one of val, train, or get this one from"
         " https://www.image-net.org/challenges/LSVRC/2012/"
     )
-    title = "is no copy of ImageNet-1k (ILSVRC 2012), split train: "
+    title = "is not a copy of ImageNet-1k (ILSVRC 2012), split train: it "
     assert refusal(f"imagenet={tmp_path}?split=train") == (
-        f"image set 'imagenet': {tmp_path} {title}{NO_TRAIN}has val, which is split val",
+        f"image set 'imagenet': {tmp_path} {title}has the folder val of split val{NO_TRAIN}",
         hint,
     )
     assert refusal(f"imagenet={tmp_path / 'val'}?split=train") == (
-        f"image set 'imagenet': {tmp_path / 'val'} {title}{NO_TRAIN}is itself the folder of split"
-        " val",
+        f"image set 'imagenet': {tmp_path / 'val'} {title}is itself the folder of split"
+        f" val{NO_TRAIN}",
         hint,
     )
-    (tmp_path / "val").rename(tmp_path / "mine")  # a name that says nothing of a split
+    (tmp_path / "val").rename(tmp_path / "mine")  # a name that does not suggest a split
     images = open_image_set(f"imagenet={tmp_path / 'mine'}?split=train")
     assert images.labels == (IDS[0],)
 
 
-def test_a_split_of_a_card_of_ones_own_is_never_the_root_of_another(tmp_path: Path) -> None:
+def test_split_of_a_users_card_is_not_taken_from_the_root_of_another(tmp_path: Path) -> None:
     (tmp_path / "pets.txt").write_text("c\tcat\nd\tdog\n")
     splits = "splits: {val: {n_images: 2}, test: {n_images: 2, folders: [pets-test]}}\n"
     card = tmp_path / "pets.yaml"
@@ -145,30 +147,31 @@ def test_a_split_of_a_card_of_ones_own_is_never_the_root_of_another(tmp_path: Pa
     assert open_image_set(f"{root}?card={card},split=val").labels == ("c", "d")
     message, hint = refusal(f"{root}?card={card},split=test")
     assert message == (
-        f"image set 'pets': {root} is no copy of Pets at home, split test: it has no folder"
-        " pets-test, and is itself the folder of split val"
+        f"image set 'pets': {root} is not a copy of Pets at home, split test: it is itself the"
+        " folder of split val, and has no folder pets-test"
     )
     assert hint == (
-        "`split` chooses another one, val, test; this one is at https://example.org/pets"
+        "choose the split with ?split=, one of val, test, or get this one from"
+        " https://example.org/pets"
     )
 
 
-def test_a_manifest_that_is_named_as_a_card_is_a_manifest(tmp_path: Path) -> None:
+def test_manifest_named_after_a_card_is_read_as_a_manifest(tmp_path: Path) -> None:
     put(tmp_path, "a.jpg")
     (tmp_path / "r.csv").write_text("path,label\na.jpg,n01443537\n")
     images = open_image_set(f"imagenet-r={tmp_path / 'r.csv'}")
     assert (images.labels, images.warnings) == (("n01443537",), ())
 
 
-def test_what_the_card_says_cannot_be_said_again(tmp_path: Path) -> None:
+def test_option_that_contradicts_the_card_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         open_image_set(f"imagenet-r={tmp_path}?labels_are_indices=true")
     assert caught.value.message == (
-        f"{tmp_path}: the card 'imagenet-r' already determines labels_are_indices"
+        f"{tmp_path}: the card 'imagenet-r' says what labels_are_indices would"
     )
 
 
-def test_a_suite_names_cards_from_its_own_folder(tmp_path: Path) -> None:
+def test_suite_finds_cards_in_its_own_folder(tmp_path: Path) -> None:
     put(tmp_path / "pets", "0/1.png", "0/2.png", "1/1.png", "1/2.png")
     (tmp_path / "pets.txt").write_text("d\tdog\nc\tcat\n")
     (tmp_path / "pets.yaml").write_text(OWN)
@@ -185,7 +188,7 @@ def test_a_suite_names_cards_from_its_own_folder(tmp_path: Path) -> None:
 
 
 def write_pets(folder: Path) -> None:
-    """A set of one's own with a map to other classes, and two splits."""
+    """Write a user's card with a map to other classes, and two splits."""
     (folder / "pets.txt").write_text("c\tcat\nd\tdog\nh\thorse\n")
     (folder / "map.yaml").write_text("kitten: c\npuppy: [d, h]\n")
     card = OWN.replace("index-folders", "id-folders").replace("n_images: 4\n", "map: map.yaml\n")
@@ -193,7 +196,7 @@ def write_pets(folder: Path) -> None:
     (folder / "pets.yaml").write_text(card + splits)
 
 
-def test_a_split_of_a_published_set_is_an_option(tmp_path: Path) -> None:
+def test_split_is_selected_by_an_option(tmp_path: Path) -> None:
     write_pets(tmp_path)
     put(tmp_path / "v", "kitten/1.png", "puppy/1.png")
     put(tmp_path / "other", "puppy/1.png")
@@ -206,11 +209,11 @@ def test_a_split_of_a_published_set_is_an_option(tmp_path: Path) -> None:
     )
     images = open_image_set(f"{tmp_path / 'other'}?{card},split=test")
     assert (images.labels, images.warnings) == (("puppy",), ())
-    with pytest.raises(UsageError, match="no split 'train'; there are val, test"):
+    with pytest.raises(UsageError, match="no split 'train'"):
         open_image_set(f"{tmp_path}?{card},split=train")
 
 
-def test_labels_join_through_the_cards_map_or_as_a_heads_own_classes(tmp_path: Path) -> None:
+def test_labels_join_through_the_cards_map_or_as_classes_of_the_head(tmp_path: Path) -> None:
     write_pets(tmp_path)
     put(tmp_path / "other", "puppy/1.png")
     images = open_image_set(f"{tmp_path / 'other'}?card={tmp_path / 'pets.yaml'},split=test")
@@ -222,7 +225,7 @@ def test_labels_join_through_the_cards_map_or_as_a_heads_own_classes(tmp_path: P
     assert (join.columns, join.accepted) == (((0,), (2,)), {"puppy": (1,)})
 
 
-def test_a_published_sets_classes_compete_without_an_image_and_no_others(tmp_path: Path) -> None:
+def test_all_classes_of_a_published_set_compete_and_no_others(tmp_path: Path) -> None:
     put(tmp_path / "imagenet-r", f"{IDS[1]}/a.jpg")
     images = open_image_set(f"imagenet-r={tmp_path}")
     head = [ClassEntry(class_id, "x") for class_id in IDS]
@@ -231,14 +234,14 @@ def test_a_published_sets_classes_compete_without_an_image_and_no_others(tmp_pat
         read_dataset_card("imagenet-r").labels
     )
     others = set(IDS) - set(read_dataset_card("imagenet-r").labels)
-    some = [ClassEntry(class_id, "x") for class_id in IDS[:10]]  # a head with some of them
+    some = [ClassEntry(class_id, "x") for class_id in IDS[:10]]  # a head with some of the classes
     assert join_image_set(images, some).class_indices == tuple(
         at for at in range(10) if IDS[at] not in others
     )
     assert len(join_image_set(images, some).class_indices) > 1
 
 
-def test_a_border_is_cut_from_every_image_and_is_part_of_the_fingerprint(tmp_path: Path) -> None:
+def test_crop_border_cuts_every_image_and_changes_the_fingerprint(tmp_path: Path) -> None:
     pixels = np.zeros((8, 10, 3), np.uint8)
     pixels[2:-2, 2:-2] = 200
     (tmp_path / "a").mkdir()
@@ -249,17 +252,13 @@ def test_a_border_is_cut_from_every_image_and_is_part_of_the_fingerprint(tmp_pat
     assert inner.shape == (4, 6, 3)
     assert (inner == 200).all()
     assert data_fingerprint(plain) != data_fingerprint(cut)
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(DatasetError, match=r"a/1\.png: 10 x 8 pixels"):
         load_image_of(open_image_set(f"{tmp_path}?crop_border=4"), 0)
-    assert caught.value.message == (
-        f"cannot crop image {tmp_path / 'a/1.png'}: 10 x 8 pixels, with a border of 4 to cut from"
-        " each side"
-    )
-    with pytest.raises(UsageError, match="crop_border is '-1'; expected a number of pixels"):
+    with pytest.raises(UsageError, match="crop_border is '-1'"):
         open_image_set(f"{tmp_path}?crop_border=-1")
 
 
-def test_a_training_set_is_not_a_test_split_unasked(tmp_path: Path) -> None:
+def test_training_set_needs_an_explicit_split(tmp_path: Path) -> None:
     write_pets(tmp_path)
     card = tmp_path / "pets.yaml"
     card.write_text(card.read_text().replace("test: {", "train: {"))
@@ -267,39 +266,32 @@ def test_a_training_set_is_not_a_test_split_unasked(tmp_path: Path) -> None:
     spec = f"{tmp_path}?card={card}"
     with pytest.raises(UsageError) as caught:
         open_training_set(spec)
-    assert caught.value.message == (
-        f"--train {spec!r} does not name a split of {card}; the splits are val, train"
-    )
-    assert caught.value.hint == f"name the split to train on: {spec + ',split=train'!r}"
+    assert spec in caught.value.message
+    assert "val, train" in caught.value.message
+    assert repr(f"{spec},split=train") in (caught.value.hint or "")
     assert open_training_set(f"{spec},split=val").labels == ("kitten", "puppy")
     put(tmp_path / "sketch", "n01443537/1.jpg")
     with pytest.raises(UsageError) as caught:
         open_training_set(f"imagenet={tmp_path}")
-    assert caught.value.hint == f"name the split to train on: 'imagenet={tmp_path}?split=train'"
+    assert f"'imagenet={tmp_path}?split=train'" in (caught.value.hint or "")
     images = open_training_set(f"imagenet-sketch={tmp_path}")
-    assert images.warnings[-1] == (
-        "image set 'imagenet-sketch' has no training split: a model trained on it cannot be"
-        " evaluated on it"
-    )
+    assert "'imagenet-sketch' has no split to train on" in images.warnings[-1]
 
 
-def test_a_name_that_is_nearly_a_published_sets_is_told(tmp_path: Path) -> None:
+def test_name_similar_to_a_published_set_is_noted(tmp_path: Path) -> None:
     put(tmp_path / "r", "n01443537/1.jpg")
     images = open_image_set(f"ImageNet_R={tmp_path / 'r'}")
-    assert images.notes == (
-        "image set 'ImageNet_R' is read as a plain folder; add ?card=imagenet-r to read it as the"
-        " published set imagenet-r",
-    )
+    (note,) = images.notes
+    assert "'ImageNet_R'" in note
+    assert "?card=imagenet-r" in note
     assert open_image_set(f"ImageNet_R={tmp_path / 'r'}?card=none").notes == ()
     with pytest.raises(UsageError) as caught:
         open_image_set("imagenet-shifts")
-    assert caught.value.hint == "wiseft eval --suite imagenet-shifts --root DIR"
+    assert "wiseft eval --suite imagenet-shifts --root DIR" in (caught.value.hint or "")
 
 
-def test_a_head_of_other_classes_is_told_how_to_get_one_of_a_published_sets(tmp_path: Path) -> None:
+def test_head_of_other_classes_is_rejected_with_the_command_that_builds_one(tmp_path: Path) -> None:
     put(tmp_path / "r", f"{IDS[1]}/1.jpg")
     with pytest.raises(DatasetError) as caught:
         join_image_set(open_image_set(f"imagenet-r={tmp_path / 'r'}"), [ClassEntry("c", "cat")])
-    assert (caught.value.hint or "").startswith(
-        "the head is of other classes; `wiseft zeroshot-head --classes NAME` builds a head"
-    )
+    assert "`wiseft zeroshot-head --classes NAME`" in (caught.value.hint or "")

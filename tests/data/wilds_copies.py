@@ -1,7 +1,7 @@
-"""Small copies of the WILDS sets: their folders, file names and CSV columns, pictures of our own.
+"""Write small copies of the WILDS sets: their folders, file names and CSV columns.
 
-Six classes of each set are handwritten digits, which the embedded model tells apart; a picture of
-any other class is noise.
+Six classes of each set are handwritten digits, which the embedded model distinguishes; the
+pictures of all other classes are noise.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TIMES = (
     *("2012-12-31T23:59:59Z", "2013-01-01T00:00:00Z"),
     *("2015-12-31T23:59:59Z", "2016-01-01T00:00:00Z"),
 )
-"""Every year, and both sides of the two dates that divide the splits."""
+"""Every year, and both sides of the two dates that separate the splits."""
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Path:
@@ -61,7 +61,7 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, A
 
 
 class Pictures:
-    """Draws pictures of kinds, each picture once, in the same order every time."""
+    """Saves each picture of a kind once, in a fixed order."""
 
     def __init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)
@@ -78,8 +78,8 @@ class Pictures:
 def make_iwildcam(root: Path, *, n_train: int = 16, n_test: int = 60) -> Path:
     """Write iwildcam_v2.0 below the root, with each of the 182 classes in its train split.
 
-    Six classes have more images. In id_test one of these, class 5, never occurs, and a third of
-    class 1 looks like it, so that predictions name a class without an image.
+    Six classes have more images. In id_test, class 5 never occurs and a third of class 1 looks
+    like it, so that predictions name a class without images.
     """
     folder, random, pictures = root / "iwildcam_v2.0", np.random.default_rng(0), Pictures(0)
     rows: list[dict[str, Any]] = []
@@ -115,10 +115,10 @@ def make_iwildcam(root: Path, *, n_train: int = 16, n_test: int = 60) -> Path:
 
 
 def make_fmow(root: Path, *, n_images: int = 700) -> Path:
-    """Write fmow_v1.1 below the root: every original split and time, and rows of seq between.
+    """Write fmow_v1.1 below the root, with every original split and time.
 
-    Categories are the 62 in turn, then the first six at random; countries are those above in turn,
-    and one that the mapping lacks.
+    Categories are the 62 in turn, then the first six at random. Countries are random, one of them
+    missing in the mapping.
     """
     folder, random, pictures = root / "fmow_v1.1", np.random.default_rng(1), Pictures(1)
     categories = read_dataset_card("fmow").class_ids
@@ -134,7 +134,7 @@ def make_fmow(root: Path, *, n_images: int = 700) -> Path:
             | {"img_filename": f"x_{at}_rgb.jpg", "img_path": f"{split}/x_{at}_rgb.jpg"}
         )
         if split != "seq":
-            # Of Antarctica and of the Americas a part looks like something else, and of Other all.
+            # Some images of Antarctica and the Americas, and all of Other, show another class.
             odd = {"XKX": 1, "ATA": 2, "BRA": 4}.get(country)
             is_odd = odd is not None and at % odd == 0
             looks_like = (kind + is_odd) % 6 if kind < 6 else None

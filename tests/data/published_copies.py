@@ -1,7 +1,7 @@
-"""Small copies of published sets, laid out as the official downloads are, of pictures that tell.
+"""Write small copies of published sets in the layout of the official downloads.
 
-A class's pictures share a pattern of four by four colours, so that a linear classifier learns
-which is which from a few; a label that went to another class shows as a wrong prediction.
+The pictures of a class share a pattern of four by four colours, so a linear classifier learns the
+classes from a few pictures, and a label assigned to another class shows as a wrong prediction.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from wiseft_cli.data.dataset_card import read_dataset_card
 
 
 def picture(class_number: int, at: int, *, size: int = 32) -> np.ndarray:
-    """Pixels (size, size, 3) of a class; another `at` differs in noise alone."""
+    """Return pixels (size, size, 3) of a class; `at` seeds their noise."""
     pattern = np.random.default_rng(class_number).integers(40, 216, (4, 4, 3))
     noise = np.random.default_rng([class_number, at]).integers(-20, 21, (size, size, 3))
     return (np.kron(pattern, np.ones((size // 4, size // 4, 1))) + noise).astype(np.uint8)
 
 
 def pictures(numbers: Sequence[int], *, first: int = 0) -> np.ndarray:
-    """Pictures (N, 32, 32, 3) of these classes, no two alike."""
+    """Return distinct pictures (N, 32, 32, 3) of these classes."""
     return np.stack([picture(number, first + at) for at, number in enumerate(numbers)])
 
 
@@ -55,7 +55,7 @@ def _batch(numbers: Sequence[int], first: int, labels: str) -> dict[str, Any]:
 
 
 def write_cifar10(root: Path, test: Sequence[int], train: Sequence[int]) -> Path:
-    """`cifar-10-batches-py/` with these classes; `train` is shared out over its five files."""
+    """Write `cifar-10-batches-py/`; the classes `train` are divided over its five files."""
     folder = root / "cifar-10-batches-py"
     per_file = -(-len(train) // 5)
     for at in range(5):
@@ -83,7 +83,7 @@ def _md5(path: Path) -> str:
 
 
 def publish_cifar(patch: pytest.MonkeyPatch, class_name: str, folder: Path) -> None:
-    """Make torchvision take the sums of a copy's files for the published ones."""
+    """Replace the MD5 sums that torchvision expects by those of a copy."""
     cls = getattr(torchvision.datasets, class_name)
     for attribute in ("train_list", "test_list"):
         files = [[file, _md5(folder / file)] for file, _ in getattr(cls, attribute)]
@@ -112,11 +112,11 @@ def write_cifar10_2(folder: Path, numbers: Sequence[int], *, split: str = "test"
 
 
 Where = Sequence[tuple[int, int]]
-"""Images of a set: the class number and the number of each."""
+"""The class number and the number of each image."""
 
 
 def _struct(columns: Mapping[str, Sequence[Any]]) -> np.ndarray:
-    """A MATLAB struct array 1 x N."""
+    """Return a MATLAB struct array 1 x N."""
     count = len(next(iter(columns.values())))
     array = np.empty((1, count), dtype=[(name, "O") for name in columns])
     for name, values in columns.items():
@@ -126,7 +126,7 @@ def _struct(columns: Mapping[str, Sequence[Any]]) -> np.ndarray:
 
 
 def write_cars(folder: Path, test: Where, train: Where) -> Path:
-    """`devkit/`, `cars_train/`, `cars_test/` and the labels of the test beside them."""
+    """Write `devkit/`, `cars_train/`, `cars_test/` and the labels of the test split."""
     (folder / "devkit").mkdir(parents=True)
     names = np.empty((1, 196), object)
     names[0] = list(read_dataset_card("stanford-cars").class_ids)
@@ -144,14 +144,14 @@ def write_cars(folder: Path, test: Where, train: Where) -> Path:
         numbers = [np.uint8(number + 1) for number, _ in images]
         annotations = _struct({**corner, "class": numbers, "fname": files})
         savemat(folder / file, {"annotations": annotations})
-    # Of the official archive, and not read: it has no classes.
+    # In the official archive, but not read: it has no classes.
     bare = _struct({**corner, "fname": files})
     savemat(folder / "devkit/cars_test_annos.mat", {"annotations": bare})
     return folder
 
 
 def write_dtd(folder: Path, **splits: Where) -> Path:
-    """`images/` and `labels/`; a line `class/file.jpg` an image, in the order given."""
+    """Write `images/` and `labels/` with one line `class/file.jpg` per image."""
     (folder / "labels").mkdir(parents=True)
     ids = read_dataset_card("dtd").class_ids
     for split, images in splits.items():
@@ -163,8 +163,10 @@ def write_dtd(folder: Path, **splits: Where) -> Path:
 
 
 def write_sun397(folder: Path, **splits: Where) -> Path:
-    """`ClassName.txt` and a folder a letter, with two folders for classes such as `apse/indoor`;
-    and `Testing_01.txt`, `Training_01.txt` of the partitions' archive beside them."""
+    """Write `ClassName.txt`, one folder per letter and the listings of partition 1.
+
+    Classes such as `apse/indoor` are two folders deep.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     ids = read_dataset_card("sun397").class_ids
     places = [f"/{class_id[0]}/{class_id}" for class_id in ids]
@@ -179,7 +181,7 @@ def write_sun397(folder: Path, **splits: Where) -> Path:
 
 
 def write_food101(folder: Path, **splits: Where) -> Path:
-    """`images/` and `meta/test.json`: the classes, not in order, and their images."""
+    """Write `images/` and `meta/test.json`, which lists the images of each class, unsorted."""
     (folder / "meta").mkdir(parents=True)
     ids = read_dataset_card("food101").class_ids
     for split, images in splits.items():
@@ -192,7 +194,7 @@ def write_food101(folder: Path, **splits: Where) -> Path:
 
 
 def write_eurosat(folder: Path, images: Where) -> Path:
-    """A folder a class that has an image: `AnnualCrop/AnnualCrop_1.jpg`."""
+    """Write one folder per class with images: `AnnualCrop/AnnualCrop_1.jpg`."""
     ids = read_dataset_card("eurosat").class_ids
     for number, at in images:
         save_picture(folder / ids[number] / f"{ids[number]}_{at}.jpg", number, at)
@@ -200,7 +202,7 @@ def write_eurosat(folder: Path, images: Where) -> Path:
 
 
 def write_flowers102(folder: Path, **splits: Where) -> Path:
-    """`jpg/`, `imagelabels.mat` and `setid.mat`; images are numbered from 1."""
+    """Write `jpg/`, `imagelabels.mat` and `setid.mat`; images are numbered from 1."""
     images = sorted({image for part in splits.values() for image in part}, key=lambda i: i[1])
     labels = np.ones(max(at for _, at in images), np.uint8)
     for number, at in images:

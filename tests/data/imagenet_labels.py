@@ -1,4 +1,4 @@
-"""Writes the files that label ImageNet-1k's validation images, in their published forms."""
+"""Write the files that label ImageNet-1k's validation images, in their published format."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIELDS = (
 
 
 def write_meta(path: Path, wordnet_ids: Sequence[str]) -> None:
-    """The classes in the kit's own order, numbered from 1, and one synset above them all."""
+    """Write `meta.mat`: the classes, numbered from 1, and one synset above them all."""
     table = np.empty((len(wordnet_ids) + 1, 1), dtype=[(field, object) for field in FIELDS])
     for number, wordnet_id in enumerate((*wordnet_ids, "n00001740"), start=1):
         is_leaf = number <= len(wordnet_ids)
@@ -33,7 +33,7 @@ def write_meta(path: Path, wordnet_ids: Sequence[str]) -> None:
 
 
 def write_devkit(folder: Path, wordnet_ids: Sequence[str], truth: Sequence[str]) -> Path:
-    """The folder `data` of the development kit; `truth` has the label of image 1, 2, ..."""
+    """Write the folder `data` of the development kit; `truth` labels image 1, 2, ..."""
     folder.mkdir(parents=True)
     write_meta(folder / "meta.mat", wordnet_ids)
     numbers = [wordnet_ids.index(label) + 1 for label in truth]
@@ -43,7 +43,7 @@ def write_devkit(folder: Path, wordnet_ids: Sequence[str], truth: Sequence[str])
 
 
 def write_kaggle(path: Path, labels: Mapping[int, str]) -> Path:
-    """Kaggle's table, rows in the order given, with one box or two."""
+    """Write Kaggle's table with one or two boxes per image."""
     rows = [
         f"ILSVRC2012_val_{number:08d},{label} 1 2 30 40 {f'{label} 5 6 7 8 ' * (number % 2)}"
         for number, label in labels.items()

@@ -1,7 +1,8 @@
-"""Sets whose images torchvision lists: places, splits, classes by text, what is told of faults."""
+"""Published sets that torchvision reads: folders, splits, labels, and rejected copies."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torchvision
 from scipy.io import savemat
 
-from tests.data.official import (
+from tests.data.published_copies import (
     Where,
     picture,
     publish_cifar,
@@ -23,13 +24,15 @@ from tests.data.official import (
     write_eurosat,
     write_flowers102,
     write_food101,
+    write_pickle,
     write_sun397,
 )
+from tests.data.test_dataset_card import OWN
 from wiseft_cli.data.dataset_card import read_dataset_card
 from wiseft_cli.data.image_set import ImageSet, data_fingerprint
 from wiseft_cli.data.images import load_image_of
 from wiseft_cli.data.sources import open_image_set, open_suite
-from wiseft_cli.errors import DatasetError, MissingDependencyError
+from wiseft_cli.errors import DatasetError, MissingDependencyError, UsageError
 from wiseft_cli.prompts.class_names import read_class_names
 from wiseft_cli.prompts.templates import read_templates
 
@@ -43,14 +46,14 @@ COUNTS = {
     "eurosat": (10, 3),
     "flowers102": (102, 1),
 }
-"""Classes and templates of each set, in openai/CLIP's data/prompts.md."""
+"""Numbers of classes and templates per set in openai/CLIP's data/prompts.md."""
 
 TEST: Where = [(7, 1), (2, 2), (9, 3), (2, 4)]
 TRAIN: Where = [(2, 11), (5, 12)]
 
 
 def write(name: str, folder: Path, patch: pytest.MonkeyPatch) -> Path:
-    """A copy of a set with the images of TEST, and where it has a split those of TRAIN."""
+    """Write a copy of a set with the images of TEST and, if it has that split, of TRAIN."""
     if name == "stanford-cars":
         return write_cars(folder, TEST, TRAIN)
     if name == "eurosat":
@@ -84,7 +87,12 @@ PLACES = [
     ("flowers102", "flowers-102"),
     ("flowers102", ""),
 ]
+CIFAR10_IDS = read_dataset_card("cifar10").class_ids
 SETS = list(dict.fromkeys(name for name, _ in PLACES))
+
+
+def pixels(images: ImageSet, at: int) -> np.ndarray:
+    return np.asarray(load_image_of(images, at))
 
 
 def class_numbers(images: ImageSet) -> list[int]:
@@ -102,14 +110,14 @@ def test_classes_and_templates_have_the_published_counts(name: str):
     assert not any("_" in entry.name for entry in entries)
 
 
-def test_flowers_are_those_of_torchvision_in_its_order():
+def test_flower_classes_equal_those_of_torchvision():
     assert read_dataset_card("flowers102").class_ids == tuple(
         torchvision.datasets.Flowers102.classes
     )
 
 
 @pytest.mark.parametrize(("name", "place"), PLACES)
-def test_a_copy_is_read_where_torchvision_or_the_archive_puts_it(
+def test_copy_is_found_where_torchvision_or_the_archive_puts_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, place: str
 ):
     folder = write(name, tmp_path / place, monkeypatch)
@@ -131,7 +139,7 @@ def test_a_copy_is_read_where_torchvision_or_the_archive_puts_it(
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_the_fingerprint_does_not_know_where_the_copy_lies(tmp_path, monkeypatch, name):
+def test_fingerprint_does_not_depend_on_the_folder_of_the_copy(tmp_path, monkeypatch, name):
     places = [place for of, place in PLACES if of == name]
     found = set()
     for at, place in enumerate(places):
@@ -142,14 +150,14 @@ def test_the_fingerprint_does_not_know_where_the_copy_lies(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["stanford-cars", "dtd", "sun397", "food101", "flowers102"])
-def test_train_is_a_split_with_classes_by_text_not_by_number(tmp_path, monkeypatch, name):
+def test_train_split_is_labelled_by_class_name_not_by_number(tmp_path, monkeypatch, name):
     write(name, tmp_path, monkeypatch)
     images = open_image_set(f"{name}={tmp_path}?split=train")
-    # A split with two classes numbers them 0 and 1 in DTD's and Food-101's own lists.
+    # In DTD's and Food-101's lists, a split with two classes numbers them 0 and 1.
     assert sorted(class_numbers(images)) == [2, 5]
 
 
-def test_sun397_is_listed_the_same_whatever_order_the_disk_gives(tmp_path, monkeypatch):
+def test_sun397_does_not_depend_on_the_order_of_folder_entries(tmp_path, monkeypatch):
     write_sun397(tmp_path, test=TEST)
     expected = open_image_set(f"sun397={tmp_path}").records
     whole = Path.rglob
@@ -158,17 +166,17 @@ def test_sun397_is_listed_the_same_whatever_order_the_disk_gives(tmp_path, monke
 
 
 @pytest.mark.parametrize("place", ["", "Partitions", "..", "../Partitions"])
-def test_the_partition_of_sun397_is_a_split_where_its_lists_are(tmp_path: Path, place: str):
+def test_partition_of_sun397_is_read_from_its_listing(tmp_path: Path, place: str):
     folder = write_sun397(tmp_path / "SUN397", test=TEST)
     (folder / "Testing_01.txt").unlink()
     paths = [record.path for record in open_image_set(f"sun397={tmp_path}?split=all").records]
     with pytest.raises(DatasetError) as caught:
         open_image_set(f"sun397={tmp_path}")
     assert caught.value.message == (
-        "image set 'sun397': Testing_01.txt, which names the images of this split, is not in"
-        f" {folder}, nor beside it, nor in Partitions/"
+        "image set 'sun397': Testing_01.txt, which lists the images of this split, is not in"
+        f" {folder}, beside it or in Partitions/"
     )
-    assert (caught.value.hint or "").endswith("; a split that does without is all")
+    assert (caught.value.hint or "").endswith(", or choose another split")
     listing = folder / place / "Testing_01.txt"
     listing.parent.mkdir(exist_ok=True)
     listing.write_text(f"/{paths[2]}\n/{paths[0]}\n")
@@ -180,8 +188,7 @@ def test_the_partition_of_sun397_is_a_split_where_its_lists_are(tmp_path: Path, 
     assert caught.value.message.endswith(f"are not in {folder}:\n  a/abbey/sun_b.jpg")
 
 
-def test_torchvisions_own_root_is_the_root_of_the_suite(tmp_path, monkeypatch):
-    """Each set where torchvision's download would have put it, all in one folder."""
+def test_torchvisions_root_works_as_the_root_of_the_suite(tmp_path, monkeypatch):
     write_cars(tmp_path / "stanford_cars", TEST, TRAIN)
     write_dtd(tmp_path / "dtd/dtd", test=TEST)
     write_sun397(tmp_path / "SUN397", test=TEST)
@@ -196,7 +203,7 @@ def test_torchvisions_own_root_is_the_root_of_the_suite(tmp_path, monkeypatch):
         assert {2, 7} <= set(class_numbers(image_set)) <= {2, 7, 9}
 
 
-def test_numbers_serve_for_flowers_where_torchvision_has_no_names(tmp_path, monkeypatch):
+def test_flowers_are_labelled_by_number_if_torchvision_has_no_names(tmp_path, monkeypatch):
     write("flowers102", tmp_path, monkeypatch)
     monkeypatch.delattr(torchvision.datasets.Flowers102, "classes")
     assert class_numbers(open_image_set(f"flowers102={tmp_path}")) == [7, 2, 9, 2]
@@ -213,26 +220,28 @@ def test_numbers_serve_for_flowers_where_torchvision_has_no_names(tmp_path, monk
         ("flowers102", "jpg, imagelabels.mat, setid.mat"),
     ],
 )
-def test_a_folder_without_the_set_is_told_what_it_lacks(tmp_path: Path, name: str, lacking: str):
+def test_folder_without_the_set_is_rejected_with_the_missing_files(
+    tmp_path: Path, name: str, lacking: str
+):
     with pytest.raises(DatasetError) as caught:
         open_image_set(f"{name}={tmp_path}")
     card, files = read_dataset_card(name), lacking.split(", ")
     assert caught.value.message == "\n".join(
         [
-            f"image set {name!r}: {tmp_path} is no copy of {card.title}: {len(files)} of"
-            f" {len(files)} that it is read from are not there:",
+            f"image set {name!r}: {tmp_path} is not a copy of {card.title}: {len(files)} of"
+            f" {len(files)} required files are missing:",
             *(f"  {file}" for file in files),
         ]
     )
-    below = {"dtd": "dtd/dtd/ or dtd/", "eurosat": "eurosat/2750/, 2750/ or EuroSAT_RGB/"}
+    below = " or ".join(f"{folder}/" for folder in card.split().folders)
     assert caught.value.hint == (
-        f"get it from {card.source}; it is looked for in the folder that is named, or below it in"
-        f" {below.get(name, f'{card.part().folders[0]}/')}"
+        f"get it from {card.source}; it is expected in the folder that you name, or below it in"
+        f" {below}"
     )
     assert not list(tmp_path.iterdir())
 
 
-def test_images_that_a_list_names_and_the_copy_lacks_are_named(tmp_path):
+def test_missing_images_are_reported(tmp_path):
     write_dtd(tmp_path, test=TEST)
     ids = read_dataset_card("dtd").class_ids
     lost = f"images/{ids[9]}/{ids[9]}_0003.jpg"
@@ -240,43 +249,42 @@ def test_images_that_a_list_names_and_the_copy_lacks_are_named(tmp_path):
     with pytest.raises(DatasetError) as caught:
         open_image_set(f"dtd={tmp_path}")
     assert caught.value.message == (
-        f"image set 'dtd': 1 of 4 images that its lists name are not in {tmp_path}:\n  {lost}:"
+        f"image set 'dtd': 1 of 4 listed images are not in {tmp_path}:\n  {lost}:"
         " No such file or directory"
     )
     assert caught.value.hint == "unpack the images beside the lists"
 
 
-def test_a_class_of_another_list_is_refused(tmp_path):
+def test_unknown_class_is_rejected(tmp_path):
     write_eurosat(tmp_path, TEST)
     (tmp_path / "Residential").rename(tmp_path / "Canal")
     with pytest.raises(DatasetError) as caught:
         open_image_set(f"eurosat={tmp_path}")
-    assert "has 1 classes that are none of EuroSAT (RGB); expected" in caught.value.message
-    assert caught.value.message.endswith("such as 'AnnualCrop':\n  Canal")
+    assert "has classes that EuroSAT (RGB) does not have" in caught.value.message
+    assert caught.value.message.endswith("such as 'AnnualCrop'):\n  Canal")
 
 
-def test_annotations_of_a_single_car_are_torchvisions_to_refuse(tmp_path):
+def test_files_that_torchvision_rejects_are_named_with_its_reason(tmp_path):
     write_cars(tmp_path, TEST[:1], TRAIN)
     with pytest.raises(DatasetError) as caught:
         open_image_set(f"stanford-cars={tmp_path}")
     assert caught.value.message == (
-        f"{tmp_path}: torchvision cannot read it as StanfordCars; one of"
-        " cars_test_annos_withlabels.mat, devkit/cars_meta.mat is not of its form, or does not fit"
-        " what lies there: TypeError: iteration over a 0-d array"
+        f"image set 'stanford-cars': torchvision cannot read {tmp_path} as StanfordCars:"
+        " TypeError: iteration over a 0-d array"
     )
     assert caught.value.hint == (
-        "is the copy whole, and laid out as https://ai.stanford.edu/~jkrause/cars/car_dataset.html"
-        " has it?"
+        "is cars_test_annos_withlabels.mat or devkit/cars_meta.mat damaged? Compare the copy with"
+        " https://ai.stanford.edu/~jkrause/cars/car_dataset.html"
     )
 
 
-def test_a_reason_of_torchvisions_names_the_folder_and_not_the_link_to_it(tmp_path):
+def test_reason_of_torchvision_names_the_folder_instead_of_the_temporary_link(tmp_path):
     (tmp_path / "ClassName.txt").mkdir()
     with pytest.raises(DatasetError) as caught:
         open_image_set(f"sun397={tmp_path}")
     assert caught.value.message == (
-        f"{tmp_path}: torchvision cannot read it as SUN397: IsADirectoryError: [Errno 21] Is a"
-        f" directory: '{tmp_path / 'ClassName.txt'}'"
+        f"image set 'sun397': torchvision cannot read {tmp_path} as SUN397: IsADirectoryError:"
+        f" [Errno 21] Is a directory: '{tmp_path / 'ClassName.txt'}'"
     )
 
 
@@ -289,7 +297,7 @@ def test_a_reason_of_torchvisions_names_the_folder_and_not_the_link_to_it(tmp_pa
         ("sun397", "ClassName.txt", "/a/abbey\n", "KeyError: "),
     ],
 )
-def test_the_file_that_is_not_of_its_form_is_named_before_torchvisions_reason(
+def test_invalid_file_is_named_beside_torchvisions_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: str, text: str, reason: str
 ):
     write(name, tmp_path, monkeypatch)
@@ -298,30 +306,116 @@ def test_the_file_that_is_not_of_its_form_is_named_before_torchvisions_reason(
         open_image_set(f"{name}={tmp_path}")
     title = {"food101": "Food101", "dtd": "DTD", "sun397": "SUN397"}[name]
     assert caught.value.message.startswith(
-        f"{tmp_path}: torchvision cannot read it as {title}; {file} is not of its form, or does not"
-        f" fit what lies there: {reason}"
+        f"image set {name!r}: torchvision cannot read {tmp_path} as {title}: {reason}"
     )
+    assert f"is {file} damaged? " in (caught.value.hint or "")
 
 
-def test_a_folder_that_is_not_there_is_said_to_be_none(tmp_path):
-    with pytest.raises(DatasetError, match="no is no folder, and no copy of Food-101: 2 of 2"):
+def test_missing_folder_is_reported(tmp_path):
+    with pytest.raises(DatasetError, match="no is not a folder with a copy of Food-101: 2 of 2"):
         open_image_set(f"food101={tmp_path / 'no'}")
 
 
-def test_flowers_with_another_md5_are_named(tmp_path, monkeypatch):
+def test_flowers_with_another_md5_are_rejected(tmp_path, monkeypatch):
     write("flowers102", tmp_path, monkeypatch)
     savemat(tmp_path / "setid.mat", {"tstid": [[1]]})
     with pytest.raises(DatasetError) as caught:
         open_image_set(f"flowers102={tmp_path}")
     assert caught.value.message == (
-        f"{tmp_path}: files are not the published ones by MD5:\n  setid.mat"
+        f"image set 'flowers102': {tmp_path} has files whose MD5 is not that of the published"
+        " ones:\n  setid.mat"
     )
 
 
-def test_without_torchvision_the_package_is_named(tmp_path, monkeypatch):
+def test_missing_torchvision_is_reported_with_the_command_that_installs_it(tmp_path, monkeypatch):
     write_dtd(tmp_path, test=TEST)
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(MissingDependencyError) as caught:
         open_image_set(f"dtd={tmp_path}")
     assert caught.value.message == "torchvision, which reads DTD, is not installed"
     assert caught.value.hint == "pip install torchvision"
+
+
+def test_cifar10_is_read_split_by_split(tmp_path, monkeypatch):
+    folder = write_cifar10(tmp_path, test=[3, 3, 9], train=list(range(10)))
+    publish_cifar(monkeypatch, "CIFAR10", folder)
+    images = open_image_set(f"cifar10={tmp_path}")
+    assert [record.label for record in images.records] == ["cat", "cat", "truck"]
+    assert [record.path for record in images.records] == ["test/0", "test/1", "test/2"]
+    assert (pixels(images, 2) == picture(9, 9002)).all()
+    first = images.records[0]
+    assert (images.root / (first.container or "")).is_file()
+    assert first.size_bytes == 3072
+    train = open_image_set(f"cifar10={tmp_path}?split=train")
+    assert [record.label for record in train.records] == list(CIFAR10_IDS)
+    assert (pixels(train, 9) == picture(9, 4001)).all()  # the second picture of the fifth file
+    assert data_fingerprint(train) != data_fingerprint(images)
+    inner = open_image_set(f"x={folder}?card=cifar10")
+    assert data_fingerprint(inner) == data_fingerprint(images)
+    with pytest.raises(UsageError, match="no split 'val'"):
+        open_image_set(f"cifar10={tmp_path}?split=val")
+
+
+def test_cifar100_has_fine_labels(tmp_path, monkeypatch):
+    folder = write_cifar100(tmp_path, test=[0, 1, 99], train=[5, 5])
+    publish_cifar(monkeypatch, "CIFAR100", folder)
+    images = open_image_set(f"cifar100={tmp_path}")
+    assert [record.label for record in images.records] == ["apple", "aquarium_fish", "worm"]
+    train = open_image_set(f"cifar100={tmp_path}?split=train")
+    assert train.labels == ("bed",)
+
+
+def test_folder_elsewhere_is_read_through_a_link_that_is_removed(tmp_path, monkeypatch):
+    folder = write_cifar10(tmp_path, test=[1, 2], train=[0] * 5)
+    publish_cifar(monkeypatch, "CIFAR10", folder)
+    moved = folder.rename(tmp_path / "batches")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "links"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "links").mkdir()
+    images = open_image_set(f"cifar10={moved}")
+    assert not list((tmp_path / "links").iterdir())
+    assert (images.root, images.labels) == (moved, ("automobile", "bird"))
+    assert (pixels(images, 1) == picture(2, 9001)).all()
+
+
+def test_files_with_another_md5_are_rejected_and_never_unpickled(tmp_path, monkeypatch):
+    folder = write_cifar10(tmp_path, test=[1], train=[0] * 5)
+    publish_cifar(monkeypatch, "CIFAR10", folder)
+
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    write_pickle(folder / "test_batch", {"data": Bomb()})
+    with pytest.raises(DatasetError) as caught:
+        open_image_set(f"cifar10={tmp_path}")
+    assert caught.value.message == (
+        f"image set 'cifar10': {folder} has files whose MD5 is not that of the published ones:\n"
+        "  test_batch"
+    )
+    assert "https://www.cs.toronto.edu/~kriz/cifar.html" in (caught.value.hint or "")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_missing_files_are_reported_with_their_source(tmp_path):
+    folder = write_cifar10(tmp_path, test=[1], train=[0] * 5)
+    (folder / "data_batch_4").unlink()
+    (folder / "batches.meta").unlink()
+    with pytest.raises(DatasetError) as caught:
+        open_image_set(f"cifar10={tmp_path}")
+    assert caught.value.message == (
+        f"image set 'cifar10': {folder} is not a copy of CIFAR-10: 2 of 7 required files are"
+        " missing:\n  data_batch_4\n  batches.meta"
+    )
+    assert "https://www.cs.toronto.edu/~kriz/cifar.html" in (caught.value.hint or "")
+
+
+def test_split_that_torchvision_does_not_have_is_rejected(tmp_path):
+    card = tmp_path / "pets.yaml"
+    (tmp_path / "pets.txt").write_text("c\tcat\nd\tdog\n")
+    card.write_text(OWN.replace("index-folders", "torchvision") + "options: {class: KMNIST}\n")
+    with pytest.raises(DatasetError) as caught:
+        open_image_set(f"{tmp_path}?card={card}")
+    assert caught.value.message == (
+        "image set 'pets': the card has a split '', but torchvision's KMNIST has test, train"
+    )

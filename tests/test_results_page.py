@@ -1,7 +1,4 @@
-"""docs/results.md: its averages are averages, its rows have commands, and those can be given.
-
-The page is where the published numbers live; `tables` reads them.
-"""
+"""docs/results.md: its averages are correct, and its rows name valid commands."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ Row = Mapping[str, str]
 
 
 def tables() -> dict[str, list[Row]]:
-    """The tables of the page by the heading above them, each row by the names of its columns."""
+    """Return the tables of the page by their headings, with rows by column names."""
     found: dict[str, list[Row]] = {}
     for section in re.split(r"^## ", PAGE, flags=re.M):
         title = section.splitlines()[0]
@@ -56,7 +53,7 @@ def row_of(title: str, name: str) -> Row:
     return row
 
 
-def test_the_page_has_the_tables_of_the_paper() -> None:
+def test_page_has_the_tables_of_the_paper() -> None:
     counts = {title: len(table) for title, table in TABLES.items()}
     assert list(counts.values()) == [7, 5, 7, 3, 9, 3, 6, 4, 3, 6, 8, 6], counts
     for number in (1, 2, 4, 5, 6):
@@ -69,7 +66,7 @@ def test_the_page_has_the_tables_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize(("title", "row"), MEASURED)
-def test_averages_are_averages(title: str, row: Row) -> None:
+def test_averages_are_the_means_of_their_columns(title: str, row: Row) -> None:
     average = float(row["avg shifts"])
     both = float(row["avg ref., shifts"])
     assert both == pytest.approx((float(row["imagenet"]) + average) / 2, abs=0.005001)
@@ -84,7 +81,7 @@ def test_averages_are_averages(title: str, row: Row) -> None:
         assert "mean" in row["checked"]
 
 
-def test_what_is_said_to_agree_with_a_second_source_does() -> None:
+def test_rows_that_claim_a_second_source_agree_with_it() -> None:
     title = next(title for title in TABLES if title.startswith("First: "))
     models = {
         "Table 1:": "ViT-L-14-336",
@@ -117,7 +114,7 @@ def test_what_is_said_to_agree_with_a_second_source_does() -> None:
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """Each command with the label above it, loops unrolled, as wiseft's own words."""
+    """Yield each command's label and arguments; loops are unrolled."""
     text = "".join(re.findall(r"^```sh\n(.*?)^```$", PAGE, re.M | re.S))
     label, values = "", [("", "")]
     for line in text.splitlines():
@@ -142,13 +139,13 @@ PARSER: Any = get_command(build_app())
 
 
 def parse(words: Sequence[str]) -> dict[str, Any]:
-    """Take a command's options as the command line would, and run nothing."""
+    """Parse the arguments of a command without running it."""
     name, *rest = words
     with PARSER.make_context("wiseft", [name]) as parent:
         return dict(PARSER.commands[name].make_context(name, rest, parent=parent).params)
 
 
-def test_every_command_is_taken_and_starts_from_files_that_were_written_before() -> None:
+def test_commands_are_valid_and_read_files_that_earlier_commands_write() -> None:
     written: set[str] = set()
     for _, words in COMMANDS:
         given = parse(words)
@@ -166,7 +163,7 @@ def test_every_command_is_taken_and_starts_from_files_that_were_written_before()
         parse(["finetune", "a.safetensors", "--recipes", "wise-ft"])
 
 
-def test_every_name_in_a_command_is_known() -> None:
+def test_names_in_commands_exist() -> None:
     cards = set(dataset_card_names())
     for _, words in COMMANDS:
         given = parse(words)
@@ -185,7 +182,7 @@ def test_every_name_in_a_command_is_known() -> None:
                 assert read_dataset_card(spec.name).split(spec.options.split)
 
 
-def test_every_row_names_a_command_that_gives_it() -> None:
+def test_rows_name_the_commands_that_compute_them() -> None:
     evals = {label: parse(words) for label, words in COMMANDS if label}
     used = set()
     for table in TABLES.values():

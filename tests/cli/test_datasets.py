@@ -1,4 +1,4 @@
-"""`wiseft datasets`, and published sets by name in the other commands."""
+"""`wiseft datasets`, and published sets by name in other commands."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_copy(root: Path, folders: list[str]) -> Path:
     return root
 
 
-def test_the_list_has_a_line_a_set_then_the_suites_and_json_the_whole_cards(
+def test_list_has_one_line_per_set_and_suite_and_json_the_whole_cards(
     capsys: Captured,
 ) -> None:
     assert main(["datasets"]) == 0
@@ -58,7 +58,7 @@ def test_show_prints_a_card(capsys: Captured) -> None:
     assert "n_images   10,000\n" in out
 
 
-def test_show_prints_each_fact_of_each_split_once(capsys: Captured) -> None:
+def test_show_prints_each_split_once(capsys: Captured) -> None:
     assert main(["datasets", "show", "fmow"]) == 0
     of_first, of_second, *_ = capsys.readouterr().out.split("\nsplit      ")[1:]
     assert of_first.splitlines() == [
@@ -72,9 +72,9 @@ def test_show_prints_each_fact_of_each_split_once(capsys: Captured) -> None:
     assert of_second.startswith("test\n")
 
 
-def test_a_split_is_for_check_alone(capsys: Captured) -> None:
+def test_split_option_is_only_for_check(capsys: Captured) -> None:
     assert main(["datasets", "show", "fmow", "--split", "val"]) == 2
-    assert capsys.readouterr().err == "error: --split is for wiseft datasets check\n"
+    assert capsys.readouterr().err == "error: --split is only for wiseft datasets check\n"
 
 
 @pytest.mark.parametrize(
@@ -86,14 +86,14 @@ def test_a_split_is_for_check_alone(capsys: Captured) -> None:
         (["show", "imagenet-r", "/data"], "wiseft datasets show NAME"),
     ],
 )
-def test_words_that_are_missing_or_too_many_are_usage_errors(
+def test_missing_or_extra_arguments_are_usage_errors(
     capsys: Captured, words: list[str], expected: str
 ) -> None:
     assert main(["datasets", *words]) == 2
     assert capsys.readouterr().err.splitlines()[0] == f"error: expected: {expected}"
 
 
-def test_check_tells_what_differs_and_exits_with_one(tmp_path: Path, capsys: Captured) -> None:
+def test_check_reports_differences_and_exits_with_1(tmp_path: Path, capsys: Captured) -> None:
     root = make_copy(tmp_path, ["n01443537", "n02510455"])
     (root / "n02510455/1.jpg").write_bytes(b"no image")
     assert main(["datasets", "check", "imagenet-r", str(root), "--json"]) == 1
@@ -104,7 +104,7 @@ def test_check_tells_what_differs_and_exits_with_one(tmp_path: Path, capsys: Cap
     assert f"cannot read image {root / 'n02510455/1.jpg'}: not an image" in err
 
 
-def test_check_of_a_whole_copy_is_quiet(tmp_path: Path, capsys: Captured) -> None:
+def test_check_of_a_complete_copy_prints_one_line(tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "two.txt").write_text("a\tcat\nb\tdog\n")
     (tmp_path / "two.yaml").write_text(
         "{name: two, title: Two, source: 'https://example.org', licence: CC0, citation: none,\n"
@@ -119,7 +119,7 @@ def test_check_of_a_whole_copy_is_quiet(tmp_path: Path, capsys: Captured) -> Non
 
 
 @pytest.mark.usefixtures("place")
-def test_a_head_from_a_cards_names_scores_the_set_by_name(tmp_path: Path, capsys: Captured) -> None:
+def test_head_of_a_card_is_evaluated_on_the_set_by_name(tmp_path: Path, capsys: Captured) -> None:
     given = ("--templates", "simple", "--truncate", "-o", "z.safetensors")
     assert head(*given, classes="imagenet-r") == 0
     classes = read_card(Path("z.safetensors")).classes
@@ -135,9 +135,9 @@ def test_a_head_from_a_cards_names_scores_the_set_by_name(tmp_path: Path, capsys
         "imagenet-r",
         "id",
         2,
-        200,  # its classes compete, also those that this copy has no image of
+        200,  # all classes compete, also those without images in this copy
     )
-    assert "warning: image set 'imagenet-r': 2 images, ImageNet-R" in capsys.readouterr().err
+    assert "warning: image set 'imagenet-r': 2 images, but ImageNet-R" in capsys.readouterr().err
     assert main(["eval", "z.safetensors", "--data", f"imagenet-v2={tmp_path / 'v2'}"]) == 1
     err = capsys.readouterr().err
     assert "'imagenet-v2': 1 of 2 labels are not classes of the head" in err
@@ -145,7 +145,7 @@ def test_a_head_from_a_cards_names_scores_the_set_by_name(tmp_path: Path, capsys
 
 
 @pytest.mark.usefixtures("place")
-def test_the_templates_of_a_card_are_those_it_names() -> None:
+def test_templates_option_accepts_a_card() -> None:
     classes = "a_list.txt"
     Path(classes).write_text("cat\ndog\n")
     given = ("--templates", "imagenet-a", "--truncate", "-o", "z.safetensors")
@@ -162,11 +162,11 @@ COUNTS |= {
     "stanford-cars": 8,
     "sun397": 2,
 }
-"""Templates of the sets that have their own; the others have ImageNet's 80."""
+"""Number of templates of the sets with their own; the others have ImageNet's 80."""
 
 
 @pytest.mark.parametrize("name", dataset_card_names())
-def test_every_card_gives_its_classes_and_templates_without_images(name: str) -> None:
+def test_shipped_cards_have_classes_and_templates(name: str) -> None:
     classes, card = read_classes(name), read_dataset_card(name)
     assert tuple(entry.id for entry in classes.entries) == card.class_ids
     templates = read_prompt_templates(classes, [name], [])
@@ -176,7 +176,7 @@ def test_every_card_gives_its_classes_and_templates_without_images(name: str) ->
 
 
 @pytest.mark.usefixtures("place")
-def test_a_card_of_ones_own_gives_its_classes_and_templates_by_its_path(capsys: Captured) -> None:
+def test_users_card_gives_classes_and_templates_by_its_path(capsys: Captured) -> None:
     Path("names.txt").write_text("a\tcat\nb\tdog\nc\tcow\n")
     Path("prompts.txt").write_text("my {}.\n")
     Path("own.yaml").write_text(
@@ -211,9 +211,7 @@ def test_show_prints_the_sets_of_a_suite(capsys: Captured) -> None:
     }
 
 
-def test_check_tells_a_primary_metric_that_there_is_none_of(
-    tmp_path: Path, capsys: Captured
-) -> None:
+def test_check_reports_an_unknown_primary_metric(tmp_path: Path, capsys: Captured) -> None:
     make_copy(tmp_path / "shapes", ["circle"])
     (tmp_path / "classes.txt").write_text("circle\n")
     (tmp_path / "shapes.yaml").write_text(
@@ -225,11 +223,11 @@ def test_check_tells_a_primary_metric_that_there_is_none_of(
 
 
 @pytest.mark.parametrize("n_tried", [1, 2, 5, 6, 7, 12])
-def test_a_sample_is_spread_over_all_images_and_has_the_last(tmp_path: Path, n_tried: int) -> None:
+def test_sample_is_spread_over_the_set_and_includes_the_last(tmp_path: Path, n_tried: int) -> None:
     (tmp_path / "a").mkdir()
     for at in range(7):
         (tmp_path / f"a/{at}.png").write_bytes(b"")
     images = list_image_folder(tmp_path)
-    told = find_unreadable_images(images, n_tried)
-    assert len(set(told)) == min(n_tried, 7)
-    assert f"{tmp_path}/a/{6 if n_tried > 1 else 0}.png" in told[-1]
+    unreadable = find_unreadable_images(images, n_tried)
+    assert len(set(unreadable)) == min(n_tried, 7)
+    assert f"{tmp_path}/a/{6 if n_tried > 1 else 0}.png" in unreadable[-1]

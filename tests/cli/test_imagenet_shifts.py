@@ -1,4 +1,4 @@
-"""The paper's evaluation in one command: six sets as they unpack, against plain numpy."""
+"""The paper's evaluation in one command: six sets as unpacked, against plain NumPy."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ OBJECTS = {
 }
 """Folders of ObjectNet and their ImageNet ids, as its own mapping says."""
 FRUIT = "n07745940"
-"""A class of ImageNet and ImageNet-R that ObjectNet does not have."""
+"""A class of ImageNet and ImageNet-R that is not in ObjectNet."""
 SETS = ("imagenet", "imagenet-v2", "imagenet-r", "imagenet-sketch", "objectnet", "imagenet-a")
 Truth = Mapping[Path, Sequence[str]]
-"""Images and the ids that are right for them."""
+"""Images and their right ids."""
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The six sets, a few images of each, in the layouts that their archives unpack to."""
+    """Write a few images of the six sets, in the layouts of their archives."""
     root = tmp_path_factory.mktemp("data")
     make_imagenet(root / "imagenet")
     for at in (0, 9, 10, 99, 100, 999):
@@ -62,7 +62,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_imagenet(root: Path) -> None:
-    """The flat validation images as they are downloaded, and the development kit beside them."""
+    """Write flat validation images as downloaded, with the development kit beside them."""
     truth = [IDS[at] for at in (20, 10, 500, 20, 0, 999, 7, 7)]
     for number, class_id in enumerate(truth, start=1):
         draw(root / f"val/ILSVRC2012_val_{number:08d}.JPEG", class_id, noise=0.35)
@@ -70,7 +70,7 @@ def make_imagenet(root: Path) -> None:
 
 
 def make_objectnet(root: Path) -> None:
-    """Four folders of the 113 and two of the others, each image with its red border."""
+    """Write four of the 113 folders and two others; the images have a red border."""
     for folder, ids in OBJECTS.items():
         for at in range(4):
             path = root / f"images/{folder}/{at:015x}.png"
@@ -92,7 +92,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def accuracies(checkpoint: Path, data: Path, *, border: int = 0) -> dict[str, float]:
-    """Top-1 of each set by its publishers' rules, from folder names and the logits alone."""
+    """Compute the top-1 of each set by its publishers' rules, from folder names and logits."""
     top1 = {}
     kit = data / "imagenet/ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
     numbers = [int(line) for line in kit.read_text().split()]
@@ -104,7 +104,7 @@ def accuracies(checkpoint: Path, data: Path, *, border: int = 0) -> dict[str, fl
         elif name == "imagenet-v2":
             right = logits.argmax(axis=1) == [int(path.parent.name) for path in images]
         elif name == "objectnet":
-            right = objects_told(images, logits)
+            right = objects_predicted(images, logits)
         else:
             ids = IDS if name == "imagenet-sketch" else timm_subset(name)
             scores = logits[:, [IDS.index(class_id) for class_id in ids]]
@@ -116,8 +116,8 @@ def accuracies(checkpoint: Path, data: Path, *, border: int = 0) -> dict[str, fl
 ENDINGS = ("JPEG", "jpeg", "png")
 
 
-def objects_told(images: Sequence[Path], logits: np.ndarray) -> list[bool]:
-    """The highest of the logits of a folder's ids is its score, over the 113 folders."""
+def objects_predicted(images: Sequence[Path], logits: np.ndarray) -> list[bool]:
+    """Score each of the 113 folders by the highest logit of its ids."""
     label_map = read_dataset_card("objectnet").label_map
     assert label_map is not None
     assert {name: label_map.classes[name] for name in OBJECTS} == OBJECTS
@@ -125,15 +125,15 @@ def objects_told(images: Sequence[Path], logits: np.ndarray) -> list[bool]:
     scores = np.stack(
         [logits[:, [*map(IDS.index, label_map.classes[at])]].max(axis=1) for at in folders], axis=1
     )
-    told = [folders[at] for at in scores.argmax(axis=1)]
+    predicted = [folders[at] for at in scores.argmax(axis=1)]
     return [
         was == path.parent.name
-        for was, path in zip(told, images, strict=True)
+        for was, path in zip(predicted, images, strict=True)
         if path.parent.name in OBJECTS
     ]
 
 
-def test_the_suite_gives_the_papers_numbers_in_one_command(
+def test_suite_computes_the_papers_numbers_in_one_command(
     data: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = tmp_path / "r.jsonl"
@@ -155,12 +155,12 @@ def test_the_suite_gives_the_papers_numbers_in_one_command(
         f"{100 * value:.2f}" for value in (*expected.values(), shift, average)
     ]
     assert (
-        "image set 'objectnet': 2 images in 2 folders, such as air_freshener, are left out: the"
-        " set is scored over 113 classes" in err
+        "image set 'objectnet': 2 images in 2 folders that are not among its 113 classes are left"
+        " out, such as air_freshener" in err
     )
 
 
-def test_objectnets_border_is_cut_where_that_is_asked_for(
+def test_crop_border_cuts_the_border_of_objectnet(
     data: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = f"objectnet={data / 'objectnet'}?crop_border=2"
@@ -172,7 +172,7 @@ def test_objectnets_border_is_cut_where_that_is_asked_for(
 
 
 @pytest.mark.usefixtures("place")
-def test_a_head_of_objectnets_own_names_is_scored_without_the_map(
+def test_head_of_objectnets_own_classes_is_evaluated_without_the_map(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("--templates", "simple", "--truncate", "-o", "own.safetensors")
@@ -190,14 +190,14 @@ def test_a_head_of_objectnets_own_names_is_scored_without_the_map(
     assert main(["eval", str(own), "--data", given, "--json", "--workers", "0"]) == 0
     (line,) = json.loads(capsys.readouterr().out)
     images = [path for path in (data / "objectnet").rglob("*.png") if path.parent.name in OBJECTS]
-    told = [classes[112 - at].id for at in logits_of(own, images).argmax(axis=1)]
-    n_right = sum(was == path.parent.name for was, path in zip(told, images, strict=True))
+    predicted = [classes[112 - at].id for at in logits_of(own, images).argmax(axis=1)]
+    n_right = sum(was == path.parent.name for was, path in zip(predicted, images, strict=True))
     assert (line["n_images"], line["n_classes"]) == (16, 113)
     assert line["metrics"]["top1"]["value"] == n_right / 16
     assert 0 < n_right < 16
 
 
-def test_imagenets_training_split_trains(
+def test_finetune_accepts_the_training_split_of_imagenet(
     data: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for class_id in IDS[:3]:

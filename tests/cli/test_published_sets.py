@@ -1,4 +1,4 @@
-"""Published sets from their cards to the metric: head, fine-tuning, evaluation, by the command."""
+"""Published sets from their cards to the metric: head, fine-tuning and evaluation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from wiseft_cli.data.dataset_card import read_dataset_card
 __all__ = ["place"]
 
 LINEAR = ["--freeze", "encoder", "--lr", "0.3", "--device", "cpu", "--threads", "1"]
-"""A linear classifier on the features of random weights tells a class's pattern of colours."""
+"""A linear classifier on features of random weights learns the colour pattern of a class."""
 SHORT = ["--epochs", "8", "--batch-size", "10", "--warmup", "1", "--weight-decay", "0"]
 
 
@@ -55,7 +55,7 @@ def results() -> dict[str, dict]:
 
 
 def check_against_sklearn(name: str, expected_ids: Sequence[str]) -> float:
-    """Compare a result with scikit-learn's number over the classes that were written to disk."""
+    """Compare a result with scikit-learn's value over the classes that were written."""
     predicted = [line["id"] for line in saved(name)]
     metrics = results()[name]["metrics"]
     assert metrics["top1"]["value"] == pytest.approx(accuracy_score(expected_ids, predicted))
@@ -69,7 +69,7 @@ def check_against_sklearn(name: str, expected_ids: Sequence[str]) -> float:
 
 @pytest.fixture
 def cifars(place: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
-    """The three sets of the suite below `data/`, and the class numbers of each, as written."""
+    """Write the three sets of the suite below `data/`; return the class numbers of each."""
     numbers = {
         "cifar10": [7, 1, 0, 9, 3, 3, 5, 8, 2, 6, 4, 1],
         "cifar10.1": [4, 9, 0, 2, 2, 8, 5],
@@ -85,7 +85,7 @@ def cifars(place: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]
     return numbers
 
 
-def test_the_suite_of_cifar_scores_each_set_as_scikit_learn_does(cifars, capsys):
+def test_cifar_suite_agrees_with_scikit_learn(cifars, capsys):
     card = read_card(Path("z.safetensors"))
     ids = read_dataset_card("cifar10").class_ids
     assert tuple(entry.id for entry in card.classes) == ids
@@ -93,17 +93,18 @@ def test_the_suite_of_cifar_scores_each_set_as_scikit_learn_does(cifars, capsys)
     assert finetune("cifar10=data/cifar10?split=train", "f.safetensors") == 0
     words = ["--suite", "cifar-shifts", "--root", "data", "--results", "r.jsonl", "--workers", "2"]
     assert main(["eval", "f.safetensors", *words, "--save-predictions", "predictions"]) == 0
-    assert "image set 'cifar10.1': 7 images, CIFAR-10.1 (v6) has 2,000" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "image set 'cifar10.1': 7 images, but CIFAR-10.1 (v6) has 2,000" in err
     assert list(results()) == ["cifar10", "cifar10.1", "cifar10.2"]
     for name, numbers in cifars.items():
         line = results()[name]
         assert (line["join"], line["n_classes"], line["n_images"]) == ("id", 10, len(numbers))
-        # Below 1 a label would have gone to another class: patterns are easy to tell apart.
+        # Patterns are easy to distinguish: a value below 1 means a wrong label.
         assert check_against_sklearn(name, [ids[number] for number in numbers]) == 1
 
 
 @pytest.mark.usefixtures("cifars")
-def test_workers_and_kept_features_give_the_bytes_of_a_plain_run(capsys):
+def test_workers_and_feature_cache_give_the_bytes_of_a_plain_run(capsys):
     train = "cifar10=data/cifar10?split=train"
     end_to_end = [*SHORT[2:], "--epochs", "1", "--device", "cpu", "--threads", "1"]
     for workers in ("0", "2"):
@@ -131,14 +132,14 @@ def test_workers_and_kept_features_give_the_bytes_of_a_plain_run(capsys):
 
 
 @pytest.mark.usefixtures("cifars")
-def test_datasets_check_decodes_pictures_of_arrays(capsys):
+def test_datasets_check_decodes_pictures_in_arrays(capsys):
     assert main(["datasets", "check", "cifar10.2", "data/cifar10.2", "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
     assert (document["n_images"], document["n_classes"], document["n_decoded"]) == (5, 5, 5)
     assert main(["datasets", "check", "cifar10", "data/cifar10", "--split", "train"]) == 1
     out, err = capsys.readouterr()
     assert out == "cifar10: data/cifar10/cifar-10-batches-py: 50 images of 10 classes; 50 decoded\n"
-    assert "50 images, CIFAR-10, split train has 50,000: the copy is not complete" in err
+    assert "50 images, but CIFAR-10, split train has 50,000: the copy is incomplete" in err
 
 
 TEST: Where = [(7, 1), (2, 2), (9, 3), (7, 4), (0, 5)]
@@ -146,7 +147,7 @@ TRAIN: Where = [(number, 11 + at) for at, number in enumerate([0, 2, 7, 9] * 4)]
 
 
 def write_transfer_sets(root: Path, patch: pytest.MonkeyPatch) -> None:
-    """A copy of each set of the suite but CIFAR's, each in a folder of its name."""
+    """Write a copy of each set of the suite except CIFAR, in folders named after the sets."""
     write_cars(root / "stanford-cars", TEST, TRAIN)
     write_dtd(root / "dtd/dtd", test=TEST, train=TRAIN)
     write_sun397(root / "sun397/SUN397", test=TEST, train=TRAIN)
@@ -166,7 +167,7 @@ def write_transfer_sets(root: Path, patch: pytest.MonkeyPatch) -> None:
         ("flowers102", "?split=train"),
     ],
 )
-def test_a_transfer_set_goes_from_its_card_to_scikit_learns_number(
+def test_transfer_set_agrees_with_scikit_learn(
     place: Path, monkeypatch: pytest.MonkeyPatch, name: str, split: str
 ):
     write_transfer_sets(place / "data", monkeypatch)
@@ -181,14 +182,14 @@ def test_a_transfer_set_goes_from_its_card_to_scikit_learns_number(
     images = [*TEST, *TRAIN] if not split else TEST
     line = results()[name]
     assert (line["join"], line["n_classes"], line["n_images"]) == ("id", len(ids), len(images))
-    # The images of the copy have their numbers in their paths, which is how they are found again.
+    # The paths of the images contain their numbers.
     expected = {f"{at}": ids[number] for number, at in images}
     paths = [line["path"] for line in saved(name)]
     found = [expected[re.findall(r"[0-9]+", path)[-1].lstrip("0")] for path in paths]
     assert check_against_sklearn(name, found) == 1
 
 
-def test_the_transfer_suite_scores_each_checkpoint_on_the_sets_of_its_classes(
+def test_transfer_suite_evaluates_each_checkpoint_on_the_sets_of_its_classes(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     root = place / "data"
@@ -226,7 +227,7 @@ def test_the_transfer_suite_scores_each_checkpoint_on_the_sets_of_its_classes(
 FASHION = "torchvision:FashionMNIST"
 
 
-def test_a_set_of_torchvisions_goes_from_its_names_to_scikit_learns_number(place, capsys):
+def test_torchvision_set_agrees_with_scikit_learn(place, capsys):
     numbers = [0, 3, 9, 3, 7]
     write_mnist(place / "data", "FashionMNIST", test=numbers, train=[0, 3, 7, 9] * 5)
     assert head("--templates", FASHION, "--truncate", "-o", "z.safetensors", classes=FASHION) == 0
@@ -254,23 +255,21 @@ def test_a_set_of_torchvisions_goes_from_its_names_to_scikit_learns_number(place
     assert (results()["clothes"]["n_classes"], results()["clothes"]["join"]) == (10, "id")
 
 
-def test_datasets_shows_and_checks_sets_of_torchvisions(place, monkeypatch, capsys):
+def test_datasets_shows_and_checks_torchvision_sets(place, monkeypatch, capsys):
     WRITERS["GTSRB"](place, monkeypatch)
     assert main(["datasets", "check", "torchvision:GTSRB", "."]) == 0
     assert capsys.readouterr().out == "torchvision:GTSRB: gtsrb: 2 images of 2 classes; 2 decoded\n"
     assert main(["datasets", "show", "torchvision:GTSRB"]) == 0
     out = capsys.readouterr().out
     assert "n_images   unknown\n" in out
-    assert "class_ids  as torchvision finds them in the data\n" in out
+    assert "class_ids  known from the data only\n" in out
     assert main(["datasets", "show", "torchvision:GTSRB", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["parts"][1]["split"] == "train"
     assert head("-o", "z.safetensors", classes="torchvision:GTSRB") == 1
     assert capsys.readouterr().err.splitlines()[0] == (
-        "error: torchvision:GTSRB: torchvision does not know the names of its classes without the"
-        " data"
+        "error: torchvision:GTSRB: torchvision does not know the class names without the data"
     )
     assert main(["datasets", "show", "torchvision:Fashion"]) == 2
     assert capsys.readouterr().err.splitlines()[0] == (
-        "error: torchvision has no set of classes 'Fashion' that is known here; near it are"
-        " FashionMNIST"
+        "error: torchvision has no set 'Fashion' with one class per image"
     )

@@ -1,4 +1,4 @@
-"""ImageNet-Vid-Robust and YTBB-Robust through `wiseft eval`, against plain Python."""
+"""`wiseft eval` on ImageNet-Vid-Robust and YTBB-Robust agrees with plain Python."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.cli.video_sets import (
     ytbb_truth,
 )
 from tests.evaluation.telling import logits_of, make_telling_checkpoint
-from tests.evaluation.test_processes import torchrun
+from tests.evaluation.test_several_processes import torchrun
 from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
@@ -41,7 +41,7 @@ IDS = read_dataset_card("imagenet").class_ids
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both sets below one folder, as their archive unpacks and the metadata is put beside."""
+    """Write both sets below one folder, as the archive is unpacked, with the metadata."""
     root = tmp_path_factory.mktemp("data")
     make_vid(root / "imagenet-vid-robust")
     make_ytbb(root / "ytbb-robust")
@@ -50,7 +50,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Two checkpoints of ImageNet's classes, between which weights are interpolated."""
+    """Write two checkpoints of ImageNet's classes to interpolate between."""
     folder = tmp_path_factory.mktemp("weights")
     classes = [ClassEntry(class_id, "x") for class_id in IDS]
     return tuple(
@@ -76,7 +76,7 @@ def check_line(line: Mapping[str, Any], counts: tuple[int, int, int]) -> None:
         )
 
 
-def test_the_suite_gives_pm0_and_pm10_as_plain_python_does_at_every_alpha(
+def test_suite_computes_pm0_and_pm10_at_every_alpha(
     data: Path,
     weights: tuple[str, str],
     tmp_path: Path,
@@ -91,7 +91,7 @@ def test_the_suite_gives_pm0_and_pm10_as_plain_python_does_at_every_alpha(
     )
     words = [*weights, "--alpha", "0,0.5,1", "--suite", "temporal", "--root", str(data)]
     lines = evaluate(words, tmp_path)
-    assert len(decoded) == len(set(decoded))  # every frame once, for three rows
+    assert len(decoded) == len(set(decoded))  # each frame once for three rows
     seen = set()
     for name, truth, label_map, n_classes in (
         ("imagenet-vid-robust", vid_truth, VID_MAP, 30),
@@ -118,21 +118,23 @@ def test_the_suite_gives_pm0_and_pm10_as_plain_python_does_at_every_alpha(
 
 
 @pytest.mark.parametrize("name", ["imagenet-vid-robust", "ytbb-robust"])
-def test_a_frames_class_is_the_highest_of_the_mapped_logits(
+def test_class_of_a_frame_is_the_highest_of_the_mapped_logits(
     data: Path, weights: tuple[str, str], tmp_path: Path, name: str
 ) -> None:
     evaluate([weights[0], "--data", f"{name}={data / name}"], tmp_path)
     classes = (VID_MAP if name == "imagenet-vid-robust" else YTBB_MAP).classes
-    told = predicted_classes(read_lines(tmp_path / f"p/{name}.zero.jsonl"), classes)
-    logits = logits_of(Path(weights[0]), [data / name / path for path in told])
+    predicted = predicted_classes(read_lines(tmp_path / f"p/{name}.zero.jsonl"), classes)
+    logits = logits_of(Path(weights[0]), [data / name / path for path in predicted])
     scores = [logits[:, [*map(IDS.index, ids)]].max(axis=1) for ids in classes.values()]
     expected = [[*classes][at] for at in np.argmax(scores, axis=0)]
-    assert [*told.values()] == expected
+    assert [*predicted.values()] == expected
     mapped = {at for ids in classes.values() for at in ids}
-    assert not mapped.issuperset(IDS[at] for at in logits.argmax(axis=1))  # others would have won
+    assert not mapped.issuperset(
+        IDS[at] for at in logits.argmax(axis=1)
+    )  # unmapped classes would have won
 
 
-def test_pm10_can_be_read_off_the_predictions_alone(
+def test_pm10_follows_from_the_saved_predictions(
     data: Path, weights: tuple[str, str], tmp_path: Path
 ) -> None:
     words = [weights[0], "--data", f"imagenet-vid-robust={data / 'imagenet-vid-robust'}"]
@@ -146,7 +148,7 @@ def test_pm10_can_be_read_off_the_predictions_alone(
     assert 0 < value < line["metrics"]["pm0"]["value"] < 1
 
 
-def test_a_cow_is_never_right_for_a_head_without_cows(
+def test_class_missing_in_the_head_is_never_right(
     data: Path, weights: tuple[str, str], tmp_path: Path
 ) -> None:
     evaluate([weights[0], "--data", f"ytbb-robust={data / 'ytbb-robust'}"], tmp_path)
@@ -158,7 +160,7 @@ def test_a_cow_is_never_right_for_a_head_without_cows(
     assert all(line["id"] != TENCH for line in cows)
 
 
-def test_unreadable_frames_are_left_out_with_their_anchors_where_they_are_anchors(
+def test_unreadable_frames_and_anchors_are_excluded(
     tmp_path: Path, weights: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = tmp_path / "imagenet-vid-robust"
@@ -180,7 +182,7 @@ def test_unreadable_frames_are_left_out_with_their_anchors_where_they_are_anchor
     assert "'imagenet-vid-robust': none of its 12 anchor frames is readable" in err
 
 
-def test_two_processes_add_up_their_anchors_to_the_lines_of_one(
+def test_two_processes_give_the_results_of_one(
     data: Path, weights: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["eval", *weights, "--alpha", "0,0.5", "--suite", "temporal", "--root", str(data)]
@@ -192,7 +194,7 @@ def test_two_processes_add_up_their_anchors_to_the_lines_of_one(
 
 
 @pytest.mark.parametrize(("least", "code"), [("0.01", 0), ("0.99", 3)])
-def test_a_gate_judges_pm10_and_a_held_line_is_not_measured_again(
+def test_gate_uses_pm10_and_stored_results_are_reused(
     data: Path,
     weights: tuple[str, str],
     tmp_path: Path,
@@ -208,7 +210,7 @@ def test_a_gate_judges_pm10_and_a_held_line_is_not_measured_again(
     assert "holds 1 of 1 results already" in capsys.readouterr().err
 
 
-def test_other_neighbourhoods_of_the_same_frames_are_another_measurement(
+def test_other_neighbourhoods_of_the_same_frames_give_a_new_result(
     tmp_path: Path, weights: tuple[str, str]
 ) -> None:
     base = tmp_path / "imagenet-vid-robust"
@@ -224,7 +226,7 @@ def test_other_neighbourhoods_of_the_same_frames_are_another_measurement(
     assert lines[1]["data_fingerprint"] != before["data_fingerprint"]
 
 
-def test_plot_draws_the_sets_by_pm10(
+def test_plot_shows_pm10(
     data: Path, weights: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*weights, "--alpha", "0,1", "--suite", "temporal", "--root", str(data)]
@@ -239,7 +241,7 @@ def test_plot_draws_the_sets_by_pm10(
 
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(("name", "n_classes"), [("imagenet-vid-robust", 30), ("ytbb-robust", 23)])
-def test_a_head_of_the_sets_own_names_is_scored_without_the_map_and_leaves_out_the_other_set(
+def test_head_of_a_sets_own_classes_is_evaluated_without_the_map_and_skips_the_other_set(
     data: Path, tmp_path: Path, name: str, n_classes: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ("--templates", name, "--truncate", "-o", "own.safetensors")
@@ -249,17 +251,17 @@ def test_a_head_of_the_sets_own_names_is_scored_without_the_map_and_leaves_out_t
     (line,) = evaluate(["own.safetensors", "--suite", "temporal", "--root", str(data)], tmp_path)
     assert (line["set"], line["n_classes"]) == (name, n_classes)
     pmsets, right = (vid_truth if n_classes == 30 else ytbb_truth)(data / name)
-    told = {at["path"]: at["id"] for at in read_lines(tmp_path / f"p/{name}.own.jsonl")}
-    check_line(line, plain_pm(pmsets, right, told))
+    predicted = {at["path"]: at["id"] for at in read_lines(tmp_path / f"p/{name}.own.jsonl")}
+    check_line(line, plain_pm(pmsets, right, predicted))
     other = "ytbb-robust" if n_classes == 30 else "imagenet-vid-robust"
     assert f"image set {other!r} is left out for own" in capsys.readouterr().err
 
 
-def test_check_verifies_a_copy(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_counts_anchor_frames(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["datasets", "check", "ytbb-robust", str(data / "ytbb-robust"), "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
     assert (document["n_images"], document["n_classes"], document["n_decoded"]) == (23, 11, 23)
     assert (
-        "10 anchor frames, YTBB-Robust, video frames of 24 classes (23 and none) has 2,030"
+        "10 anchor frames, but YTBB-Robust, video frames of 24 classes (23 and none) has 2,030"
         in (document["faults"][2])
     )

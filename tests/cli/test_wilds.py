@@ -1,4 +1,4 @@
-"""iWildCam and FMoW from their names to their metrics, against scikit-learn and WILDS' own code."""
+"""iWildCam and FMoW agree with scikit-learn and with the package `wilds`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RECIPE = "--recipe linear-classifier --epochs 12 --lr 0.2 --batch-size 64 --no-f
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both sets, and for each a head by its name and one that was trained on its train split."""
+    """Write both sets, and for each a zero-shot head and a head trained on its train split."""
     place = tmp_path_factory.mktemp("wilds")
     make_iwildcam(place)
     make_fmow(place)
@@ -64,7 +64,7 @@ def predictions(place: Path, set_name: str) -> list[dict[str, Any]]:
 
 
 def labels_and_guesses(place: Path, set_name: str) -> tuple[list[int], list[int]]:
-    """The label and the prediction of each image, as positions among the set's classes."""
+    """Return the label and the prediction of each image, as positions among the classes."""
     ids = list(read_dataset_card(SUITE[set_name][0]).class_ids)
     rows = predictions(place, set_name)
     return [ids.index(row["label"]) for row in rows], [ids.index(row["id"]) for row in rows]
@@ -86,7 +86,7 @@ def test_heads_have_the_names_and_templates_of_the_cards(place: Path) -> None:
 
 
 @pytest.mark.parametrize("set_name", ["iwildcam-id", "iwildcam-ood"])
-def test_macro_f1_is_over_the_classes_with_an_image_and_all_compete(
+def test_macro_f1_averages_over_classes_with_images_while_all_classes_compete(
     place: Path, set_name: str
 ) -> None:
     labels, guesses = labels_and_guesses(place, set_name)
@@ -96,15 +96,13 @@ def test_macro_f1_is_over_the_classes_with_an_image_and_all_compete(
     present = sorted(set(labels))
     assert found == pytest.approx(f1_score(labels, guesses, labels=present, average="macro"))
     assert 0.2 < found < 1
-    if set_name == "iwildcam-id":  # a class without an image is predicted: the mean leaves it out
+    if set_name == "iwildcam-id":  # a class without images is predicted, and not in the mean
         assert set(guesses) - set(labels)
         assert found > f1_score(labels, guesses, average="macro", zero_division=0) + 0.01
 
 
 @pytest.mark.parametrize("set_name", ["fmow-id", "fmow-ood"])
-def test_the_worst_region_leaves_out_other_and_the_accuracy_does_not(
-    place: Path, set_name: str
-) -> None:
+def test_worst_region_excludes_other_and_top1_includes_it(place: Path, set_name: str) -> None:
     rows = predictions(place, set_name)
     regions: dict[str | None, list[bool]] = {}
     for row in rows:
@@ -141,7 +139,7 @@ def test_each_head_has_its_own_reference_average_and_table(
     assert f"{left_out} other classes" in err.splitlines()
 
 
-def test_gates_are_judged_on_the_sets_of_the_judged_row(
+def test_gates_use_the_sets_of_their_own_row(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
@@ -162,7 +160,7 @@ def value_of(line: dict[str, Any]) -> float:
     return float(line["metrics"][line["primary"]]["value"])
 
 
-def test_check_names_what_a_copy_lacks(
+def test_check_reports_an_incomplete_copy(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
@@ -171,19 +169,19 @@ def test_check_names_what_a_copy_lacks(
     n_images = int(out.split()[2])
     assert out.startswith(f"fmow: fmow_v1.1: {n_images} images of ")
     assert (
-        f"{n_images} images, FMoW-WILDS 1.1, split val has 19,915: the copy is not complete, or"
-        " another set"
+        f"{n_images} images, but FMoW-WILDS 1.1, split val has 19,915: the copy is incomplete, or"
+        " not of this set"
     ) in err
-    assert " classes, " not in err.split("error:")[1]  # nobody says how many there should be
+    assert " classes, " not in err.split("error:")[1]  # their number is not published
 
 
 @pytest.fixture
 def wilds(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The package `wilds`, without its look for a newer version and without torch_scatter."""
+    """Import the package `wilds` without its version check and without torch_scatter."""
     monkeypatch.setitem(sys.modules, "outdated", None)  # it would ask the network
     monkeypatch.setenv("OUTDATED_IGNORE", "1")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # it sets its own
-    scatter = ModuleType("torch_scatter")  # which it needs for means over groups, and this is one
+    scatter = ModuleType("torch_scatter")  # wilds needs it for means over groups
     scatter.scatter = _mean_of_groups  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch_scatter", scatter)
     reason = "the package wilds is not installed: pip install 'wiseft-cli[wilds]'"
@@ -199,7 +197,7 @@ def _mean_of_groups(
 
 
 @pytest.mark.parametrize("set_name", SUITE)
-def test_splits_labels_and_metrics_are_those_of_wilds(
+def test_splits_labels_and_metrics_agree_with_the_package_wilds(
     place: Path, set_name: str, wilds: ModuleType
 ) -> None:
     name, split = SUITE[set_name]
@@ -222,7 +220,7 @@ def test_splits_labels_and_metrics_are_those_of_wilds(
 
 
 def _by_path(whole: Any, subset: Any, name: str) -> dict[str, int]:
-    """The position in a subset of each image, by its path below the set's folder."""
+    """Return the position of each image in a subset, by its path below the set's folder."""
     if name == "iwildcam":
         return {f"train/{whole._input_array[row]}": at for at, row in enumerate(subset.indices)}
     numbers = whole.full_idxs[subset.indices]

@@ -1,4 +1,4 @@
-"""Every example of docs/data.md runs: its files, its Python, its commands."""
+"""Every example in docs/data.md runs: files, Python and commands."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ COMMANDS = [block for block in blocks("console") if block.startswith("$ wiseft "
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The images the page speaks of, the files it shows, and two checkpoints."""
+    """Write the images and files of the page, and two checkpoints."""
     folder = tmp_path_factory.mktemp("page")
     random = np.random.default_rng(0)
     for name in IMAGES:
@@ -75,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("block", COMMANDS)
-def test_a_command_of_the_page_does_what_the_page_shows(
+def test_commands_print_what_the_page_shows(
     folder: Path, block: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
@@ -83,13 +83,13 @@ def test_a_command_of_the_page_does_what_the_page_shows(
         monkeypatch.setattr(f"wiseft_cli.cli.{module}.default_workers", lambda *_: 0)
     line, *shown = block.rstrip("\n").split("\n")
     code = main(shlex.split(line.removeprefix("$ wiseft ")))
-    out, told = capsys.readouterr()
-    assert code == (1 if shown and shown[0].startswith("error: ") else 0), told
+    out, err = capsys.readouterr()
+    assert code == (1 if shown and shown[0].startswith("error: ") else 0), err
     if shown:
-        assert (told if code else out).splitlines() == shown
+        assert (err if code else out).splitlines() == shown
 
 
-def test_the_page_has_an_example_of_each_form() -> None:
+def test_page_has_an_example_of_each_form() -> None:
     assert len(COMMANDS) == len(blocks("console")) == 9
     for form in ("shapes-val ", "labels.csv?", "labels.jsonl", ".tar", "suite.yaml", "map="):
         assert any(form in block for block in COMMANDS), form

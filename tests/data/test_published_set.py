@@ -164,11 +164,8 @@ def test_manifest_named_after_a_card_is_read_as_a_manifest(tmp_path: Path) -> No
 
 
 def test_option_that_contradicts_the_card_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError, match=r"the card 'imagenet-r' .* labels_are_indices"):
         open_image_set(f"imagenet-r={tmp_path}?labels_are_indices=true")
-    assert caught.value.message == (
-        f"{tmp_path}: the card 'imagenet-r' says what labels_are_indices would"
-    )
 
 
 def test_suite_finds_cards_in_its_own_folder(tmp_path: Path) -> None:
@@ -275,7 +272,7 @@ def test_training_set_needs_an_explicit_split(tmp_path: Path) -> None:
         open_training_set(f"imagenet={tmp_path}")
     assert f"'imagenet={tmp_path}?split=train'" in (caught.value.hint or "")
     images = open_training_set(f"imagenet-sketch={tmp_path}")
-    assert "'imagenet-sketch' has no split to train on" in images.warnings[-1]
+    assert "'imagenet-sketch' has no training split" in images.warnings[-1]
 
 
 def test_name_similar_to_a_published_set_is_noted(tmp_path: Path) -> None:

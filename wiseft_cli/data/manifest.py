@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from wiseft_cli.data.files import file_sizes
 from wiseft_cli.data.image_set import ImageRecord, ImageSet
@@ -181,9 +181,9 @@ def _row(line: int, cells: Mapping[str, str], faults: list[str]) -> Row | None:
     if "/." in path or path.startswith(".") or "//" in path:
         path = os.path.normpath(path)  # an image with two spellings would count twice
     # A million rows share a few labels, splits and groups.
-    label, split, group = (
-        sys.intern(cells.get(field, "").strip()) for field in ("label", "split", "group")
-    )
+    label = sys.intern(cells.get("label", "").strip())
+    split = sys.intern(cells.get("split", "").strip())
+    group = sys.intern(cells.get("group", "").strip())
     return Row(line, path, label, split, group or None)
 
 
@@ -246,22 +246,16 @@ def _json_cells(
         if not isinstance(entry, dict):
             faults.append(f"line {number}: not a JSON object")
             continue
-        wrong = [
-            fault
-            for field, name in names.items()
-            if (fault := _json_fault(entry, name, is_required=field in required))
-        ]
-        faults += [f"line {number}: {fault}" for fault in wrong]
+        cells: dict[str, str] = {}
+        wrong = []
+        for field, name in names.items():
+            value = entry.get(name)
+            if isinstance(value, str | int) and not isinstance(value, bool):
+                cells[field] = str(value)
+            elif name not in entry and field in required:
+                wrong.append(f"line {number}: {name!r} is missing")
+            elif value is not None or field in required:
+                wrong.append(f"line {number}: {name!r} is {json.dumps(value)[:40]}, expected text")
+        faults += wrong
         if not wrong:
-            values = {field: entry.get(name) for field, name in names.items()}
-            yield number, {f: str(value) for f, value in values.items() if value is not None}
-
-
-def _json_fault(entry: Mapping[str, Any], name: str, *, is_required: bool) -> str:
-    """Return why a value is neither text nor a whole number; empty if it is, or may be absent."""
-    value = entry.get(name)
-    if name not in entry or (value is None and not is_required):
-        return f"{name!r} is missing" if is_required else ""
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        return f"{name!r} is {json.dumps(value)[:40]}, expected text"
-    return ""
+            yield number, cells

@@ -1,1 +1,1 @@
-"""How published image sets lie on disk: a module a layout, each lists sets in its card's labels."""
+"""Readers of published image sets, one module per family of layouts."""

@@ -182,7 +182,7 @@ GATE = ("--fail-under", "val:top1>=0.5")
             (PAIR[0], "--fail-under", "val:top9>=0.5"),
             2,
             "error: --fail-under cannot be judged:\n  val:top9>=0.5: 'val' has no metric 'top9'\n"
-            "hint: there are val: top1, top5, mean_per_class, macro_f1\n",
+            "hint: the metrics are val: top1, top5, mean_per_class, macro_f1\n",
         ),
         ((PAIR[0], "--fail-under", "val:top1>=77%"), 2, "error: --fail-under 'val:top1>=77%':"),
         (
@@ -257,21 +257,21 @@ def test_a_checkpoint_may_be_named_by_its_folder(files: Path, run_here: RunHere)
     assert done.returncode == 0, done.stderr
 
 
-def test_memory_that_does_not_suffice_is_told_with_a_remedy(
+def test_out_of_memory_is_reported_with_a_remedy(
     run_here: RunHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
     from wiseft_cli.model.classifier import ImageClassifier
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
     monkeypatch.setattr(ImageClassifier, "encode_image", fail)
     done = run_here("eval", PAIR[0], "--data", "few", "--workers", "0")
     assert done.returncode == 1
     assert done.stderr == (
-        "error: the memory does not suffice for batches of 64 images: CUDA out of memory. Tried to"
+        "error: not enough memory for batches of 64 images on cpu: CUDA out of memory. Tried to"
         " allocate 2.00 GiB.\n"
         "hint: use a smaller --batch-size than 64, or fewer --workers\n"
     )

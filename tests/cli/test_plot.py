@@ -19,7 +19,7 @@ def results(tmp_path: Path) -> Path:
     return tmp_path / "r.jsonl"
 
 
-def test_the_path_of_the_picture_is_all_of_stdout(results: Path, run_wiseft: RunWiseft) -> None:
+def test_stdout_is_the_path_of_the_image_file(results: Path, run_wiseft: RunWiseft) -> None:
     done = run_wiseft("plot", results, "-o", "curve.png")
     assert (done.returncode, done.stdout, done.stderr) == (0, "curve.png\n", "")
     assert (results.parent / "curve.png").read_bytes().startswith(b"\x89PNG")
@@ -60,11 +60,11 @@ def test_plot_runs_where_torch_cannot_be_imported(results: Path, tmp_path: Path)
             1,
             "error: old.png: is also an input (old.png)\n",
         ),
-        (["old.png", "-o", "c.png"], 1, "error: old.png, line 1: no results line: "),
+        (["old.png", "-o", "c.png"], 1, "error: old.png, line 1: not a results line: "),
         (
             ["r.jsonl", "-o", "c.png", "--shifts", "a,,b"],
             2,
-            "error: --shifts 'a,,b': expected names with commas between them\n",
+            "error: --shifts 'a,,b': expected names separated by commas\n",
         ),
         (
             ["r.jsonl", "-o", "c.png", "--baseline-csv", "old.png"],
@@ -90,7 +90,7 @@ def test_plot_runs_where_torch_cannot_be_imported(results: Path, tmp_path: Path)
         "no-shift",
     ],
 )
-def test_mistakes_are_one_message_and_write_nothing(
+def test_mistake_is_one_message_and_writes_nothing(
     results: Path, run_wiseft: RunWiseft, words: list[str], code: int, message: str
 ) -> None:
     (results.parent / "old.png").write_text("old")
@@ -103,7 +103,7 @@ def test_mistakes_are_one_message_and_write_nothing(
     assert not (results.parent / "c.png").exists()
 
 
-def test_left_out_weights_are_told_and_force_overwrites(
+def test_weights_left_out_are_reported_and_force_overwrites(
     results: Path, run_wiseft: RunWiseft
 ) -> None:
     add_result_lines(results, [line("val", 5, alpha="0.9", reference=True)])
@@ -114,7 +114,7 @@ def test_left_out_weights_are_told_and_force_overwrites(
     assert (results.parent / "c.svg").read_text().startswith("<?xml")
 
 
-def test_baselines_give_effective_robustness(results: Path, run_wiseft: RunWiseft) -> None:
+def test_baselines_add_effective_robustness(results: Path, run_wiseft: RunWiseft) -> None:
     table = "model,val,shift-a,shift-b\nA,0.2,0.2,0.2\nB,0.9,0.9,\n"
     (results.parent / "models.csv").write_text(table)
     words = ("plot", results, "-o", "c.png", "--baseline-csv", "models.csv")

@@ -52,7 +52,9 @@ def predict(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, 
     return code, *capsys.readouterr()
 
 
-def test_people_read_a_line_an_image(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_default_output_has_one_line_per_image(
+    room: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, out, err = predict(capsys, "photos", "--top", "2")
     assert (code, err) == (0, "")
     lines = out.splitlines()
@@ -62,7 +64,7 @@ def test_people_read_a_line_an_image(room: Path, capsys: pytest.CaptureFixture[s
         assert re.fullmatch(rf"\S+ +\d+\.\d\d % {names} +\d+\.\d\d % {names}", line), line
 
 
-def test_the_three_forms_say_the_same(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_json_and_csv_agree(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     objects = [json.loads(line) for line in predict(capsys, "photos", "--jsonl")[1].splitlines()]
     rows = list(csv.DictReader(io.StringIO(predict(capsys, "photos", "--csv")[1])))
     assert [
@@ -77,7 +79,9 @@ def test_the_three_forms_say_the_same(room: Path, capsys: pytest.CaptureFixture[
     assert f"{100 * objects[0]['top'][0]['probability']:.2f} %" in first
 
 
-def test_it_predicts_what_eval_counts(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predictions_agree_with_the_accuracy_of_eval(
+    room: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_images(room / "set", [entry.id for entry in CLASSES], per_class=4, seed=3)
     words = ["eval", "model.safetensors", "--data", "set", "--json", "--workers", "0"]
     assert main(words) == 0
@@ -87,7 +91,7 @@ def test_it_predicts_what_eval_counts(room: Path, capsys: pytest.CaptureFixture[
     assert line["metrics"]["top1"]["value"] == np.mean(right)
 
 
-def test_a_bad_image_is_told_the_others_go_on_and_the_exit_code_is_1(
+def test_unreadable_image_is_reported_and_the_exit_code_is_1(
     room: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("broken.png", "photos/0.png", "gone.png", "--jsonl")
@@ -123,7 +127,7 @@ def test_a_bad_image_is_told_the_others_go_on_and_the_exit_code_is_1(
          "error: --device tpu9: unknown device\n"),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_message(
+def test_mistake_is_one_message(
     room: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, message: str
 ) -> None:
     write_foreign = room / "foreign.safetensors"
@@ -138,7 +142,7 @@ def test_mistakes_are_one_message(
     assert "Traceback" not in done.err
 
 
-def test_a_merge_of_foreign_files_is_refused_with_the_remedy(
+def test_merge_of_foreign_files_is_rejected_with_a_remedy(
     room: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     from wiseft_cli.checkpoint.card import Card
@@ -149,7 +153,9 @@ def test_a_merge_of_foreign_files_is_refused_with_the_remedy(
     assert "so it cannot be run\nhint: " in capsys.readouterr().err
 
 
-def test_paths_on_stdin_are_answered_as_they_come(room: Path, environment: dict[str, str]) -> None:
+def test_paths_on_stdin_are_answered_as_they_arrive(
+    room: Path, environment: dict[str, str]
+) -> None:
     command = [*WISEFT, "predict", "model.safetensors", "-", "--batch-size", "1", "--workers", "0"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
@@ -164,7 +170,7 @@ def test_paths_on_stdin_are_answered_as_they_come(room: Path, environment: dict[
         assert process.wait() == 0
 
 
-def test_a_reader_that_stops_ends_it_quietly(room: Path, environment: dict[str, str]) -> None:
+def test_closed_stdout_ends_the_command_quietly(room: Path, environment: dict[str, str]) -> None:
     for command in ("predict model.safetensors photos --batch-size 1 --workers 0", "merge --help"):
         with subprocess.Popen(
             [*WISEFT, *command.split()],
@@ -180,7 +186,7 @@ def test_a_reader_that_stops_ends_it_quietly(room: Path, environment: dict[str, 
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
-def test_output_that_cannot_be_written_is_an_error(room: Path, environment: dict[str, str]) -> None:
+def test_full_stdout_is_an_error(room: Path, environment: dict[str, str]) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [*WISEFT, "--version"], stdout=full, stderr=subprocess.PIPE, env=environment, text=True
@@ -191,7 +197,7 @@ def test_output_that_cannot_be_written_is_an_error(room: Path, environment: dict
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_it_with_their_code_and_without_a_traceback(
+def test_signal_ends_the_command_with_its_exit_code_and_without_a_traceback(
     room: Path, environment: dict[str, str], number: int, code: int
 ) -> None:
     # Both go to the whole group, as from a terminal or a scheduler.
@@ -231,7 +237,7 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if not set(line) & set("|>")])
-def test_a_command_of_the_page_runs(
+def test_command_of_the_page_runs(
     room: Path, capsys: pytest.CaptureFixture[str], line: str
 ) -> None:
     assert main([*shlex.split(line.removeprefix("wiseft ")), "--workers", "0"]) == 0
@@ -241,7 +247,7 @@ def test_a_command_of_the_page_runs(
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if set(line) & set("|>")])
-def test_a_pipeline_of_the_page_runs(
+def test_pipeline_of_the_page_runs(
     room: Path, environment: dict[str, str], tmp_path: Path, line: str
 ) -> None:
     if "jq" in line and shutil.which("jq") is None:

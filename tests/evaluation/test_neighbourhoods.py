@@ -21,7 +21,7 @@ from wiseft_cli.evaluation.neighbourhoods import FrameTally
 from wiseft_cli.evaluation.plan import plan_jobs
 from wiseft_cli.evaluation.weight_sets import plan_weight_sets, read_checkpoints
 from wiseft_cli.model.classifier import load_classifier
-from wiseft_cli.reporting.intervals import clopper_pearson
+from wiseft_cli.reporting.statistics import clopper_pearson
 
 CPU = torch.device("cpu")
 

@@ -69,9 +69,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     encode_image = ImageClassifier.encode_image
 
-    def counting(self: ImageClassifier, images: torch.Tensor) -> torch.Tensor:
+    def counting(self: ImageClassifier, images: torch.Tensor, **options: Any) -> torch.Tensor:
         calls.append(len(images))
-        return encode_image(self, images)
+        return encode_image(self, images, **options)
 
     monkeypatch.setattr(ImageClassifier, "encode_image", counting)
     return calls

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from wiseft_cli.reporting.intervals import clopper_pearson
 from wiseft_cli.reporting.results import CheckpointName, Metric, ResultLine
+from wiseft_cli.reporting.statistics import clopper_pearson
 
 
 def digest(letter: str) -> str:

@@ -6,11 +6,24 @@ import pytest
 
 from tests.reporting.lines import FINETUNED, digest, line, sweep_lines
 from wiseft_cli.errors import ResultsError
-from wiseft_cli.reporting.curves import collect_curves
+from wiseft_cli.reporting.curves import (
+    arrange_panels,
+    collect_curves,
+    describe_robustness,
+    panel_document,
+)
 from wiseft_cli.reporting.results import Metric
+from wiseft_cli.reporting.statistics import BaselineModel
+
+BASELINES = (
+    BaselineModel("a", {"val": 0.2, "shift-a": 0.2, "shift-b": 0.2}),
+    BaselineModel("b", {"val": 0.5, "shift-a": 0.5, "shift-b": 0.5}),
+    BaselineModel("c", {"val": 0.9, "shift-a": 0.9}),
+    BaselineModel("d", {"shift-a": 0.9}),
+)
 
 
-def test_points_are_reference_against_the_mean_of_the_shifts_by_rising_alpha() -> None:
+def test_points_have_reference_and_mean_shift_by_rising_alpha() -> None:
     data = collect_curves(sweep_lines()[::-1])
     assert (data.reference, sorted(data.shifts), data.notes) == ("val", ["shift-a", "shift-b"], ())
     (curve,) = data.curves
@@ -19,7 +32,7 @@ def test_points_are_reference_against_the_mean_of_the_shifts_by_rising_alpha() -
     assert [point.reference.value for point in curve] == [0.6, 0.7, 0.77, 0.8, 0.805]
 
 
-def test_alphas_are_ordered_as_numbers_and_not_as_text() -> None:
+def test_alphas_are_ordered_as_numbers() -> None:
     lines = [
         line(name, 5, alpha=alpha, reference=name == "val")
         for alpha in ("0.95", "0.1", "0.05", "1")
@@ -45,13 +58,13 @@ def test_each_pair_is_a_curve_and_each_checkpoint_a_point() -> None:
     assert [point.name for point in data.singles] == ["zeroshot"]
 
 
-def test_the_later_of_two_lines_of_one_measurement_counts() -> None:
+def test_later_line_of_the_same_measurement_is_used() -> None:
     newer = line("val", 999, alpha="0.5", reference=True)
     (curve,) = collect_curves([*sweep_lines(), newer]).curves
     assert curve[2].reference.value == 0.999
 
 
-def test_weights_that_lack_a_set_are_left_out_with_a_note() -> None:
+def test_weights_without_results_on_every_set_are_left_out_with_a_note() -> None:
     data = collect_curves([*sweep_lines(), line("val", 5, alpha="0.9", reference=True)])
     assert len(data.curves[0]) == 5
     assert data.notes == (
@@ -66,7 +79,7 @@ def test_another_reference_can_be_chosen() -> None:
         collect_curves(sweep_lines(), reference="x")
 
 
-def test_results_that_make_no_figure_are_refused() -> None:
+def test_results_that_make_no_figure_are_rejected() -> None:
     with pytest.raises(ResultsError, match=r"^the results hold no line$"):
         collect_curves([])
     with pytest.raises(ResultsError, match=r"one set, 'val', and no distribution shift$"):
@@ -75,11 +88,11 @@ def test_results_that_make_no_figure_are_refused() -> None:
         collect_curves([line("a", 5), line("b", 5)])
     with pytest.raises(ResultsError, match=r"mark 2 reference sets \(a, b\), expected one$"):
         collect_curves([line("a", 5, reference=True), line("b", 5, reference=True)])
-    with pytest.raises(ResultsError, match=r"^no weights were evaluated on every set:\nzeroshot"):
+    with pytest.raises(ResultsError, match=r"^no weights were evaluated on every set:\n  zeroshot"):
         collect_curves([line("a", 5, reference=True), line("b", 5, alpha="0.5")])
 
 
-def test_the_same_weights_on_changed_data_are_refused() -> None:
+def test_same_weights_on_changed_data_are_rejected() -> None:
     changed = replace(sweep_lines()[0], data_fingerprint=digest("e"))
     with pytest.raises(ResultsError) as caught:
         collect_curves([*sweep_lines(), changed])
@@ -89,7 +102,7 @@ def test_the_same_weights_on_changed_data_are_refused() -> None:
     )
 
 
-def test_shifts_can_be_chosen_and_only_from_the_results() -> None:
+def test_shifts_can_be_chosen_from_the_results_only() -> None:
     data = collect_curves(sweep_lines(), shifts=["shift-b"])
     assert data.shifts == ("shift-b",)
     assert [round(point.shift, 6) for point in data.curves[0]] == [0.4, 0.47, 0.5, 0.48, 0.38]
@@ -99,7 +112,7 @@ def test_shifts_can_be_chosen_and_only_from_the_results() -> None:
         collect_curves(sweep_lines(), shifts=["val"])
 
 
-def test_a_set_with_two_primary_metrics_is_refused() -> None:
+def test_set_with_two_primary_metrics_is_rejected() -> None:
     other = [
         replace(line, primary="macro_f1", metrics={"macro_f1": Metric(0.5)}, alpha="0.9")
         for line in sweep_lines()[1:2]
@@ -108,7 +121,7 @@ def test_a_set_with_two_primary_metrics_is_refused() -> None:
         collect_curves([*sweep_lines(), *other])
 
 
-def test_an_output_ensemble_is_a_point_of_its_own() -> None:
+def test_output_ensemble_is_a_single_point() -> None:
     lines = [
         replace(line, ensemble=True, alpha=None) for line in sweep_lines() if line.alpha == "0.5"
     ]
@@ -116,3 +129,54 @@ def test_an_output_ensemble_is_a_point_of_its_own() -> None:
     (single,) = data.singles
     assert single.name == "output ensemble of zeroshot and finetuned"
     assert len(data.curves[0]) == 5
+
+
+def test_panels_are_the_mean_and_one_per_shift() -> None:
+    mean, a, b = arrange_panels(collect_curves(sweep_lines()))
+    assert [panel.name for panel in (mean, a, b)] == ["mean", "shift-a", "shift-b"]
+    assert [point.y.value for point in mean.curves[0]] == pytest.approx(
+        [0.45, 0.515, 0.54, 0.51, 0.415]
+    )
+    assert [point.y.value for point in a.curves[0]] == [0.5, 0.56, 0.58, 0.54, 0.45]
+    assert [point.y.low is None for point in (mean.points[0], a.points[0])] == [True, False]
+    assert a.points[0].half_images == (0.0005, 0.0005)
+    assert mean.points[0].half_images == (0.0005, 0.00025)
+
+
+def test_single_shift_has_no_panel_of_the_mean() -> None:
+    lines = [line for line in sweep_lines() if line.set_name != "shift-b"]
+    assert [panel.name for panel in arrange_panels(collect_curves(lines))] == ["shift-a"]
+
+
+def test_baseline_model_is_in_the_panels_whose_sets_it_has() -> None:
+    mean, a, b = arrange_panels(collect_curves(sweep_lines()), BASELINES)
+    assert [len(panel.baselines) for panel in (mean, a, b)] == [2, 3, 2]
+    assert [panel.fit.n_models for panel in (mean, a, b) if panel.fit] == [2, 3, 2]
+
+
+def test_panel_document_has_every_point_with_its_effective_robustness() -> None:
+    mean, *_ = arrange_panels(collect_curves(sweep_lines()), BASELINES)
+    document = panel_document(mean)
+    # The baselines lie where both accuracies are equal.
+    by_alpha = {point["alpha"]: point for point in document["points"]}
+    assert by_alpha["0.5"]["effective_robustness"] == pytest.approx(0.54 - 0.77)
+    assert [alpha for alpha, point in by_alpha.items() if point["oracle"]] == ["0.5"]
+    (sentence,) = describe_robustness([mean])
+    assert sentence.startswith(
+        "effective robustness on mean, in points: zeroshot to finetuned at al"
+    )
+    assert "at alpha 0.5 (oracle) -23.00" in sentence
+    assert "0.25" not in sentence
+    plain, *_ = arrange_panels(collect_curves(sweep_lines()))
+    assert panel_document(plain)["points"][0]["effective_robustness"] is None
+    assert list(describe_robustness([plain])) == []
+
+
+def test_oracle_is_the_equal_point_of_smallest_alpha() -> None:
+    lines = [
+        line(name, 5, alpha=alpha, reference=name == "val")
+        for alpha in ("0", "0.5", "1")
+        for name in ("val", "shift")
+    ]
+    (panel,) = arrange_panels(collect_curves(lines))
+    assert [point.of.alpha for point in panel.oracles] == ["0"]

@@ -33,12 +33,12 @@ def row(val: int, a: int, b: int) -> dict[str, ResultLine]:
         ("shifts:primary>=baseline+0.101", False),
     ],
 )
-def test_a_gate_holds_from_its_bound_on(text: str, holds: bool) -> None:
+def test_gate_holds_at_its_bound_and_above(text: str, holds: bool) -> None:
     verdict = judge_gate(parse_gate(text), row(770, 500, 400), row(800, 400, 300), ("a", "b"))
     assert verdict.passes == holds
 
 
-def test_a_verdict_says_both_numbers() -> None:
+def test_verdict_shows_value_and_bound() -> None:
     rows = row(770, 500, 400), row(800, 400, 300)
     verdict = judge_gate(parse_gate("val:top1>=baseline-0.01"), *rows, ("a", "b"))
     assert str(verdict) == ("val:top1>=baseline-0.01: 0.77, expected at least 0.79 (baseline 0.8)")
@@ -46,7 +46,7 @@ def test_a_verdict_says_both_numbers() -> None:
     assert str(verdict) == "a:top1>=0.6: 0.5, expected at least 0.6"
 
 
-def test_a_set_may_have_a_colon_and_shifts_take_the_primary_of_each() -> None:
+def test_set_name_may_contain_a_colon_and_shifts_use_each_primary_metric() -> None:
     gate = parse_gate("imagenet:v2:top1>=0.5")
     assert (gate.set_name, gate.metric) == ("imagenet:v2", "top1")
     other = line("b", 400, primary="top5", metrics={"top1": Metric(0.1), "top5": Metric(0.9)})
@@ -75,8 +75,10 @@ def test_a_set_may_have_a_colon_and_shifts_take_the_primary_of_each() -> None:
         "val:top1>=baseline--1",
     ],
 )
-def test_other_forms_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"^--fail-under .* cannot be read; expected SET:METRIC>="):
+def test_other_forms_are_rejected(text: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"^--fail-under .* cannot be parsed; expected SET:METRIC>="
+    ):
         parse_gate(text)
 
 
@@ -84,9 +86,9 @@ def test_other_forms_are_refused(text: str) -> None:
     ("text", "message", "hint"),
     [
         ("val:top1>=77%", "77% is per cent, expected a fraction", "'val:top1>=0.77'"),
-        ("val:top1>=77", "77 is no fraction in [0, 1]", "'val:top1>=0.77'"),
-        ("val:top1>=-0.5", "-0.5 is no fraction in [0, 1]", None),
-        ("val:top1>=baseline-2", "-2 is no fraction in [0, 1]", None),
+        ("val:top1>=77", "77 is not a fraction in [0, 1]", "'val:top1>=0.77'"),
+        ("val:top1>=-0.5", "-0.5 is not a fraction in [0, 1]", None),
+        ("val:top1>=baseline-2", "-2 is not a fraction in [0, 1]", None),
     ],
 )
 def test_numbers_are_fractions(text: str, message: str, hint: str | None) -> None:
@@ -95,7 +97,7 @@ def test_numbers_are_fractions(text: str, message: str, hint: str | None) -> Non
     assert caught.value.hint == (hint and f"numbers are fractions: {hint}")
 
 
-def test_what_the_evaluation_will_not_have_is_told_at_once() -> None:
+def test_missing_sets_metrics_and_baselines_are_reported_together() -> None:
     texts = ["vall:top1>=0", "val:accuracy>=0", "a:top5>=0", "shifts:top5>=0", "a:top1>=baseline"]
     with pytest.raises(UsageError) as caught:
         check_gates([*map(parse_gate, texts)], METRICS, ("a", "b"), has_baseline=False)
@@ -108,10 +110,10 @@ def test_what_the_evaluation_will_not_have_is_told_at_once() -> None:
         "shifts:top5>=0: 'b' has no metric 'top5'",
         "a:top1>=baseline: compares with a baseline, and no --baseline is given",
     ]
-    assert caught.value.hint == "there are val: top1, top5; a: top1; b: top1"
+    assert caught.value.hint == "the metrics are val: top1, top5; a: top1; b: top1"
 
 
-def test_the_mean_over_no_shift_is_no_pass() -> None:
+def test_gate_on_the_mean_over_no_shift_is_rejected() -> None:
     with pytest.raises(UsageError, match="there is no set beside the reference"):
         check_gates([parse_gate("shifts:top1>=0")], {"val": ("top1",)}, (), has_baseline=False)
     with pytest.raises(UsageError, match="a set is called 'shifts'"):

@@ -4,25 +4,24 @@ import csv
 import json
 import os
 
-from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.reporting.prediction_text import (
     CSV_HEADER,
     Prediction,
     RankedClass,
     as_csv_rows,
     as_json_lines,
-    text_renderer,
+    as_text,
 )
 
-CLASSES = (ClassEntry("n1", "crane"), ClassEntry("n2", "crane"), ClassEntry("n3", 'a "b", c'))
+CRANE = RankedClass("n1", "crane", 1 / 3, is_ambiguous=True)
 BAD_NAME = os.fsdecode(b"x\xff\n.png")
 PREDICTIONS = (
-    Prediction("a.png", (RankedClass("n1", "crane", 1 / 3), RankedClass("n3", 'a "b", c', 1e-9))),
+    Prediction("a.png", (CRANE, RankedClass("n3", 'a "b", c', 1e-9))),
     Prediction(BAD_NAME, (), "cannot read it"),
 )
 
 
-def test_json_lines_have_every_path_as_it_is_and_six_digits() -> None:
+def test_json_lines_keep_paths_and_six_significant_digits() -> None:
     good, bad = map(json.loads, as_json_lines(PREDICTIONS))
     assert good == {
         "path": "a.png",
@@ -34,7 +33,7 @@ def test_json_lines_have_every_path_as_it_is_and_six_digits() -> None:
     assert bad == {"path": BAD_NAME, "error": "cannot read it"}
 
 
-def test_csv_reads_back_with_a_row_a_class() -> None:
+def test_csv_has_one_row_per_class() -> None:
     rows = list(csv.DictReader([CSV_HEADER, *as_csv_rows(PREDICTIONS)]))
     assert [tuple(row.values()) for row in rows] == [
         ("a.png", "1", "n1", "crane", "0.333333", ""),
@@ -42,11 +41,11 @@ def test_csv_reads_back_with_a_row_a_class() -> None:
         (rows[2]["path"], "", "", "", "", "cannot read it"),
     ]
     "\n".join(as_csv_rows(PREDICTIONS)).encode("utf-8")
-    assert as_csv_rows(()) == []
+    assert as_csv_rows(()) == as_text(()) == []
 
 
-def test_people_get_a_line_an_image_in_columns_with_equal_names_told_apart() -> None:
-    assert text_renderer(CLASSES)(PREDICTIONS) == [
+def test_text_has_one_line_per_image_and_adds_ids_to_ambiguous_names() -> None:
+    assert as_text(PREDICTIONS) == [
         'a.png           33.33 % crane (n1)      0.00 % a "b", c',
         "x\\udcff\\n.png    -.-- % (unreadable)",
     ]

@@ -23,7 +23,7 @@ from wiseft_cli.reporting.results import (
 )
 
 
-def test_a_line_has_exactly_the_documented_fields(tmp_path: Path) -> None:
+def test_line_has_exactly_the_documented_fields(tmp_path: Path) -> None:
     add_result_lines(tmp_path / "r.jsonl", [line("val", 772, alpha="0.3", reference=True)])
     text = (tmp_path / "r.jsonl").read_text()
     document = json.loads(text)
@@ -52,13 +52,13 @@ def test_a_line_has_exactly_the_documented_fields(tmp_path: Path) -> None:
     assert text == json.dumps(document, sort_keys=True, separators=(",", ":")) + "\n"
 
 
-def test_lines_are_read_as_they_were_written(tmp_path: Path) -> None:
+def test_lines_are_read_back_as_written(tmp_path: Path) -> None:
     lines = [*sweep_lines(), line("naïve\u2028set", 3), line("x", 1, extra={"group": "a"})]
     add_result_lines(tmp_path / "r.jsonl", lines)
     assert list(read_result_lines(tmp_path / "r.jsonl")) == lines
 
 
-def test_a_repeated_measurement_replaces_its_line_in_place(tmp_path: Path) -> None:
+def test_repeated_measurement_replaces_its_line_in_place(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     add_result_lines(path, [line("a", 1), line("b", 2)])
     add_result_lines(path, [line("c", 4), line("a", 3)])
@@ -83,13 +83,13 @@ def test_a_repeated_measurement_replaces_its_line_in_place(tmp_path: Path) -> No
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_another_measurement_is_another_line(change: dict[str, Any]) -> None:
+def test_different_measurements_have_different_keys(change: dict[str, Any]) -> None:
     first = line("val", 5, alpha="0.1")
     assert replace(first, **change).key != first.key
     assert replace(first, reference=True, version="9").key == first.key
 
 
-def test_what_a_foreign_program_added_is_kept(tmp_path: Path) -> None:
+def test_fields_of_other_programs_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     document = result_document(line("val", 5)) | {"note": "night run"}
     path.write_text("\n" + json.dumps(document))  # without a newline at the end
@@ -105,27 +105,27 @@ def edited(**changes: Any) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "no results line: Expecting property name"),
-        ("[]", "no results line: expected a JSON object"),
+        ("{", "not a results line: Expecting property name"),
+        ("[]", "not a results line: expected a JSON object"),
         (edited(schema=2), "has schema 2, this version reads 1"),
-        (edited(schema=None), "no results line: schema is None, expected 1"),
+        (edited(schema=None), "not a results line: schema is None, expected 1"),
         ('{"schema": 1}', "field 'alpha' is missing"),
-        (edited(n_images="7"), "no results line: n_images is '7'"),
-        (edited(n_images=True), "no results line: n_images is True"),
-        (edited(primary="f1"), "no results line: primary is 'f1', expected one of ['top1']"),
-        (edited(alpha="0.5"), "no results line: 1 checkpoints with alpha '0.5'"),
+        (edited(n_images="7"), "not a results line: n_images is '7'"),
+        (edited(n_images=True), "not a results line: n_images is True"),
+        (edited(primary="f1"), "not a results line: primary is 'f1', expected one of ['top1']"),
+        (edited(alpha="0.5"), "not a results line: 1 checkpoints with alpha '0.5'"),
         (
             edited(metrics={"top1": {"value": 77.2, "low": 0, "high": 1}}),
-            "no results line: value is 77.2, expected a fraction in [0, 1]",
+            "not a results line: value is 77.2, expected a fraction in [0, 1]",
         ),
         (
             edited(metrics={"top1": {"value": float("nan"), "low": 0, "high": 1}}),
-            "no results line: value is nan, expected a fraction in [0, 1]",
+            "not a results line: value is nan, expected a fraction in [0, 1]",
         ),
-        (edited(checkpoints=["a"]), "no results line: string indices must be integers"),
+        (edited(checkpoints=["a"]), "not a results line: string indices must be integers"),
     ],
 )
-def test_a_malformed_line_is_refused_by_its_number(tmp_path: Path, text: str, message: str) -> None:
+def test_malformed_line_is_reported_by_its_number(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text(f"{edited()}\n{text}\n")
     before = path.read_bytes()
@@ -137,7 +137,7 @@ def test_a_malformed_line_is_refused_by_its_number(tmp_path: Path, text: str, me
     assert path.read_bytes() == before
 
 
-def test_files_that_are_missing_or_no_text_are_refused(tmp_path: Path) -> None:
+def test_missing_or_binary_results_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match=r"no\.jsonl: cannot be read: No such file"):
         read_result_lines(tmp_path / "no.jsonl")
     (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe")
@@ -166,7 +166,7 @@ def start_writer(tmp_path: Path) -> Callable[[str, int], subprocess.Popen[bytes]
     return start
 
 
-def test_a_killed_writer_leaves_the_file_whole(
+def test_killed_writer_leaves_the_file_intact(
     tmp_path: Path, start_writer: Callable[[str, int], subprocess.Popen[bytes]]
 ) -> None:
     path = tmp_path / "r.jsonl"
@@ -183,7 +183,7 @@ def test_a_killed_writer_leaves_the_file_whole(
     assert os.listdir(tmp_path) == ["r.jsonl"]
 
 
-def test_two_writers_at_once_lose_no_line(
+def test_concurrent_writers_lose_no_line(
     tmp_path: Path, start_writer: Callable[[str, int], subprocess.Popen[bytes]]
 ) -> None:
     writers = [start_writer(name, 40) for name in "ab"]
@@ -191,7 +191,7 @@ def test_two_writers_at_once_lose_no_line(
     assert len(read_result_lines(tmp_path / "r.jsonl")) == 80
 
 
-def test_an_ensemble_has_two_checkpoints_and_no_alpha(tmp_path: Path) -> None:
+def test_ensemble_has_two_checkpoints_and_no_alpha(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     ensemble = line("val", 5, checkpoints=(ZEROSHOT, FINETUNED), ensemble=True, protocol="sha256:1")
     add_result_lines(path, [ensemble])
@@ -205,7 +205,7 @@ def test_an_ensemble_has_two_checkpoints_and_no_alpha(tmp_path: Path) -> None:
         read_result_lines(path)
 
 
-def test_a_metric_may_have_no_interval(tmp_path: Path) -> None:
+def test_metric_may_have_no_interval(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     without = line("val", 5, metrics={"top1": Metric(0.5, 0.4, 0.6), "macro_f1": Metric(0.5)})
     add_result_lines(path, [without])
@@ -213,14 +213,14 @@ def test_a_metric_may_have_no_interval(tmp_path: Path) -> None:
     assert without.metrics["macro_f1"].interval == (0.5, 0.5)
 
 
-def test_lines_of_another_protocol_are_another_measurement(tmp_path: Path) -> None:
+def test_lines_with_different_protocols_are_different_measurements(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     lines = [line("val", 5, protocol=text) for text in ("sha256:1", "sha256:2", "sha256:1")]
     add_result_lines(path, lines)
     assert [item.protocol for item in read_result_lines(path)] == ["sha256:1", "sha256:2"]
 
 
-def test_pm10_is_a_share_of_the_anchor_frames_and_other_metrics_of_the_images() -> None:
+def test_pm10_is_a_fraction_of_the_anchor_frames_and_top1_of_the_images() -> None:
     plain = line("val", 3, extra={"n_anchors": 40})
     assert plain.n_counted == plain.n_images == 1000
     metrics = {name: Metric(0.5, 0.4, 0.6) for name in ("top1", "pm0", "pm10")}

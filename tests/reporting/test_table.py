@@ -6,11 +6,10 @@ import pytest
 
 from tests.reporting.lines import FINETUNED, ZEROSHOT, line, sweep_lines
 from wiseft_cli.reporting.results import Metric
-from wiseft_cli.reporting.suspicion import suspicious
-from wiseft_cli.reporting.table import mean_over, render_table
+from wiseft_cli.reporting.table import implausible_results, mean_over, render_table
 
 
-def test_a_sweep_has_a_row_an_alpha_and_a_column_a_set_with_the_mean_of_the_shifts() -> None:
+def test_sweep_table_has_one_row_per_alpha_and_one_column_per_set() -> None:
     assert render_table(sweep_lines()).splitlines() == [
         "checkpoint             alpha     val  shift-a  shift-b  mean shift  average",
         "zeroshot to finetuned  0      60.00    50.00    40.00       45.00    52.50",
@@ -28,14 +27,14 @@ def test_a_sweep_has_a_row_an_alpha_and_a_column_a_set_with_the_mean_of_the_shif
     ]
 
 
-def test_one_checkpoint_on_one_set_needs_no_alpha_no_mean_and_no_mark() -> None:
+def test_single_checkpoint_on_a_single_set_has_no_alpha_mean_or_mark() -> None:
     assert render_table([line("val", 5, reference=True)]).splitlines()[:2] == [
         "checkpoint   val",
         "zeroshot    0.50",
     ]
 
 
-def test_the_reference_comes_first_and_every_equal_best_is_marked() -> None:
+def test_reference_is_the_first_column_and_all_equal_best_values_are_marked() -> None:
     lines = [
         line(name, 5, reference=name == "val", checkpoints=(checkpoint,))
         for name in ("shift", "val")
@@ -55,19 +54,19 @@ def test_long_names_are_never_cut() -> None:
     assert text.splitlines()[1].startswith(name)
 
 
-def test_files_of_equal_tensors_keep_a_row_each() -> None:
+def test_files_with_equal_tensors_have_separate_rows() -> None:
     twin = replace(ZEROSHOT, name="copy")
     rows = render_table([line("val", 5), line("val", 5, checkpoints=(twin,))]).splitlines()
     assert [row.split()[0] for row in rows[1:3]] == ["zeroshot", "copy"]
 
 
-def test_a_missing_set_is_a_dash_and_has_no_mean() -> None:
+def test_missing_set_is_shown_as_a_dash_and_has_no_mean() -> None:
     lines = [*sweep_lines(), line("val", 700, reference=True)]
     assert render_table(lines).splitlines()[6].split() == ["zeroshot", "70.00", *"----"]
     assert mean_over({"a": line("a", 5)}, ["a", "b"]) is None
 
 
-def test_rows_without_a_set_in_common_stand_in_tables_of_their_own() -> None:
+def test_rows_without_a_common_set_are_in_separate_tables() -> None:
     lines = [
         line(name, count, reference=name in ("a", "c"), checkpoints=(checkpoint,))
         for name, checkpoint, count in (
@@ -91,22 +90,22 @@ def test_rows_without_a_set_in_common_stand_in_tables_of_their_own() -> None:
     assert render_table([*lines, bridge]).count("\n\n") == 1
 
 
-def test_unreadable_images_are_told() -> None:
+def test_number_of_unreadable_images_is_shown() -> None:
     assert "1000 images and 3 unreadable," in render_table([line("val", 5, n_unreadable=3)])
 
 
-def test_results_at_chance_on_few_images_or_one_class_are_suspicious() -> None:
-    assert suspicious([line("val", 500)]) == ()
+def test_results_at_chance_on_few_images_or_one_class_are_implausible() -> None:
+    assert implausible_results([line("val", 500)]) == ()
     lines = [line("val", 100, alpha="0"), line("val", 500, alpha="1")]
-    assert suspicious(lines) == (
-        "image set 'val': 1 of 2 rows no better than chance (10.00 %); check that its labels"
-        " mean the head's classes, and the class order of the head",
+    assert implausible_results(lines) == (
+        "image set 'val': 1 of 2 rows no better than chance (10.00 %); check that the labels"
+        " match the head's classes and their order",
     )
-    assert suspicious([line("val", 90, 99)]) == (
+    assert implausible_results([line("val", 90, 99)]) == (
         "image set 'val': only 99 images, so the intervals are wide",
     )
-    assert suspicious([line("val", 1000, n_classes=1)]) == (
-        "image set 'val': has one class of the head, over which every image counts as right",
+    assert implausible_results([line("val", 1000, n_classes=1)]) == (
+        "image set 'val': has a single class of the head, so every image counts as right",
     )
 
 
@@ -115,14 +114,14 @@ def test_results_at_chance_on_few_images_or_one_class_are_suspicious() -> None:
     [
         (0, "no better than chance (10.00 %)"),
         (100, "no better than chance (10.00 %)"),
-        (118, "cannot be told from chance (10.00 %) by so few images"),
+        (118, "cannot be distinguished from chance (10.00 %) with few images"),
     ],
 )
-def test_chance_is_judged_by_the_interval(n_correct: int, doubt: str) -> None:
-    assert f"every row {doubt}; check" in suspicious([line("val", n_correct)])[0]
+def test_results_are_compared_with_chance_by_their_interval(n_correct: int, doubt: str) -> None:
+    assert f"every row {doubt}; check" in implausible_results([line("val", n_correct)])[0]
 
 
-def test_an_ensemble_has_its_own_label_and_a_validation_set_is_no_shift() -> None:
+def test_ensemble_has_its_own_label_and_a_validation_set_is_not_a_shift() -> None:
     lines = [
         line(name, count, reference=name == "val", checkpoints=pair, ensemble=len(pair) > 1)
         for pair in ((ZEROSHOT,), (ZEROSHOT, FINETUNED))
@@ -134,19 +133,19 @@ def test_an_ensemble_has_its_own_label_and_a_validation_set_is_no_shift() -> Non
     assert rows[5].startswith("choice: validation, top1 in %")
 
 
-def test_a_metric_without_interval_is_told_as_such() -> None:
+def test_metric_without_interval_is_marked_so() -> None:
     lines = [line("val", 5, metrics={"top1": Metric(0.5, 0.4, 0.6), "macro_f1": Metric(0.5)})]
     text = render_table([replace(lines[0], primary="macro_f1")])
     assert "val: shift, macro_f1 in %" in text
     assert text.endswith("joined by id, no interval")
 
 
-def test_a_set_far_below_the_others_in_every_row_is_suspicious() -> None:
+def test_set_far_below_the_others_in_every_row_is_implausible() -> None:
     low = [line("odd", 200, alpha=alpha) for alpha in ("0", "1")]
     others = [line(name, 700, alpha=alpha) for name in ("a", "b") for alpha in ("0", "1")]
-    assert suspicious([*low, *others]) == (
+    assert implausible_results([*low, *others]) == (
         "image set 'odd': far below the same weights on the other sets; check the class order"
         " and the labels",
     )
-    assert suspicious([*low[:1], line("odd", 400, alpha="1"), *others]) == ()
-    assert suspicious([line("odd", 400), line("a", 800)]) == ()
+    assert implausible_results([*low[:1], line("odd", 400, alpha="1"), *others]) == ()
+    assert implausible_results([line("odd", 400), line("a", 800)]) == ()

@@ -10,18 +10,17 @@ from wiseft_cli.errors import GateFailedError
 from wiseft_cli.evaluation.weight_sets import WeightSet, doubts_about_pair
 from wiseft_cli.merging.alpha import parse_alphas
 from wiseft_cli.merging.merge import merge_checkpoints
-from wiseft_cli.reporting.choice import best_alpha, choices, render_choices
+from wiseft_cli.reporting.alpha_selection import alpha_choices, best_alpha, render_choices
 from wiseft_cli.reporting.gates import judge_gate
 from wiseft_cli.reporting.results import ResultLine, result_document
-from wiseft_cli.reporting.suspicion import suspicious
-from wiseft_cli.reporting.table import render_table
+from wiseft_cli.reporting.table import implausible_results, render_table
 
 
 def report(plan: EvalPlan, lines: Sequence[ResultLine], *, as_json: bool) -> None:
     """Print the results on stdout, and what is doubtful about them on stderr."""
     select_on = plan.request.select_on
     if as_json:
-        marks = choices(lines, select_on=select_on)
+        marks = alpha_choices(lines, select_on=select_on)
         print_json(
             [
                 {**result_document(line), **({"choice": list(mark)} if mark else {})}
@@ -33,7 +32,7 @@ def report(plan: EvalPlan, lines: Sequence[ResultLine], *, as_json: bool) -> Non
         texts = render_choices(lines, select_on=select_on)
         if texts:
             print_result("\n".join(["", *texts]))
-    for warning in suspicious(lines):
+    for warning in implausible_results(lines):
         warn(warning)
 
 

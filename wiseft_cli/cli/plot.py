@@ -1,116 +1,121 @@
-"""`wiseft plot`: the lines of an evaluation to the paper's figure."""
+"""`wiseft plot`: draw the results of an evaluation as the figure of the paper."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from wiseft_cli.cli.console import print_json, print_message, print_result, warn
 from wiseft_cli.errors import UsageError
 
-FORMATS = ("png", "svg", "pdf")
+EXAMPLES = """
+wiseft plot results.jsonl -o curve.png
+wiseft plot results.jsonl -o curve.svg --shifts imagenet-r,sketch --baseline-csv models.csv
+"""
 
-
-class Scale(StrEnum):
-    """What `--scale` accepts."""
-
-    linear = "linear"
-    logit = "logit"
+_SETS = "Image sets"
+_FIGURE = "Figure"
+_OUTPUT = "Output"
 
 
 def plot(
     results: Annotated[
         list[Path],
-        typer.Argument(help="Files that wiseft eval --results wrote.", show_default=False),
+        typer.Argument(
+            metavar="RESULTS",
+            help="Files that `wiseft eval --results` wrote.",
+            show_default=False,
+        ),
     ],
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help=f"The picture; its ending says which: {', '.join(FORMATS)}."
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Image file to write. Its suffix chooses the format: .png, .svg or .pdf.",
+            rich_help_panel=_OUTPUT,
         ),
     ],
-    reference: Annotated[
-        str | None,
-        typer.Option(help="Name of the in-distribution set.  [default: as in the results]"),
-    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Overwrite an existing file.", rich_help_panel=_OUTPUT),
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print the numbers of every panel as a JSON document.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
     shifts: Annotated[
         str | None,
         typer.Option(
-            metavar="A,B,...",
+            metavar="NAME,...",
             help="Names of the distribution shifts.  [default: all sets but the reference]",
+            rich_help_panel=_SETS,
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of the in-distribution set.  [default: as in the results]",
+            rich_help_panel=_SETS,
         ),
     ] = None,
     baseline_csv: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Models to compare with: a column `model` and one for each image set, accuracies"
-            " as fractions.",
+            help="Models to compare with: a CSV file with a column `model` and one column per"
+            " image set, accuracies as fractions.",
+            rich_help_panel=_FIGURE,
         ),
     ] = None,
     scale: Annotated[
-        Scale | None,
-        typer.Option(help="Of both axes.  [default: logit with --baseline-csv, else linear]"),
+        Literal["linear", "logit"] | None,
+        typer.Option(
+            metavar="SCALE",
+            help="Scale of both axes: linear or logit.  [default: logit with --baseline-csv,"
+            " otherwise linear]",
+            rich_help_panel=_FIGURE,
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing picture.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the numbers of every panel as a JSON document.")
-    ] = False,
 ) -> None:
-    """Draw in-distribution accuracy against accuracy under shift, a curve over alpha.
+    """Draw accuracy under shift against in-distribution accuracy.
 
-    One panel a shift, and one for their mean. The end points and alpha 0.5 are marked,
-    with their 95 % intervals. The path of the picture is printed.
+    The figure has a curve over alpha for each pair of checkpoints, one panel per shift, and one
+    for their mean. The end points and alpha 0.5 are marked, with their 95 % intervals. The path
+    of the image file is printed.
     """
     # lazy: --help of other commands must not wait for numpy
-    from wiseft_cli.checkpoint.atomic import check_output, write_bytes_atomically
-    from wiseft_cli.reporting.baselines import read_baselines
-    from wiseft_cli.reporting.curves import collect_curves
-    from wiseft_cli.reporting.panels import arrange_panels, panel_document, robustness_lines
-    from wiseft_cli.reporting.plot import draw_figure
-    from wiseft_cli.reporting.results import read_result_lines
+    from wiseft_cli.reporting.figure import plot_results
 
-    file_format = output.suffix.removeprefix(".").lower()
-    if file_format not in FORMATS:
-        raise UsageError(f"-o {output}: expected a name ending in .{', .'.join(FORMATS)}")
-    inputs = [*results, *([] if baseline_csv is None else [baseline_csv])]
-    check_output(output, force=force, inputs=inputs)
-    lines = [line for path in results for line in read_result_lines(path)]
-    data = collect_curves(lines, reference=reference, shifts=_names(shifts))
-    for note in data.notes:
-        warn(note)
-    set_names = (data.reference, *data.shifts)
-    baselines = () if baseline_csv is None else read_baselines(baseline_csv, set_names)
-    panels = arrange_panels(data, baselines)
-    for panel in panels:
-        if baselines and panel.fit is None:
-            warn(f"{panel.name}: fewer than two baseline models that differ, so no fit")
-    scale = scale or (Scale.logit if baselines else Scale.linear)
-    picture = draw_figure(data, panels, file_format, scale=scale.value)
-    write_bytes_atomically(output, picture, force=force, inputs=inputs)
+    done = plot_results(
+        results,
+        output,
+        reference=reference,
+        shifts=_split_names(shifts),
+        baseline_csv=baseline_csv,
+        scale=scale,
+        force=force,
+    )
+    for warning in done.warnings:
+        warn(warning)
     if as_json:
-        print_json(
-            {
-                "output": str(output),
-                "scale": scale.value,
-                "reference": data.reference,
-                "panels": [panel_document(panel) for panel in panels],
-            }
-        )
+        print_json(done.document())
         return
-    for sentence in robustness_lines(panels):
+    for sentence in done.robustness():
         print_message(sentence)
     print_result(str(output))
 
 
-def _names(text: str | None) -> list[str]:
-    """Return the names of a list with commas."""
-    if text is None:
-        return []
-    names = [name.strip() for name in text.split(",")]
+def _split_names(text: str | None) -> list[str]:
+    names = [] if text is None else [name.strip() for name in text.split(",")]
     if not all(names):
-        raise UsageError(f"--shifts {text!r}: expected names with commas between them")
+        raise UsageError(f"--shifts {text!r}: expected names separated by commas")
     return names

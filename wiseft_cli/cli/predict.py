@@ -1,105 +1,137 @@
-"""`wiseft predict`: images in, class names with probabilities out, as a stream."""
+"""`wiseft predict`: the most probable classes of images, as a stream."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import closing
-from enum import StrEnum
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from wiseft_cli.cli.console import print_result, warn
-from wiseft_cli.compute.workers import MAX_DEFAULT_WORKERS, default_workers
+from wiseft_cli.compute.workers import MAX_DEFAULT_WORKERS
 from wiseft_cli.errors import DatasetError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from wiseft_cli.checkpoint.card import ClassEntry
     from wiseft_cli.reporting.prediction_text import Prediction, Render
 
+EXAMPLES = """
+wiseft predict merged.safetensors photos --top 3
+find photos -name '*.jpg' | wiseft predict merged.safetensors - --jsonl
+"""
 
-class Precision(StrEnum):
-    """What `--precision` accepts."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
+_PREDICTION = "Prediction"
+_OUTPUT = "Output"
+_COMPUTE = "Compute"
 
 
 def predict(
     checkpoint: Annotated[
         Path,
-        typer.Argument(help="A checkpoint that wiseft wrote, of any role.", show_default=False),
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A checkpoint that wiseft wrote, of any role.",
+            show_default=False,
+        ),
     ],
     images: Annotated[
         list[str],
         typer.Argument(
             metavar="IMAGE|FOLDER|MANIFEST|-",
-            help="Images; folders, for the images anywhere below; manifests (.csv, .tsv, .jsonl),"
-            " for their paths; - for paths on standard input, one a line.",
+            help="Images; folders, for all images below them; manifests (.csv, .tsv, .jsonl), for"
+            " the paths in them; - for paths on standard input, one per line.",
             show_default=False,
         ),
     ],
-    top: Annotated[int, typer.Option(min=1, metavar="K", help="Classes an image.")] = 5,
-    as_json_lines: Annotated[
-        bool, typer.Option("--jsonl", help="Print a JSON object an image, one a line.")
-    ] = False,
-    as_csv: Annotated[
-        bool, typer.Option("--csv", help="Print CSV, a row for each class of each image.")
-    ] = False,
+    top: Annotated[
+        int,
+        typer.Option(min=1, metavar="K", help="Classes per image.", rich_help_panel=_PREDICTION),
+    ] = 5,
     null: Annotated[
         bool,
         typer.Option(
-            "--null", "-0", help="Paths on standard input end with NUL, as find -print0 writes."
+            "--null",
+            "-0",
+            help="Paths on standard input end with NUL, as `find -print0` writes them.",
+            rich_help_panel=_PREDICTION,
         ),
     ] = False,
+    as_json_lines: Annotated[
+        bool,
+        typer.Option("--jsonl", help="Print one JSON object per image.", rich_help_panel=_OUTPUT),
+    ] = False,
+    as_csv: Annotated[
+        bool,
+        typer.Option(
+            "--csv", help="Print CSV, one row per image and class.", rich_help_panel=_OUTPUT
+        ),
+    ] = False,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="DEVICE",
+            help="Where to compute: auto, cpu, cuda, cuda:N or mps.",
+            rich_help_panel=_COMPUTE,
+        ),
+    ] = "auto",
+    batch_size: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Images per forward pass.", rich_help_panel=_COMPUTE),
+    ] = 64,
     precision: Annotated[
-        Precision, typer.Option(help="What the image encoder computes in; the head is float32.")
-    ] = Precision.fp32,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 64,
+        Literal["fp32", "bf16", "fp16"],
+        typer.Option(
+            metavar="PRECISION",
+            help="Precision of the image encoder: fp32, bf16 or fp16. The head is float32.",
+            rich_help_panel=_COMPUTE,
+        ),
+    ] = "fp32",
     workers: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Processes that decode images; 0 decodes in this one.  [default: one a CPU,"
-            f" at most {MAX_DEFAULT_WORKERS}]",
+            metavar="N",
+            help="Processes that decode images; 0 decodes in this process.  [default: one per"
+            f" CPU, up to {MAX_DEFAULT_WORKERS}]",
+            rich_help_panel=_COMPUTE,
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:N or mps.")
-    ] = "auto",
 ) -> None:
-    """Name the classes of images, a line an image, each batch as soon as it is done.
+    """Print the most probable classes of images, without labels.
 
-    An image that cannot be read is reported, the others go on, and the exit code is 1. Paths on
-    standard input are read no further than the batch at hand.
+    One line is printed per image, each batch as soon as it is done. An image that cannot be read
+    is reported and the others go on; the exit code is then 1. Paths on standard input are read no
+    further than the current batch.
     """
     if as_json_lines and as_csv:
         raise UsageError("--jsonl and --csv exclude each other")
     # lazy: --help of other commands must not wait for numpy
-    from wiseft_cli.data.image_paths import STANDARD_INPUT, PathStream, image_paths
-    from wiseft_cli.evaluation.weight_sets import read_checkpoints
+    from wiseft_cli.data.image_paths import PathStream
+    from wiseft_cli.evaluation.predict import predict as predict_images
+    from wiseft_cli.reporting import prediction_text
 
-    (found,) = read_checkpoints([checkpoint])
-    paths = image_paths(images, PathStream(_read_stdin, b"\0" if null else b"\n"))
-    # lazy: torch costs seconds
-    from wiseft_cli.compute.devices import resolve_device
-    from wiseft_cli.evaluation.top_classes import PredictSettings, predict_images
-
-    settings = PredictSettings(
+    predictions = predict_images(
+        checkpoint,
+        images,
         top=top,
+        precision=precision,
         batch_size=batch_size,
-        workers=default_workers() if workers is None else workers,
-        read_ahead=STANDARD_INPUT not in images,
-        device=resolve_device(device),
-        precision=precision.value,
+        workers=workers,
+        device=device,
+        stdin=PathStream(_read_stdin, b"\0" if null else b"\n"),
     )
-    with closing(predict_images(found, paths, settings)) as batches:
-        _print(batches, found.card.classes, as_json_lines=as_json_lines, as_csv=as_csv)
+    render = prediction_text.as_text
+    if as_json_lines:
+        render = prediction_text.as_json_lines
+    elif as_csv:
+        render = prediction_text.as_csv_rows
+        print_result(prediction_text.CSV_HEADER)
+    with closing(predictions):
+        _print(predictions, batch_size, render)
 
 
 def _read_stdin(n_bytes: int) -> bytes:
@@ -107,34 +139,22 @@ def _read_stdin(n_bytes: int) -> bytes:
     return b"" if sys.stdin is None else os.read(sys.stdin.fileno(), n_bytes)
 
 
-def _print(
-    batches: Iterable[list[Prediction]],
-    classes: Sequence[ClassEntry],
-    *,
-    as_json_lines: bool,
-    as_csv: bool,
-) -> None:
+def _print(predictions: Iterator[Prediction], batch_size: int, render: Render) -> None:
     """Print each batch as it comes.
 
     Raises:
         DatasetError: Some images could not be read; the others are printed.
     """
     # lazy: as above
-    from wiseft_cli.reporting import prediction_text
+    from wiseft_cli.reporting.prediction_text import printable
 
-    render: Render = prediction_text.text_renderer(classes)
-    if as_json_lines:
-        render = prediction_text.as_json_lines
-    elif as_csv:
-        render = prediction_text.as_csv_rows
-        print_result(prediction_text.CSV_HEADER)
     n_images = n_unreadable = 0
-    for batch in batches:
-        for prediction in batch:
-            if prediction.error is not None:
-                n_unreadable += 1
-                warn(prediction_text.printable(prediction.error))
+    while batch := list(islice(predictions, batch_size)):
+        errors = [prediction.error for prediction in batch if prediction.error is not None]
+        for error in errors:
+            warn(printable(error))
         n_images += len(batch)
+        n_unreadable += len(errors)
         print_result("\n".join(render(batch)))
     if n_unreadable:
         raise DatasetError(f"{n_unreadable} of {n_images} images could not be read")

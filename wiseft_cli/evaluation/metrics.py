@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from wiseft_cli.reporting.intervals import clopper_pearson, stratified_interval
 from wiseft_cli.reporting.results import Metric
+from wiseft_cli.reporting.statistics import clopper_pearson, stratified_interval
 
 MIN_COLUMNS_FOR_TOP5 = 6
 """With fewer classes every image is among the top five."""
@@ -120,7 +120,7 @@ def _share(n_correct: int, n_images: int) -> Metric:
 def mean_per_class(labels: Sequence[LabelCount]) -> Metric:
     """Return the mean of the labels' accuracies, each with at least one image.
 
-    Its interval is that of a mean over strata (`reporting/intervals.py`).
+    Its interval is that of a mean over strata (`reporting/statistics.py`).
     """
     counts = [(label.n_correct, label.n_images) for label in labels]
     value = fmean(n_correct / n_images for n_correct, n_images in counts)

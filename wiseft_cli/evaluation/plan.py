@@ -16,7 +16,7 @@ from wiseft_cli.data.label_join import LabelJoin, is_of_other_classes, join_imag
 from wiseft_cli.errors import DatasetError, UsageError
 from wiseft_cli.evaluation.metrics import METRIC_NAMES, metric_names, tells_labels
 from wiseft_cli.evaluation.weight_sets import WeightSet
-from wiseft_cli.reporting.results import CheckpointName, ResultLine, measurement_key
+from wiseft_cli.reporting.results import CheckpointName, MeasurementKey, ResultLine
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 """What image encoders can compute in; a field of the results, as each gives other numbers."""
@@ -69,17 +69,17 @@ class Job:
         return self.weights.alpha.text if self.weights.alpha else None
 
     @property
-    def key(self) -> tuple[object, ...]:
-        """The key of the results line that the job will give."""
-        return measurement_key(
-            digests=[item.digest for item in self.weights.checkpoints],
+    def key(self) -> MeasurementKey:
+        """Identity of the results line of this job."""
+        return MeasurementKey(
+            digests=tuple(item.digest for item in self.weights.checkpoints),
             alpha=self.alpha_text,
             set_name=self.image_set.name,
             data_fingerprint=self.fingerprint,
-            precision=self.precision,
             join=self.join.kind,
-            metrics=self.metrics,
             protocol=self.protocol,
+            precision=self.precision,
+            metrics=frozenset(self.metrics),
         )
 
 

@@ -1,18 +1,23 @@
-"""From results lines to the points of the paper's figure: reference against shift accuracy.
+"""Arrange results lines into the curves and panels of the paper's figure, without drawing.
 
-Wortsman et al., arXiv:2109.01903, figure 1. It finds out which lines make a point and draws
-nothing; `panels.py` arranges the points.
+A curve shows accuracy under shift against in-distribution accuracy over alpha (Wortsman et al.,
+arXiv:2109.01903, figure 1). There is one panel per distribution shift and one for their mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from statistics import fmean
+from typing import Any
 
-from wiseft_cli.errors import ResultsError, list_some
+from wiseft_cli.errors import ResultsError
 from wiseft_cli.reporting.results import CheckpointName, Metric, ResultLine
+from wiseft_cli.reporting.statistics import BaselineModel, LogitFit, fit_on_logits
+
+MEAN = "mean"
+"""Name of the panel of the mean over all shifts."""
 
 
 @dataclass(frozen=True)
@@ -20,17 +25,18 @@ class CurvePoint:
     """One weight set in the figure.
 
     Attributes:
-        checkpoints: One; or two with an alpha.
-        alpha: Exact decimal; None for a checkpoint as it is, and for two whose outputs are
-            averaged.
-        reference: The reference set's primary metric with its interval.
-        n_reference: Images, or anchor frames, that the reference's metric counts.
-        shifts: The shifts' primary metrics, by name.
-        n_images: Images, or anchor frames, that the shifts' metrics count, by name.
+        checkpoints: One; or two with an alpha or as an output ensemble.
+        alpha: Exact decimal; None for a single checkpoint and for an output ensemble.
+        name: Display name of the checkpoint, the pair or the output ensemble.
+        reference: Primary metric of the reference set.
+        n_reference: Images, or anchor frames, of which it is a fraction.
+        shifts: Primary metric of each shift, by name.
+        n_images: Images, or anchor frames, of which each of them is a fraction, by name.
     """
 
     checkpoints: tuple[CheckpointName, ...]
     alpha: str | None
+    name: str
     reference: Metric
     n_reference: int
     shifts: Mapping[str, Metric]
@@ -38,34 +44,26 @@ class CurvePoint:
 
     @property
     def shift(self) -> float:
-        """Mean of the shifts' primary metrics, a fraction."""
+        """Mean of the primary metrics of the shifts, a fraction."""
         return fmean(metric.value for metric in self.shifts.values())
 
     @property
-    def name(self) -> str:
-        """The checkpoint's name, or both of a pair."""
-        names = [checkpoint.name for checkpoint in self.checkpoints]
-        if self.alpha is None and len(names) > 1:
-            return f"output ensemble of {' and '.join(names)}"
-        return " to ".join(names)
-
-    @property
     def label(self) -> str:
-        """The name, with its alpha where it has one."""
+        """The name, with the alpha if there is one."""
         return self.name if self.alpha is None else f"{self.name} at alpha {self.alpha}"
 
 
 @dataclass(frozen=True)
 class CurveData:
-    """Everything the figure shows.
+    """Everything that the figure shows.
 
     Attributes:
         reference: Name of the in-distribution set.
-        shifts: Names of the others, over which the mean is taken.
+        shifts: Names of the distribution shifts.
         curves: The points of each pair of checkpoints, by rising alpha.
-        singles: Checkpoints that were evaluated as they are, and output ensembles.
-        metrics: Name of each set's primary metric, the reference's among them.
-        notes: What was left out, a sentence each.
+        singles: Single checkpoints and output ensembles.
+        metrics: Name of the primary metric of each set.
+        notes: One sentence per weight set that is left out.
     """
 
     reference: str
@@ -81,29 +79,29 @@ def collect_curves(
 ) -> CurveData:
     """Arrange results lines into curves over alpha and single points.
 
-    Of two lines of the same measurement the later one counts. Weights that were not evaluated
-    on every set are left out, since means over different sets do not compare.
+    Of two lines of the same measurement the later one is used. Weights that were not evaluated on
+    every set are left out, because means over different sets cannot be compared.
 
     Args:
-        lines: In the order they were written.
-        reference: Name of the in-distribution set; the one the lines mark where None.
-        shifts: Names of the distribution shifts; all other sets where empty.
+        lines: In the order in which they were written.
+        reference: Name of the in-distribution set; by default the one marked in the lines.
+        shifts: Names of the distribution shifts; by default all other sets.
     Raises:
-        ResultsError: No line, no or several reference sets, no or unknown shifts, no weights
-            evaluated on every set, sets with several primary metrics, or two measurements of the
-            same weights on sets of one name.
+        ResultsError: There are no lines, no or several reference sets, no or unknown shifts, no
+            weights that were evaluated on every set, several primary metrics of a set, or two
+            measurements of the same weights on sets with the same name.
     """
-    latest = {line.key: line for line in lines}
-    names = tuple(dict.fromkeys(line.set_name for line in latest.values()))
-    reference = _reference(list(latest.values()), names, reference)
-    shifts = _shifts(names, reference, shifts)
-    shown = [line for line in latest.values() if line.set_name in (reference, *shifts)]
-    by_weights = _by_weights(shown)
-    points, notes = _points(by_weights, reference, shifts)
+    latest = list({line.key: line for line in lines}.values())
+    names = tuple(dict.fromkeys(line.set_name for line in latest))
+    reference = _find_reference(latest, names, reference)
+    shifts = _find_shifts(names, reference, shifts)
+    shown = [line for line in latest if line.set_name in (reference, *shifts)]
+    points, notes = _collect_points(_group_by_weights(shown), reference, shifts)
     pairs: dict[tuple[str, ...], list[CurvePoint]] = {}
     for point in points:
         if point.alpha is not None:
-            pairs.setdefault(_digests(point), []).append(point)
+            digests = tuple(checkpoint.digest for checkpoint in point.checkpoints)
+            pairs.setdefault(digests, []).append(point)
     return CurveData(
         reference=reference,
         shifts=shifts,
@@ -117,72 +115,7 @@ def collect_curves(
     )
 
 
-def _shifts(names: Sequence[str], reference: str, wanted: Sequence[str]) -> tuple[str, ...]:
-    unknown = [name for name in wanted if name not in names]
-    if unknown:
-        raise ResultsError(f"--shifts {', '.join(unknown)}: not in the results: {', '.join(names)}")
-    if reference in wanted:
-        raise ResultsError(f"--shifts {reference}: is the reference, not a shift")
-    shifts = tuple(dict.fromkeys(wanted)) or tuple(name for name in names if name != reference)
-    if not shifts:
-        raise ResultsError(
-            f"the results hold one set, {reference!r}, and no distribution shift",
-            hint="evaluate on a shift too: wiseft eval ... --data REFERENCE --data SHIFT",
-        )
-    return shifts
-
-
-def _primary_metrics(lines: Sequence[ResultLine]) -> dict[str, str]:
-    """Return the primary metric of each set; an axis shows one."""
-    of_set: dict[str, list[str]] = {}
-    for line in lines:
-        of_set.setdefault(line.set_name, []).append(line.primary)
-    several = [
-        f"  {name}: {', '.join(sorted(set(metrics)))}"
-        for name, metrics in of_set.items()
-        if len(set(metrics)) > 1
-    ]
-    if several:
-        raise ResultsError(
-            "\n".join(["sets have several primary metrics in the results:", *list_some(several)]),
-            hint="evaluate again with one primary metric, into a file of its own",
-        )
-    return {name: metrics[0] for name, metrics in of_set.items()}
-
-
-def _digests(point: CurvePoint) -> tuple[str, ...]:
-    return tuple(checkpoint.digest for checkpoint in point.checkpoints)
-
-
-def _by_weights(lines: Sequence[ResultLine]) -> list[dict[str, ResultLine]]:
-    """Return for each weight set its lines by set name."""
-    by_weights: dict[object, dict[str, ResultLine]] = {}
-    doubtful = []
-    for line in lines:
-        row = by_weights.setdefault(line.weights_key, {})
-        if line.set_name in row:
-            doubtful.append(f"  {_describe(line)} on {line.set_name!r}")
-        row[line.set_name] = line
-    if doubtful:
-        raise ResultsError(
-            "\n".join(
-                ["the results hold several measurements of the same weights:", *list_some(doubtful)]
-            ),
-            hint="data, join or precision changed between runs; plot files of one state of them",
-        )
-    return list(by_weights.values())
-
-
-def _describe(line: ResultLine) -> str:
-    names = [checkpoint.name for checkpoint in line.checkpoints]
-    if line.ensemble:
-        return f"output ensemble of {' and '.join(names)}"
-    return (
-        " to ".join(names) if line.alpha is None else f"{' to '.join(names)} at alpha {line.alpha}"
-    )
-
-
-def _reference(lines: Sequence[ResultLine], names: Sequence[str], wanted: str | None) -> str:
+def _find_reference(lines: Sequence[ResultLine], names: Sequence[str], wanted: str | None) -> str:
     if not lines:
         raise ResultsError("the results hold no line", hint="run wiseft eval --results FILE first")
     if wanted is not None:
@@ -199,32 +132,215 @@ def _reference(lines: Sequence[ResultLine], names: Sequence[str], wanted: str | 
     return marked[0]
 
 
-def _points(
-    by_weights: Sequence[Mapping[str, ResultLine]], reference: str, shifts: Sequence[str]
+def _find_shifts(names: Sequence[str], reference: str, wanted: Sequence[str]) -> tuple[str, ...]:
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise ResultsError(f"--shifts {', '.join(unknown)}: not in the results: {', '.join(names)}")
+    if reference in wanted:
+        raise ResultsError(f"--shifts {reference}: is the reference, not a shift")
+    shifts = tuple(dict.fromkeys(wanted)) or tuple(name for name in names if name != reference)
+    if not shifts:
+        raise ResultsError(
+            f"the results hold one set, {reference!r}, and no distribution shift",
+            hint="evaluate on a shift too: wiseft eval ... --data REFERENCE --data SHIFT",
+        )
+    return shifts
+
+
+def _group_by_weights(lines: Sequence[ResultLine]) -> list[dict[str, ResultLine]]:
+    """Return the lines of each weight set by set name."""
+    by_weights: dict[object, dict[str, ResultLine]] = {}
+    repeated = []
+    for line in lines:
+        row = by_weights.setdefault(line.weights_key, {})
+        if line.set_name in row:
+            repeated.append(f"{line.weights_name} on {line.set_name!r}")
+        row[line.set_name] = line
+    if repeated:
+        raise ResultsError(
+            "the results hold several measurements of the same weights",
+            faults=repeated,
+            hint="data, join or precision changed between the runs; plot the files of one of them",
+        )
+    return list(by_weights.values())
+
+
+def _collect_points(
+    rows: Sequence[Mapping[str, ResultLine]], reference: str, shifts: Sequence[str]
 ) -> tuple[list[CurvePoint], tuple[str, ...]]:
     points, notes = [], []
-    for row in by_weights:
-        line = next(iter(row.values()))
+    for row in rows:
         missing = [name for name in (reference, *shifts) if name not in row]
-        if missing:
-            notes.append(f"{_describe(line)} is left out: no results on {', '.join(missing)}")
+        if not missing:
+            points.append(_curve_point(row, reference, shifts))
         else:
-            points.append(_point(row, reference, shifts))
+            name = next(iter(row.values())).weights_name
+            notes.append(f"{name} is left out: no results on {', '.join(missing)}")
     if not points:
         raise ResultsError(
-            "\n".join(["no weights were evaluated on every set:", *list_some(notes)]),
+            "no weights were evaluated on every set",
+            faults=notes,
             hint="evaluate the same checkpoints on all sets, into one file",
         )
     return points, tuple(notes)
 
 
-def _point(row: Mapping[str, ResultLine], reference: str, shifts: Sequence[str]) -> CurvePoint:
-    of_reference = row[reference]
+def _curve_point(
+    row: Mapping[str, ResultLine], reference: str, shifts: Sequence[str]
+) -> CurvePoint:
+    line = row[reference]
     return CurvePoint(
-        of_reference.checkpoints,
-        of_reference.alpha,
-        of_reference.metrics[of_reference.primary],
-        of_reference.n_counted,
+        line.checkpoints,
+        line.alpha,
+        line.checkpoints_name,
+        line.metrics[line.primary],
+        line.n_counted,
         {name: row[name].metrics[row[name].primary] for name in shifts},
         {name: row[name].n_counted for name in shifts},
     )
+
+
+def _primary_metrics(lines: Sequence[ResultLine]) -> dict[str, str]:
+    """Return the primary metric of each set; an axis shows a single one."""
+    of_set: dict[str, set[str]] = {}
+    for line in lines:
+        of_set.setdefault(line.set_name, set()).add(line.primary)
+    several = [
+        f"{name}: {', '.join(sorted(metrics))}"
+        for name, metrics in of_set.items()
+        if len(metrics) > 1
+    ]
+    if several:
+        raise ResultsError(
+            "sets have several primary metrics in the results",
+            faults=several,
+            hint="evaluate again with one primary metric, into a new file",
+        )
+    return {name: next(iter(metrics)) for name, metrics in of_set.items()}
+
+
+@dataclass(frozen=True)
+class PanelPoint:
+    """A weight set in one panel.
+
+    Attributes:
+        of: The weight set.
+        x: Metric on the reference set.
+        y: Metric on the shift of the panel; or the mean over the shifts, without an interval.
+        half_images: Half of the share of one image, horizontally and vertically.
+    """
+
+    of: CurvePoint
+    x: Metric
+    y: Metric
+    half_images: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes.
+
+    Attributes:
+        shifts: The shift that it shows, or the shifts over which its mean is taken.
+        metric: Name of the vertical metric; empty for a mean over several shifts.
+        curves: The points of each pair of checkpoints, by rising alpha.
+        singles: Single checkpoints and output ensembles.
+        baselines: Reference accuracy and accuracy in this panel of each baseline model that has
+            both.
+        fit: The line through the baselines, if there is one.
+    """
+
+    shifts: tuple[str, ...]
+    metric: str
+    curves: tuple[tuple[PanelPoint, ...], ...]
+    singles: tuple[PanelPoint, ...]
+    baselines: tuple[tuple[float, float], ...]
+    fit: LogitFit | None
+
+    @property
+    def name(self) -> str:
+        """The name of the shift, or `mean`."""
+        return self.shifts[0] if len(self.shifts) == 1 else MEAN
+
+    @property
+    def points(self) -> tuple[PanelPoint, ...]:
+        """All weight sets."""
+        return (*(point for curve in self.curves for point in curve), *self.singles)
+
+    @property
+    def oracles(self) -> list[PanelPoint]:
+        """The best point of each curve in this panel, the one of smallest alpha if several are."""
+        return [max(curve, key=lambda point: point.y.value) for curve in self.curves]
+
+    def effective_robustness(self, point: PanelPoint) -> float | None:
+        """Return the effective robustness of a point, a fraction; None without baselines."""
+        return self.fit and self.fit.effective_robustness(point.x.value, point.y.value)
+
+
+def arrange_panels(data: CurveData, baselines: Sequence[BaselineModel] = ()) -> tuple[Panel, ...]:
+    """Return one panel per shift; before them, if there are several, the panel of their mean."""
+    singles = [(name,) for name in data.shifts]
+    groups = singles if len(singles) == 1 else [data.shifts, *singles]
+    return tuple(_arrange_panel(data, shifts, baselines) for shifts in groups)
+
+
+def _arrange_panel(
+    data: CurveData, shifts: tuple[str, ...], baselines: Sequence[BaselineModel]
+) -> Panel:
+    models = tuple(
+        (model.accuracies[data.reference], fmean(model.accuracies[name] for name in shifts))
+        for model in baselines
+        if all(name in model.accuracies for name in (data.reference, *shifts))
+    )
+    return Panel(
+        shifts=shifts,
+        metric=data.metrics[shifts[0]] if len(shifts) == 1 else "",
+        curves=tuple(tuple(_panel_point(of, shifts) for of in curve) for curve in data.curves),
+        singles=tuple(_panel_point(of, shifts) for of in data.singles),
+        baselines=models,
+        fit=fit_on_logits(models),
+    )
+
+
+def _panel_point(of: CurvePoint, shifts: Sequence[str]) -> PanelPoint:
+    metrics = [of.shifts[name] for name in shifts]
+    mean = metrics[0] if len(metrics) == 1 else Metric(fmean(metric.value for metric in metrics))
+    n_shift = sum(of.n_images[name] for name in shifts)
+    half_images = (0.5 / max(1, of.n_reference), 0.5 / max(1, n_shift))
+    return PanelPoint(of, of.reference, mean, half_images)
+
+
+def panel_document(panel: Panel) -> dict[str, Any]:
+    """Return the numbers of a panel as a JSON object; accuracies are fractions."""
+    return {
+        "panel": panel.name,
+        "shifts": list(panel.shifts),
+        "baseline_fit": None if panel.fit is None else vars(panel.fit),
+        "points": [
+            {
+                "checkpoints": [checkpoint.name for checkpoint in point.of.checkpoints],
+                "alpha": point.of.alpha,
+                "oracle": point in panel.oracles,
+                "reference": point.x.value,
+                "shift": point.y.value,
+                "effective_robustness": panel.effective_robustness(point),
+            }
+            for point in panel.points
+        ],
+    }
+
+
+def describe_robustness(panels: Sequence[Panel]) -> Iterator[str]:
+    """Yield one sentence per panel on the effective robustness of its marked points.
+
+    These are alpha 0, 0.5 and 1, the oracle, single checkpoints and output ensembles.
+    """
+    for panel in panels:
+        parts = [
+            f"{point.of.label}{' (oracle)' if point in panel.oracles else ''} {100 * robust:+.2f}"
+            for point in panel.points
+            if (robust := panel.effective_robustness(point)) is not None
+            and (point.of.alpha in ("0", "0.5", "1", None) or point in panel.oracles)
+        ]
+        if parts:
+            yield f"effective robustness on {panel.name}, in points: {', '.join(parts)}"

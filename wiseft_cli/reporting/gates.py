@@ -1,8 +1,8 @@
-"""Gates on an evaluation's numbers: `SET:METRIC>=NUMBER` or `SET:METRIC>=baseline-NUMBER`.
+"""Gates on the results of an evaluation: `SET:METRIC>=NUMBER`, `SET:METRIC>=baseline-NUMBER`.
 
-SET is an image set, or `shifts` for the mean over all but the reference; METRIC one of the set's
-metrics, or `primary`. Numbers are fractions. A gate judges finished results lines; what it names
-is checked before any work, so that a misspelt one never passes. It evaluates nothing.
+SET is an image set, or `shifts` for the mean over the distribution shifts; METRIC is a metric of
+the set, or `primary`. Numbers are fractions. Names are checked before the evaluation, so that a
+misspelt gate never passes.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from wiseft_cli.errors import UsageError, list_some
+from wiseft_cli.errors import UsageError
 from wiseft_cli.reporting.results import ResultLine
 
 SHIFTS = "shifts"
-"""Names the mean over the distribution shifts."""
+"""Stands for the mean over the distribution shifts."""
 
 PRIMARY = "primary"
-"""Names each set's primary metric."""
+"""Stands for the primary metric of each set."""
 
 TOLERANCE = 1e-12
-"""Slack for the rounding of decimals: 0.8 - 0.1 is no more than 0.7."""
+"""Slack for the rounding of decimals: 0.8 - 0.1 is slightly more than 0.7."""
 
 _FORM = "SET:METRIC>=NUMBER or SET:METRIC>=baseline-NUMBER, such as val:top1>=0.77"
 _BOUND = re.compile(r"(?P<baseline>baseline)?\s*(?P<number>[+-]?\s*\d*\.?\d+)?")
@@ -35,9 +35,10 @@ class Gate:
     Attributes:
         text: As it was given.
         set_name: An image set, or `SHIFTS`.
-        metric: A metric's name, or `PRIMARY`.
-        number: The least value, a fraction; beside the baseline, what is added to its value.
-        is_relative: Whether the number counts from the baseline.
+        metric: The name of a metric, or `PRIMARY`.
+        number: Smallest accepted value, a fraction; for a relative gate, the number that is added
+            to the value of the baseline.
+        is_relative: Whether the gate compares with a baseline.
     """
 
     text: str
@@ -47,7 +48,12 @@ class Gate:
     is_relative: bool
 
     def value(self, row: Mapping[str, ResultLine], shifts: Sequence[str]) -> float:
-        """Return the number that is judged, of one weight set's lines by set name."""
+        """Return the judged number of a weight set, a fraction.
+
+        Args:
+            row: The lines of the weight set by set name.
+            shifts: Names of the distribution shifts.
+        """
         lines = [row[name] for name in (shifts if self.set_name == SHIFTS else [self.set_name])]
         names = [line.primary if self.metric == PRIMARY else self.metric for line in lines]
         return fmean(line.metrics[name].value for line, name in zip(lines, names, strict=True))
@@ -55,12 +61,13 @@ class Gate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a gate.
+    """The result of a gate.
 
     Attributes:
-        value: The number that was judged.
-        bound: The least it had to be.
-        baseline: The baseline's value, for a gate beside it.
+        gate: The gate.
+        value: The judged number.
+        bound: Smallest accepted value.
+        baseline: The number of the baseline, for a relative gate.
     """
 
     gate: Gate
@@ -74,41 +81,42 @@ class Verdict:
         return self.value >= self.bound - TOLERANCE
 
     def __str__(self) -> str:
-        least = f"{self.bound:.6g}"
-        if self.baseline is not None:
-            least += f" (baseline {self.baseline:.6g})"
-        return f"{self.gate.text}: {self.value:.6g}, expected at least {least}"
+        baseline = "" if self.baseline is None else f" (baseline {self.baseline:.6g})"
+        bound = f"{self.bound:.6g}{baseline}"
+        return f"{self.gate.text}: {self.value:.6g}, expected at least {bound}"
 
 
 def parse_gate(text: str) -> Gate:
-    """Read one gate.
+    """Parse a gate.
 
     Raises:
-        UsageError: It is of another form, or its number is no fraction.
+        UsageError: It has another form, or its number is not a fraction.
     """
     left, operator, right = (part.strip() for part in text.partition(">="))
     set_name, colon, metric = (part.strip() for part in left.rpartition(":"))
     if right.endswith("%"):
         raise UsageError(
             f"--fail-under {text!r}: {right} is per cent, expected a fraction",
-            hint=_in_fractions(left, right.rstrip("% ")),
+            hint=_fraction_hint(left, right.rstrip("% ")),
         )
     bound = _BOUND.fullmatch(right)
-    if not (operator and colon and set_name and metric and right and bound):
-        raise UsageError(f"--fail-under {text!r} cannot be read; expected {_FORM}")
-    number = float((bound["number"] or "0").replace(" ", ""))
-    is_relative = bound["baseline"] is not None
-    if is_relative and bound["number"] and bound["number"][0] not in "+-":
-        raise UsageError(f"--fail-under {text!r} cannot be read; expected {_FORM}")
+    number_text = bound["number"] or "" if bound else ""
+    is_relative = bool(bound and bound["baseline"])
+    has_sign = number_text[:1] in ("", "+", "-")
+    if not (operator and colon and set_name and metric and right and bound) or (
+        is_relative and not has_sign
+    ):
+        raise UsageError(f"--fail-under {text!r} cannot be parsed; expected {_FORM}")
+    number = float(number_text.replace(" ", "") or "0")
     if not (-1 if is_relative else 0) <= number <= 1:
         raise UsageError(
-            f"--fail-under {text!r}: {bound['number']} is no fraction in [0, 1]",
-            hint=None if is_relative else _in_fractions(left, bound["number"] or ""),
+            f"--fail-under {text!r}: {number_text} is not a fraction in [0, 1]",
+            hint=None if is_relative else _fraction_hint(left, number_text),
         )
     return Gate(text, set_name, metric, number, is_relative)
 
 
-def _in_fractions(left: str, per_cent: str) -> str | None:
+def _fraction_hint(left: str, per_cent: str) -> str | None:
     try:
         fraction = float(per_cent) / 100
     except ValueError:
@@ -123,11 +131,11 @@ def check_gates(
     *,
     has_baseline: bool,
 ) -> None:
-    """Refuse gates that name what the evaluation will not have, all of them at once.
+    """Reject gates on sets or metrics that the evaluation will not have, all at once.
 
     Args:
-        metrics: By name of each image set, the metrics it will have in every row.
-        shifts: The sets beside the reference.
+        metrics: The metrics that each image set will have in every row, by set name.
+        shifts: Names of the distribution shifts.
         has_baseline: Whether a baseline is evaluated too.
     Raises:
         UsageError: A set, a metric or the baseline is missing.
@@ -149,8 +157,7 @@ def check_gates(
     if faults:
         sets = "; ".join(f"{name}: {', '.join(of_set)}" for name, of_set in metrics.items())
         raise UsageError(
-            "\n  ".join(["--fail-under cannot be judged:", *list_some(faults)]),
-            hint=f"there are {sets}",
+            "--fail-under cannot be judged", faults=faults, hint=f"the metrics are {sets}"
         )
 
 
@@ -160,17 +167,17 @@ def judge_gate(
     baseline: Mapping[str, ResultLine] | None,
     shifts: Sequence[str],
 ) -> Verdict:
-    """Judge one gate.
+    """Judge one gate that `check_gates` accepted.
 
     Args:
-        row: The judged weight set's lines by set name.
-        baseline: The baseline's, where there is one.
-        shifts: The sets beside the reference.
+        row: The lines of the judged weight set by set name.
+        baseline: Those of the baseline, if there is one.
+        shifts: Names of the distribution shifts.
     """
     value = gate.value(row, shifts)
     if not gate.is_relative:
         return Verdict(gate, value, gate.number, None)
     if baseline is None:
-        raise ValueError(f"{gate.text} needs a baseline; check_gates comes first")
+        raise ValueError(f"{gate.text} needs a baseline")
     of_baseline = gate.value(baseline, shifts)
     return Verdict(gate, value, of_baseline + gate.number, of_baseline)

@@ -1,8 +1,8 @@
-"""Results lines: one JSON document for one weight set on one image set, in a file of lines.
+"""Results lines: one JSON object per weight set and image set, in a file of lines.
 
-`wiseft eval` writes them, `wiseft plot` and other programs read them. The file is replaced as
-a whole at each addition, so that a killed run leaves it as it was before or after, and two runs
-may write to the same file. It does not evaluate anything.
+`wiseft eval` writes them; `wiseft plot` and other programs read them. Each addition replaces the
+whole file, so that a killed run leaves it as it was before or after the addition. Several runs
+can add to the same file.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from wiseft_cli.checkpoint.atomic import write_bytes_atomically
 from wiseft_cli.checkpoint.digest import canonical_json
@@ -23,15 +23,15 @@ from wiseft_cli.errors import ResultsError
 SCHEMA = 1
 
 N_ANCHORS = "n_anchors"
-"""The field for the readable anchor frames of a set of video frames."""
+"""Field with the number of readable anchor frames of a set of video frames."""
 
-_OF_ANCHORS = ("pm0", "pm10")
-"""Metrics that are shares of the anchor frames."""
+_ANCHOR_METRICS = ("pm0", "pm10")
+"""Metrics that are fractions of the anchor frames, not of the images."""
 
 
 @dataclass(frozen=True)
 class CheckpointName:
-    """A checkpoint as a results line names it."""
+    """A checkpoint in a results line: its display name, its role and its content digest."""
 
     name: str
     role: str
@@ -40,10 +40,7 @@ class CheckpointName:
 
 @dataclass(frozen=True)
 class Metric:
-    """A fraction in [0, 1] with the ends of its 95 % interval; None for one that has no interval.
-
-    An interval's ends are both given, or neither.
-    """
+    """A fraction in [0, 1], and the ends of its 95 % interval; both None without an interval."""
 
     value: float
     low: float | None = None
@@ -51,29 +48,53 @@ class Metric:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The interval; the value twice where there is none."""
+        """The interval; the value twice if there is none."""
         if self.low is None or self.high is None:
             return self.value, self.value
         return self.low, self.high
 
 
+class MeasurementKey(NamedTuple):
+    """Identity of a measurement: a later line with the same key replaces the earlier one.
+
+    The name of the set is included because the fingerprint does not cover pixels: a folder and
+    its recoloured copy in an uncompressed format have the same fingerprint. The protocol is
+    included because a content digest does not cover the card: the same tensors can belong to a
+    reversed list of classes.
+    """
+
+    digests: tuple[str, ...]
+    alpha: str | None
+    set_name: str
+    data_fingerprint: str
+    join: str
+    protocol: str
+    precision: str
+    metrics: frozenset[str]
+
+
 @dataclass(frozen=True)
 class ResultLine:
-    """What one weight set reached on one image set.
+    """Metrics of one weight set on one image set.
 
     Attributes:
-        checkpoints: One; or two, theta_0 and theta_1, where weights are interpolated or outputs
-            averaged.
-        alpha: Exact decimal, the weight of theta_1; None where no weights are interpolated.
+        checkpoints: One; or theta_0 and theta_1 if weights are interpolated or outputs averaged.
+        alpha: Exact decimal, the weight of theta_1; None if no weights are interpolated.
         set_name: Name of the image set (`set` in JSON).
         reference: Whether the set is the in-distribution one.
-        n_images: Images scored; the unreadable ones are not among them.
+        data_fingerprint: Fingerprint of the image set.
+        n_images: Images scored, without the unreadable ones.
+        n_unreadable: Images that could not be decoded.
         n_classes: Classes that competed for each image.
-        primary: The metric that stands for the set in tables and plots.
+        join: How labels found their classes.
+        primary: Name of the metric that represents the set in tables and plots.
+        metrics: All metrics by name.
+        precision: Precision of the image encoder.
+        version: Version of wiseft.
         ensemble: Whether the logits of the two checkpoints were averaged.
-        protocol: Digest of what the result depends on beside weights and data: classes and
-            columns, preprocessing, model config; empty in lines of version 0.1.0.
-        extra: Fields this version does not know, kept and written back.
+        protocol: Digest of everything else that the result depends on: classes and columns,
+            preprocessing, model config; empty in lines of version 0.1.0.
+        extra: Fields that this version does not know; they are kept and written back.
     """
 
     checkpoints: tuple[CheckpointName, ...]
@@ -100,52 +121,41 @@ class ResultLine:
 
     @property
     def n_counted(self) -> int:
-        """How many images, or anchor frames, the primary metric is a share of."""
-        n_anchors = self.extra.get(N_ANCHORS) if self.primary in _OF_ANCHORS else None
+        """Number of images, or of anchor frames, of which the primary metric is a fraction."""
+        n_anchors = self.extra.get(N_ANCHORS) if self.primary in _ANCHOR_METRICS else None
         return n_anchors if isinstance(n_anchors, int) else self.n_images
 
     @property
+    def checkpoints_name(self) -> str:
+        """Display name of the checkpoint, the pair or the output ensemble."""
+        names = [checkpoint.name for checkpoint in self.checkpoints]
+        return f"output ensemble of {' and '.join(names)}" if self.ensemble else " to ".join(names)
+
+    @property
+    def weights_name(self) -> str:
+        """Display name of the weights: that of the checkpoints, with the alpha if there is one."""
+        at_alpha = "" if self.alpha is None else f" at alpha {self.alpha}"
+        return f"{self.checkpoints_name}{at_alpha}"
+
+    @property
     def weights_key(self) -> tuple[tuple[str, ...], str | None]:
-        """What tells one weight set from another; an ensemble is the one of two without alpha."""
+        """Identity of the weights; an output ensemble has two digests and no alpha."""
         return tuple(checkpoint.digest for checkpoint in self.checkpoints), self.alpha
 
     @property
-    def key(self) -> tuple[object, ...]:
-        """See `measurement_key`."""
-        return measurement_key(
-            digests=[checkpoint.digest for checkpoint in self.checkpoints],
-            alpha=self.alpha,
+    def key(self) -> MeasurementKey:
+        """Identity of the measurement."""
+        digests, alpha = self.weights_key
+        return MeasurementKey(
+            digests=digests,
+            alpha=alpha,
             set_name=self.set_name,
             data_fingerprint=self.data_fingerprint,
-            precision=self.precision,
             join=self.join,
-            metrics=self.metrics,
             protocol=self.protocol,
+            precision=self.precision,
+            metrics=frozenset(self.metrics),
         )
-
-
-def measurement_key(
-    *,
-    digests: Iterable[str],
-    alpha: str | None,
-    set_name: str,
-    data_fingerprint: str,
-    precision: str,
-    join: str,
-    metrics: Iterable[str],
-    protocol: str,
-) -> tuple[object, ...]:
-    """Return what makes two lines the same measurement; a later one replaces the earlier.
-
-    The set's name takes part since the fingerprint does not see pixels: a folder and its
-    recoloured copy in an uncompressed format have the same one; the protocol, since a digest
-    covers no card: one file's tensors may lie in another with a reversed list of classes.
-    """
-    return (
-        (tuple(digests), alpha),
-        (set_name, data_fingerprint, join, protocol),
-        (precision, tuple(sorted(metrics))),
-    )
 
 
 def result_document(line: ResultLine) -> dict[str, Any]:
@@ -157,9 +167,7 @@ def result_document(line: ResultLine) -> dict[str, Any]:
         "set": line.set_name,
         "metrics": {name: vars(metric) for name, metric in line.metrics.items()},
     }
-    for name in _PLAIN_FIELDS:
-        document[name] = getattr(line, name)
-    return document
+    return document | {name: getattr(line, name) for name in _PLAIN_FIELDS}
 
 
 _PLAIN_FIELDS: Mapping[str, type | tuple[type, ...]] = {
@@ -184,7 +192,7 @@ def read_result_lines(path: Path) -> tuple[ResultLine, ...]:
     """Read a file of results lines; empty lines are skipped.
 
     Raises:
-        ResultsError: The file cannot be read, or a line is no results line; it is named.
+        ResultsError: The file cannot be read, or one of its lines is not a results line.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -192,7 +200,7 @@ def read_result_lines(path: Path) -> tuple[ResultLine, ...]:
         raise ResultsError(f"{path}: is not text; expected JSON lines of `wiseft eval`") from None
     except OSError as error:
         raise ResultsError(f"{path}: cannot be read: {error.strerror}") from None
-    # Only "\n" ends a line: JSON text may hold other characters that splitlines() cuts at.
+    # Not splitlines(): JSON text may hold other characters at which it splits.
     return tuple(
         _parse_line(line, f"{path}, line {number}")
         for number, line in enumerate(text.split("\n"), start=1)
@@ -201,13 +209,13 @@ def read_result_lines(path: Path) -> tuple[ResultLine, ...]:
 
 
 def add_result_lines(path: Path, lines: Sequence[ResultLine]) -> None:
-    """Add lines to a file, each in place of an earlier one of the same key, or at the end.
+    """Add lines to a file; each replaces an earlier one with the same key.
 
     Raises:
-        ResultsError: What stands in the file is no results lines; nothing is changed.
+        ResultsError: The file holds something else; it is not changed.
         OutputError: The file cannot be written.
     """
-    with _only_writer(path):
+    with _exclusive_access(path):
         held = read_result_lines(path) if path.exists() else ()
         merged = {line.key: line for line in (*held, *lines)}
         text = "".join(canonical_json(result_document(line)) + "\n" for line in merged.values())
@@ -215,8 +223,8 @@ def add_result_lines(path: Path, lines: Sequence[ResultLine]) -> None:
 
 
 @contextlib.contextmanager
-def _only_writer(path: Path) -> Iterator[None]:
-    """Wait until no other process adds to a file of this folder."""
+def _exclusive_access(path: Path) -> Iterator[None]:
+    """Wait until no other process adds to a file in the same folder."""
     descriptor = os.open(Path(os.path.realpath(path)).parent, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # some network file systems have no locks
@@ -244,7 +252,7 @@ def _parse_line(text: str, where: str) -> ResultLine:
         raise ResultsError(f"{where}: field {error} is missing") from None
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ResultsError(
-            f"{where}: no results line: {error}",
+            f"{where}: not a results line: {error}",
             hint="expected the JSON lines that `wiseft eval --results` writes",
         ) from None
 
@@ -272,21 +280,23 @@ def _parse_document(document: dict[str, Any]) -> ResultLine:
     )
 
 
-def _expect(value: Any, kinds: type | tuple[type, ...], what: str) -> Any:
+def _expect(value: Any, kinds: type | tuple[type, ...], name: str) -> Any:
     if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
-        raise TypeError(f"{what} is {value!r:.60}")
+        raise TypeError(f"{name} is {value!r:.60}")
     return value
 
 
 def _parse_metric(metric: Mapping[str, Any]) -> Metric:
-    value = _fraction(metric["value"], "value")
+    value = _parse_fraction(metric["value"], "value")
     if metric["low"] is None and metric["high"] is None:
         return Metric(value)
-    return Metric(value, _fraction(metric["low"], "low"), _fraction(metric["high"], "high"))
+    return Metric(
+        value, _parse_fraction(metric["low"], "low"), _parse_fraction(metric["high"], "high")
+    )
 
 
-def _fraction(value: Any, what: str) -> float:
-    number = float(_expect(value, (int, float), what))
+def _parse_fraction(value: Any, name: str) -> float:
+    number = float(_expect(value, (int, float), name))
     if not 0 <= number <= 1:  # false for NaN too
-        raise ValueError(f"{what} is {number}, expected a fraction in [0, 1]")
+        raise ValueError(f"{name} is {number}, expected a fraction in [0, 1]")
     return number

@@ -1,50 +1,58 @@
-"""The table of an evaluation for people, as plain text: rows are weights, columns image sets.
+"""The plain-text table of an evaluation, and warnings about implausible results.
 
-Accuracies are per cent here and fractions everywhere else. Nothing is cut to fit a terminal.
+Rows are weights, columns are image sets. Accuracies are per cent here and fractions everywhere
+else. Names are never shortened to fit a terminal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean
+from statistics import fmean, median
 
 from wiseft_cli.reporting.results import ResultLine
 
 BEST = "*"
-"""Stands behind the best value of a column."""
+"""Marks the best value of a column."""
+
+FEW_IMAGES = 100
+"""With fewer images a 95 % interval is up to 20 points wide."""
+
+FAR_BELOW = 0.25
+"""A set is far below the others if its skill is less than this share of their median skill. The
+share is low, since a hard natural shift can take more than half of a model's skill."""
 
 
 def render_table(lines: Sequence[ResultLine], *, select_on: str | None = None) -> str:
-    """Return the table, with one line of facts about each set below it.
+    """Return the table, with one line of facts per set below it.
 
-    The reference set's column is first; with two or more shifts their mean follows, and with any
-    the paper's average, of the reference and the mean shift (arXiv:2109.01903, table 1). A set of
-    video frames has a second column for pm0. The best value of each column carries a `*`, every one
-    of them where several are equal. Rows without a set in common, such as those of two heads on a
-    suite for both, stand in tables of their own.
+    The column of the reference set is the first. With two or more shifts the mean over them
+    follows, and with any shift the average of the reference and the mean shift (arXiv:2109.01903,
+    table 1). A set of video frames has a second column for pm0. A `*` marks the best values of
+    each column. Rows that share no set, such as those of two heads on one suite, are shown in
+    separate tables.
 
     Args:
-        lines: At least one; a weight set's lines need not cover every set.
-        select_on: Name of the validation set that chooses alpha; it is no shift.
+        lines: At least one; not every weight set needs a line for every set.
+        select_on: Name of the validation set that chooses alpha; it is not counted as a shift.
     """
-    return "\n\n".join(_render(part, select_on=select_on) for part in _parts(lines))
+    return "\n\n".join(_render(part, select_on=select_on) for part in _split_tables(lines))
 
 
-def _parts(lines: Sequence[ResultLine]) -> list[list[ResultLine]]:
-    """Part the lines so that neither a set nor weights are in two parts."""
+def _split_tables(lines: Sequence[ResultLine]) -> list[list[ResultLine]]:
+    """Split the lines so that no set and no weights are in two tables."""
     sets_of: dict[object, set[str]] = {}
     for line in lines:
         sets_of.setdefault(_row_key(line), set()).add(line.set_name)
-    parts: list[set[str]] = []
+    tables: list[set[str]] = []
     for names in sets_of.values():
-        touched = [part for part in parts if part & names]
-        parts = [*(part for part in parts if part not in touched), names.union(*touched)]
-    of_part = [[line for line in lines if line.set_name in part] for part in parts]
-    return sorted(of_part, key=lambda part: lines.index(part[0]))
+        connected = [table for table in tables if table & names]
+        tables = [*(at for at in tables if at not in connected), names.union(*connected)]
+    of_table = [[line for line in lines if line.set_name in table] for table in tables]
+    return sorted(of_table, key=lambda table: lines.index(table[0]))
 
 
 def _row_key(line: ResultLine) -> object:
-    """What tells rows apart: files with equal tensors have one digest, and still a row each."""
+    """Return a row's identity; files with equal tensors share a digest but not a row."""
     return line.weights_key, line.checkpoints
 
 
@@ -56,18 +64,16 @@ def _render(lines: Sequence[ResultLine], *, select_on: str | None) -> str:
     for line in lines:
         by_weights.setdefault(_row_key(line), {})[line.set_name] = line
     rows = list(by_weights.values())
-    shifts = [
-        name for name, (first, *_) in of_set.items() if not first.reference and name != select_on
-    ]
     references = [name for name, (first, *_) in of_set.items() if first.reference]
+    shifts = [name for name in of_set if name not in (*references, select_on)]
     n_labels = 2 if any(line.alpha is not None or line.ensemble for line in lines) else 1
-    values_of = _columns(of_set, rows) | {
+    columns = _set_columns(of_set, rows) | {
         "mean shift": [mean_over(row, shifts) for row in rows] if len(shifts) > 1 else [],
-        "average": [average_over(row, references, shifts) for row in rows],
+        "average": [_average_over(row, references, shifts) for row in rows],
     }
     shown = {
-        title: _marked(values)
-        for title, values in values_of.items()
+        title: _format_values(values)
+        for title, values in columns.items()
         if any(value is not None for value in values)
     }
     header = [*("checkpoint", "alpha")[:n_labels], *shown]
@@ -76,34 +82,33 @@ def _render(lines: Sequence[ResultLine], *, select_on: str | None) -> str:
         [*label, *values]
         for label, values in zip(labels, zip(*shown.values(), strict=True), strict=True)
     ]
-    facts = [_fact(of_one, is_validation=name == select_on) for name, of_one in of_set.items()]
-    return "\n".join([*_aligned([header, *cells], n_left=n_labels), "", *facts])
+    facts = [_facts(of_one, is_validation=name == select_on) for name, of_one in of_set.items()]
+    return "\n".join([*_align([header, *cells], n_left=n_labels), "", *facts])
 
 
-def _columns(
+def _set_columns(
     of_set: Mapping[str, Sequence[ResultLine]], rows: Sequence[Mapping[str, ResultLine]]
 ) -> dict[str, list[float | None]]:
-    """Return by title what each row has of each set: its primary metric, and pm0 beside pm10."""
+    """Return the values of all rows by column title: the primary metric, and pm0 beside pm10."""
     columns: dict[str, list[float | None]] = {}
     for name, (first, *_) in of_set.items():
         columns[name] = [row[name].value if name in row else None for row in rows]
         if first.primary == "pm10":
             beside = [row[name].metrics.get("pm0") if name in row else None for row in rows]
-            columns[f"{name} pm0"] = [None if at is None else at.value for at in beside]
+            columns[f"{name} pm0"] = [None if metric is None else metric.value for metric in beside]
     return columns
 
 
 def mean_over(row: Mapping[str, ResultLine], names: Sequence[str]) -> float | None:
-    """Return the mean of the sets' primary metrics, a fraction; None where one is missing."""
+    """Return the mean of the sets' primary metrics, a fraction; None if one is missing."""
     if not names or any(name not in row for name in names):
         return None
     return fmean(row[name].value for name in names)
 
 
-def average_over(
+def _average_over(
     row: Mapping[str, ResultLine], references: Sequence[str], shifts: Sequence[str]
 ) -> float | None:
-    """Return the mean of the reference's metric and the mean over the shifts, a fraction."""
     reference, shift = mean_over(row, references), mean_over(row, shifts)
     return None if reference is None or shift is None else (reference + shift) / 2
 
@@ -113,8 +118,8 @@ def _label(line: ResultLine) -> tuple[str, str]:
     return " to ".join(checkpoint.name for checkpoint in line.checkpoints), weights
 
 
-def _marked(values: Sequence[float | None]) -> list[str]:
-    """Write fractions as per cent, the best with its mark, the others with a space for it."""
+def _format_values(values: Sequence[float | None]) -> list[str]:
+    """Write fractions as per cent; the best are marked, the others padded by one space."""
     known = [value for value in values if value is not None]
     best = max(known, default=None) if len(values) > 1 else None
     return [
@@ -125,8 +130,8 @@ def _marked(values: Sequence[float | None]) -> list[str]:
     ]
 
 
-def _aligned(rows: Sequence[Sequence[str]], *, n_left: int) -> list[str]:
-    """Pad the cells so that columns stand below each other, the first ones to the left."""
+def _align(rows: Sequence[Sequence[str]], *, n_left: int) -> list[str]:
+    """Pad the cells to columns; the first `n_left` columns are aligned to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -137,17 +142,80 @@ def _aligned(rows: Sequence[Sequence[str]], *, n_left: int) -> list[str]:
     ]
 
 
-def _fact(lines: Sequence[ResultLine], *, is_validation: bool) -> str:
-    """Say what a set is: its part, size, join, and how wide the intervals are."""
+def _facts(lines: Sequence[ResultLine], *, is_validation: bool) -> str:
+    """Return the role, the size and the join of a set, and its widest interval."""
     line = lines[0]
     intervals = [line.metrics[line.primary].interval for line in lines]
     half_width = max(50 * (high - low) for low, high in intervals)
     width = f", 95 % intervals within +-{half_width:.2f}" if half_width else ", no interval"
-    part = "in-distribution" if line.reference else "validation" if is_validation else "shift"
+    role = "in-distribution" if line.reference else "validation" if is_validation else "shift"
     unreadable = f" and {line.n_unreadable} unreadable" if line.n_unreadable else ""
     anchors = f"{line.n_counted} anchor frames, " if line.n_counted != line.n_images else ""
     return (
-        f"{line.set_name}: {part},"
+        f"{line.set_name}: {role},"
         f" {line.primary} in %, {anchors}{line.n_images} images{unreadable},"
         f" {line.n_classes} classes joined by {line.join}{width}"
     )
+
+
+def implausible_results(lines: Sequence[ResultLine]) -> tuple[str, ...]:
+    """Return warnings about results that look like a mistake, in the order of the sets.
+
+    Results are implausible at chance, far below those of the same weights on other sets, on very
+    few images, and over a single class.
+    """
+    of_set: dict[str, list[ResultLine]] = {}
+    for line in lines:
+        of_set.setdefault(line.set_name, []).append(line)
+    return tuple(
+        f"image set {name!r}: {doubt}"
+        for name, of_one in of_set.items()
+        for doubt in (*_doubts(of_one), *_doubts_beside_others(of_one, lines))
+    )
+
+
+def _doubts(lines: Sequence[ResultLine]) -> list[str]:
+    first = lines[0]
+    if first.n_classes == 1:
+        return ["has a single class of the head, so every image counts as right"]
+    doubts = []
+    chance = 1 / first.n_classes
+    at_chance = [line for line in lines if line.metrics["top1"].interval[0] <= chance]
+    if at_chance:
+        is_every = len(at_chance) == len(lines)
+        rows = "every row" if is_every else f"{len(at_chance)} of {len(lines)} rows"
+        if any(line.metrics["top1"].value > chance for line in at_chance):
+            doubt = f"cannot be distinguished from chance ({100 * chance:.2f} %) with few images"
+        else:
+            doubt = f"no better than chance ({100 * chance:.2f} %)"
+        doubts.append(
+            f"{rows} {doubt}; check that the labels match the head's classes and their order"
+        )
+    if first.n_counted < FEW_IMAGES:
+        what = "images" if first.n_counted == first.n_images else "anchor frames"
+        doubts.append(f"only {first.n_counted} {what}, so the intervals are wide")
+    return doubts
+
+
+def _doubts_beside_others(
+    lines: Sequence[ResultLine], everything: Sequence[ResultLine]
+) -> list[str]:
+    """Doubt a set on which all weights are far below what they reach on the other sets."""
+    skills: dict[object, dict[str, float]] = {}
+    for line in everything:
+        of_row = skills.setdefault(_row_key(line), {})
+        of_row[line.set_name] = _skill(line, line.metrics["top1"].value)
+    for line in lines:
+        others = [skill for name, skill in skills[_row_key(line)].items() if name != line.set_name]
+        low, high = line.metrics["top1"].interval
+        if not others or line.n_classes == 1 or _skill(line, high) >= FAR_BELOW * median(others):
+            return []
+        if low <= 1 / line.n_classes:
+            return []  # reported as being at chance
+    return ["far below the same weights on the other sets; check the class order and the labels"]
+
+
+def _skill(line: ResultLine, accuracy: float) -> float:
+    """Scale an accuracy so that 0 is chance and 1 is no error."""
+    chance = 1 / max(2, line.n_classes)
+    return (accuracy - chance) / (1 - chance)

@@ -11,18 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from tests.reporting.lines import FINETUNED, ZEROSHOT, digest, line, sweep_lines
-from wiseft_cli.reporting.axis_scale import ScaleName
-from wiseft_cli.reporting.baselines import BaselineModel
-from wiseft_cli.reporting.curves import collect_curves
-from wiseft_cli.reporting.label_layout import Box, place_labels
-from wiseft_cli.reporting.panels import arrange_panels
-from wiseft_cli.reporting.plot import draw_figure
+from wiseft_cli.reporting.curves import arrange_panels, collect_curves
+from wiseft_cli.reporting.drawing import ScaleName
+from wiseft_cli.reporting.figure import draw_figure
 from wiseft_cli.reporting.results import ResultLine
+from wiseft_cli.reporting.statistics import BaselineModel
 
 STORED = Path(__file__).parent
 BASELINES = [
@@ -53,7 +49,7 @@ def ensemble() -> list[ResultLine]:
 
 
 def pictures() -> dict[str, bytes]:
-    """The stored pictures: `python -m tests.reporting.test_plot` writes them again."""
+    """The stored pictures: `python -m tests.reporting.test_figure` writes them again."""
     return {
         "curve.png": drawn(one_shift()),
         "panels.png": drawn([*sweep_lines(), *ensemble()]),
@@ -71,7 +67,7 @@ def two_pairs() -> list[ResultLine]:
 
 
 @pytest.mark.parametrize("name", ["curve.png", "panels.png", "baselines.png"])
-def test_the_picture_is_the_stored_one(name: str) -> None:
+def test_picture_equals_the_stored_one(name: str) -> None:
     both = (pixels(pictures()[name]), pixels((STORED / name).read_bytes()))
     assert both[0].shape == both[1].shape
     # Another version of matplotlib or its fonts moves edges by a pixel, and nothing further.
@@ -85,14 +81,14 @@ def test_the_picture_is_the_stored_one(name: str) -> None:
 
 DRAW_ALL = """
 import hashlib
-from tests.reporting.test_plot import drawn, two_pairs
+from tests.reporting.test_figure import drawn, two_pairs
 for file_format in ("png", "svg", "pdf"):
     data = drawn(two_pairs(), file_format)
     print(file_format, data[:5], hashlib.sha256(data).hexdigest())
 """
 
 
-def test_the_same_lines_give_the_same_bytes_in_every_process() -> None:
+def test_same_lines_give_the_same_bytes_in_every_process() -> None:
     outputs = [
         subprocess.run(
             [sys.executable, "-W", "error", "-c", DRAW_ALL],
@@ -108,7 +104,7 @@ def test_the_same_lines_give_the_same_bytes_in_every_process() -> None:
         assert start in outputs[0]
 
 
-def test_settings_of_the_user_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matplotlib_settings_of_the_user_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     import matplotlib
 
     expected = drawn(sweep_lines(), "png")
@@ -117,7 +113,7 @@ def test_settings_of_the_user_change_nothing(monkeypatch: pytest.MonkeyPatch) ->
         assert matplotlib.rcParams["font.size"] == 30
 
 
-def test_labels_and_axes_say_what_is_drawn() -> None:
+def test_labels_and_axes_name_what_is_drawn() -> None:
     import matplotlib
 
     with matplotlib.rc_context():
@@ -138,7 +134,7 @@ def test_labels_and_axes_say_what_is_drawn() -> None:
     assert "<!-- accuracy under shift: shift-a (%) -->" in single
 
 
-def test_baselines_and_their_fit_are_named_where_there_are_any() -> None:
+def test_legend_names_baselines_and_their_fit_if_there_are_any() -> None:
     words = ("baseline models", "their fit on logits")
     plain = drawn(sweep_lines(), "svg").decode()
     compared = drawn(sweep_lines(), "svg", baselines=BASELINES).decode()
@@ -148,7 +144,7 @@ def test_baselines_and_their_fit_are_named_where_there_are_any() -> None:
     assert [f"<!-- {word} -->" in of_one for word in words] == [True, False]
 
 
-def test_accuracies_of_0_and_1_have_a_place_on_a_logit_axis() -> None:
+def test_accuracies_of_0_and_1_can_be_drawn_on_a_logit_axis() -> None:
     ends = {"0": (0, 0), "0.5": (7, 12), "1": (12, 0)}
     lines = [
         line(name, count, 12, alpha=alpha, reference=name == "val")
@@ -158,30 +154,10 @@ def test_accuracies_of_0_and_1_have_a_place_on_a_logit_axis() -> None:
     assert drawn(lines, scale="logit").startswith(b"\x89PNG")
 
 
-def test_checkpoints_as_they_are_become_named_points() -> None:
+def test_single_checkpoints_are_named_points() -> None:
     singles = [line(name, 500, reference=name == "val") for name in ("val", "shift-a", "shift-b")]
     text = drawn(singles, "svg").decode()
     assert "<!-- zeroshot -->" in text
-
-
-positions = st.tuples(st.floats(200, 800), st.floats(200, 600))
-
-
-@given(st.lists(positions, min_size=1, max_size=5), st.data())
-def test_labels_stay_in_the_frame_and_off_each_other(
-    anchors: list[tuple[float, float]], data: st.DataObject
-) -> None:
-    sizes = [data.draw(st.tuples(st.floats(20, 90), st.floats(10, 20))) for _ in anchors]
-    frame = Box(0, 0, 1000, 800)
-    centres = place_labels(anchors, sizes, anchors, frame, pixels_per_point=1.0)
-    boxes = [
-        Box(x - w / 2, y - h / 2, x + w / 2, y + h / 2)
-        for (x, y), (w, h) in zip(centres, sizes, strict=True)
-    ]
-    for at, box in enumerate(boxes):
-        assert box.overlap(frame) == pytest.approx((box.right - box.left) * (box.top - box.bottom))
-        assert not any(box.holds(x, y) for x, y in anchors)
-        assert all(box.overlap(other) == 0 for other in boxes[:at])
 
 
 if __name__ == "__main__":

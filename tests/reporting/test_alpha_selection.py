@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 from tests.reporting.lines import FINETUNED, ZEROSHOT, line, sweep_lines
-from wiseft_cli.reporting.choice import best_alpha, choices, render_choices
+from wiseft_cli.reporting.alpha_selection import alpha_choices, best_alpha, render_choices
 
 
-def test_the_smallest_of_equally_good_alphas_is_chosen_as_a_number() -> None:
+def test_best_alpha_is_the_numerically_smallest_of_equal_ones() -> None:
     lines = [line("val", 5, alpha=alpha) for alpha in ("0.9", "0.15", "0.2", "1")]
     assert best_alpha(lines, "val") == "0.15"
     assert best_alpha([*lines, line("val", 6, alpha="0.9")], "val") == "0.9"
 
 
-def test_the_default_the_chosen_and_the_oracle_stand_side_by_side() -> None:
+def test_default_selected_and_oracle_alpha_are_listed_in_this_order() -> None:
     assert render_choices(sweep_lines(), select_on="val") == [
         "alpha 0.5, the default: val 77.00, shift-a 58.00, shift-b 50.00, mean shift 54.00",
         "alpha 1, best on 'val': val 80.50, shift-a 45.00, shift-b 38.00, mean shift 41.50",
@@ -19,24 +19,24 @@ def test_the_default_the_chosen_and_the_oracle_stand_side_by_side() -> None:
     ]
 
 
-def test_the_oracle_never_stands_alone() -> None:
+def test_oracle_is_only_shown_below_another_choice() -> None:
     lines = [item for item in sweep_lines() if item.alpha != "0.5"]
     assert render_choices(lines, select_on=None) == []
     assert len(render_choices(lines, select_on="val")) == 2
     assert render_choices([line("val", 5), line("val", 5, alpha="0.5")], select_on=None) == []
 
 
-def test_the_set_that_chooses_is_no_shift() -> None:
+def test_validation_set_is_excluded_from_the_mean_over_shifts() -> None:
     first, *_ = render_choices(sweep_lines(), select_on="shift-b")
     assert first == "alpha 0.5, the default: val 77.00, shift-a 58.00, shift-b 50.00"
 
 
-def test_each_line_knows_what_it_is_a_choice_of() -> None:
+def test_each_line_is_marked_with_its_choices() -> None:
     ensemble = line("val", 999, checkpoints=(ZEROSHOT, FINETUNED), ensemble=True)
     lines = [*sweep_lines(), ensemble]
     found = {
         (item.set_name, item.alpha): marks
-        for item, marks in zip(lines, choices(lines, select_on="val"), strict=True)
+        for item, marks in zip(lines, alpha_choices(lines, select_on="val"), strict=True)
         if marks
     }
     assert found == {
@@ -47,4 +47,4 @@ def test_each_line_knows_what_it_is_a_choice_of() -> None:
         ("shift-a", "1"): ("selected",),
         ("shift-b", "1"): ("selected",),
     }
-    assert not any("selected" in marks for marks in choices(lines, select_on=None))
+    assert not any("selected" in marks for marks in alpha_choices(lines, select_on=None))

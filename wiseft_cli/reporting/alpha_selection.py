@@ -1,8 +1,8 @@
-"""Choosing alpha: on a validation set, never on the set that is reported.
+"""Choose alpha on a validation set, and show the choice beside the default and an oracle.
 
-The paper's default 0.5, the best on a validation set, and the best on each set itself stand side
-by side, the last labelled as what it is: an oracle, chosen by the very numbers that it reports
-(arXiv:2109.01903, table 1, caption). It evaluates nothing and merges nothing.
+The default of the paper (0.5), the best alpha on a validation set, and the best alpha on each set
+itself are shown together. The last is labelled an oracle, because it is chosen by the numbers
+that it reports (arXiv:2109.01903, table 1, caption).
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ DEFAULT_ALPHA = "0.5"
 
 
 def best_alpha(lines: Sequence[ResultLine], set_name: str) -> str:
-    """Return the alpha with the highest primary metric on one set, the smallest of equal ones.
+    """Return the alpha with the highest primary metric on a set, the smallest of equal ones.
 
-    Of alphas that a validation set cannot tell apart, the smallest stays nearest to the zero-shot
-    model, which is what robustness is lost from.
+    The smallest alpha is nearest to the zero-shot model, and so keeps the most robustness.
 
     Args:
-        lines: Of one pair; lines without alpha take no part.
+        lines: Lines of one pair of checkpoints; those without alpha are ignored.
     """
     candidates = [
         (line.value, -Decimal(line.alpha), line.alpha)
@@ -33,16 +32,16 @@ def best_alpha(lines: Sequence[ResultLine], set_name: str) -> str:
     return max(candidates)[2]
 
 
-def choices(lines: Sequence[ResultLine], *, select_on: str | None) -> list[tuple[str, ...]]:
-    """Return for each line what it is a choice of: `default`, `selected`, `oracle`.
+def alpha_choices(lines: Sequence[ResultLine], *, select_on: str | None) -> list[tuple[str, ...]]:
+    """Return for each line which choices its alpha is: `default`, `selected`, `oracle`.
 
     Args:
-        lines: Of one evaluation.
-        select_on: Name of the validation set, where there is one.
+        lines: Lines of one evaluation.
+        select_on: Name of the validation set, if there is one.
     """
     selected = best_alpha(lines, select_on) if select_on is not None else None
-    sets = {line.set_name for line in lines if line.alpha is not None}
-    oracle = {name: best_alpha(lines, name) for name in sets}
+    set_names = {line.set_name for line in lines if line.alpha is not None}
+    oracle = {name: best_alpha(lines, name) for name in set_names}
     return [
         tuple(
             kind
@@ -58,9 +57,9 @@ def choices(lines: Sequence[ResultLine], *, select_on: str | None) -> list[tuple
 
 
 def render_choices(lines: Sequence[ResultLine], *, select_on: str | None) -> list[str]:
-    """Return what can be said of the choice of alpha, a line each; nothing for a single alpha.
+    """Return one sentence per choice of alpha; empty for fewer than two alphas.
 
-    The oracle stands below a choice that could really be made, or not at all.
+    The oracle is only shown below a choice that can be made without the test sets.
     """
     rows: dict[str, dict[str, ResultLine]] = {}
     for line in lines:
@@ -86,7 +85,6 @@ def render_choices(lines: Sequence[ResultLine], *, select_on: str | None) -> lis
 
 
 def _describe(row: Mapping[str, ResultLine], select_on: str | None) -> str:
-    """Say a row's numbers, set by set, and the mean over the shifts."""
     parts = [f"{name} {100 * line.value:.2f}" for name, line in row.items()]
     shifts = [name for name, line in row.items() if not line.reference and name != select_on]
     mean = mean_over(row, shifts)

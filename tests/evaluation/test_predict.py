@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,23 +8,19 @@ import torch
 from PIL import Image
 
 from tests.evaluation.tiny import CLASSES, PREPROCESS, RESNET, make_checkpoint, make_images
+from wiseft_cli.checkpoint.card import ClassEntry
+from wiseft_cli.data.image_paths import PathStream
 from wiseft_cli.data.images import load_image
 from wiseft_cli.errors import ModelError
-from wiseft_cli.evaluation.top_classes import PredictSettings, predict_images, top_classes
-from wiseft_cli.evaluation.weight_sets import read_checkpoints
+from wiseft_cli.evaluation.predict import predict, top_classes
 from wiseft_cli.model.classifier import load_classifier
 from wiseft_cli.model.transforms import eval_transform
 from wiseft_cli.reporting.prediction_text import Prediction
 
 
-def settings(**changes: object) -> PredictSettings:
-    defaults = {"top": 3, "batch_size": 4, "workers": 0, "read_ahead": True}
-    return PredictSettings(**(defaults | {"device": torch.device("cpu")} | changes))
-
-
-def predict(checkpoint: Path, paths: object, **changes: object) -> list[Prediction]:
-    (found,) = read_checkpoints([checkpoint])
-    return [one for batch in predict_images(found, paths, settings(**changes)) for one in batch]
+def predicted(checkpoint: Path, paths: object, **changes: object) -> list[Prediction]:
+    options = {"top": 3, "batch_size": 4, "workers": 0, "device": "cpu"} | changes
+    return list(predict(checkpoint, paths, **options))
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +31,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_probabilities_are_those_of_the_classifier_on_open_clips_transform(folder: Path) -> None:
+def test_probabilities_equal_those_of_the_classifier_on_open_clips_transform(folder: Path) -> None:
     paths = sorted(map(str, (folder / "images").rglob("*.png")))
-    found = predict(folder / "c.safetensors", paths)
+    found = predicted(folder / "c.safetensors", paths)
     classifier, _ = load_classifier(folder / "c.safetensors")
     transform = eval_transform(PREPROCESS)
     images = torch.stack([transform(load_image(path)) for path in paths])
@@ -52,33 +47,45 @@ def test_probabilities_are_those_of_the_classifier_on_open_clips_transform(folde
     assert len({one.top[0].id for one in found}) > 1
 
 
-@pytest.mark.parametrize(("workers", "read_ahead"), [(0, False), (2, True), (2, False)], ids=str)
-def test_workers_and_reading_ahead_change_neither_numbers_nor_order(
-    folder: Path, workers: int, read_ahead: bool
+def stream_of(paths: list[str], asked: list[str]) -> PathStream:
+    """A stream that delivers one path at a time, and notes each in `asked`."""
+    left = iter(paths)
+
+    def read(_: int) -> bytes:
+        path = next(left, None)
+        asked.extend([path] if path else [])
+        return f"{path}\n".encode() if path else b""
+
+    return PathStream(read)
+
+
+@pytest.mark.parametrize(("workers", "is_stream"), [(0, True), (2, False), (2, True)], ids=str)
+def test_workers_and_streaming_change_neither_numbers_nor_order(
+    folder: Path, workers: int, is_stream: bool
 ) -> None:
     paths = sorted(map(str, (folder / "images").rglob("*.png")))
     paths.insert(5, str(folder / "missing.png"))
-    expected = predict(folder / "c.safetensors", paths)
+    expected = predicted(folder / "c.safetensors", paths)
     assert [one.error is None for one in expected].count(False) == 1
-    found = predict(folder / "c.safetensors", paths, workers=workers, read_ahead=read_ahead)
+    words, stdin = (["-"], stream_of(paths, [])) if is_stream else (paths, None)
+    found = predicted(folder / "c.safetensors", words, workers=workers, stdin=stdin)
     assert found == expected
 
 
-def test_without_reading_ahead_a_batch_is_had_before_a_further_path_is_asked_for(
-    folder: Path,
-) -> None:
-    asked = []
-
-    def paths() -> Iterator[str]:
-        for path in sorted(map(str, (folder / "images").rglob("*.png"))):
-            asked.append(path)
-            yield path
-
-    (found,) = read_checkpoints([folder / "c.safetensors"])
-    slow = settings(workers=2, read_ahead=False, batch_size=3)
-    for n_batches, batch in enumerate(predict_images(found, paths(), slow), start=1):
-        assert len(asked) == min(10, 3 * n_batches)
-        assert [one.path for one in batch] == asked[-len(batch) :]
+def test_stream_is_read_no_further_than_the_current_batch(folder: Path) -> None:
+    asked: list[str] = []
+    paths = sorted(map(str, (folder / "images").rglob("*.png")))
+    predictions = predict(
+        folder / "c.safetensors",
+        "-",
+        workers=2,
+        batch_size=3,
+        device="cpu",
+        stdin=stream_of(paths, asked),
+    )
+    for n_predicted, prediction in enumerate(predictions, start=1):
+        assert len(asked) == min(10, 3 * -(-n_predicted // 3))
+        assert prediction.path == paths[n_predicted - 1]
 
 
 def test_every_mode_of_image_is_predicted(folder: Path, tmp_path: Path) -> None:
@@ -88,7 +95,7 @@ def test_every_mode_of_image_is_predicted(folder: Path, tmp_path: Path) -> None:
         Image.fromarray(ramp).convert("RGB").convert(mode).save(tmp_path / f"{mode}.{ending}")
     Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "16bit.png")
     paths = sorted(map(str, tmp_path.iterdir()))
-    found = {Path(one.path).stem: one for one in predict(folder / "c.safetensors", paths)}
+    found = {Path(one.path).stem: one for one in predicted(folder / "c.safetensors", paths)}
     assert len(found) == 8
     assert all(one.error is None for one in found.values())
     # The same grey ramp in every mode that holds it without loss.
@@ -100,21 +107,24 @@ def test_every_mode_of_image_is_predicted(folder: Path, tmp_path: Path) -> None:
         )
 
 
-def test_more_classes_than_there_are_gives_all_and_they_sum_to_one(folder: Path) -> None:
-    (one, *_) = predict(folder / "c.safetensors", [str(folder / "images/x/0.png")], top=100)
+def test_top_larger_than_the_head_gives_all_classes_and_they_sum_to_one(folder: Path) -> None:
+    (one, *_) = predicted(folder / "c.safetensors", [str(folder / "images/x/0.png")], top=100)
     assert len(one.top) == len(CLASSES)
     assert sum(entry.probability for entry in one.top) == pytest.approx(1, abs=1e-12)
 
 
-def test_equal_logits_stand_in_the_order_of_the_classes() -> None:
+def test_equal_logits_keep_the_order_of_the_classes_and_equal_names_are_ambiguous() -> None:
     (ranked,) = top_classes(torch.tensor([[1.0, 2.0, 2.0, 1.0]]), CLASSES[:4], 4)
     assert [entry.id for entry in ranked] == ["n01", "n02", "n00", "n03"]
+    classes = (ClassEntry("1", "crane"), ClassEntry("2", "crane"), ClassEntry("3", "tench"))
+    (ranked,) = top_classes(torch.tensor([[3.0, 2.0, 1.0]]), classes, 3)
+    assert [entry.label for entry in ranked] == ["crane (1)", "crane (2)", "tench"]
 
 
-def test_bfloat16_gives_nearly_the_same_probabilities(folder: Path) -> None:
+def test_bfloat16_probabilities_are_close_to_float32(folder: Path) -> None:
     paths = sorted(map(str, (folder / "images").rglob("*.png")))
-    full = predict(folder / "c.safetensors", paths, top=8)
-    half = predict(folder / "c.safetensors", paths, top=8, precision="bf16")
+    full = predicted(folder / "c.safetensors", paths, top=8)
+    half = predicted(folder / "c.safetensors", paths, top=8, precision="bf16")
     for a, b in zip(full, half, strict=True):
         shares = {entry.id: entry.probability for entry in b.top}
         assert [shares[entry.id] for entry in a.top] == pytest.approx(
@@ -123,7 +133,7 @@ def test_bfloat16_gives_nearly_the_same_probabilities(folder: Path) -> None:
     assert full != half
 
 
-def test_logits_that_are_not_finite_name_the_image(folder: Path, tmp_path: Path) -> None:
+def test_non_finite_logits_are_reported_with_the_image(folder: Path, tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
     from wiseft_cli.checkpoint.reader import read_card
@@ -135,5 +145,5 @@ def test_logits_that_are_not_finite_name_the_image(folder: Path, tmp_path: Path)
     write_checkpoint(bad, tensors, read_card(folder / "c.safetensors"))
     image = str(folder / "images/x/0.png")
     with pytest.raises(ModelError) as caught:
-        predict(bad, [str(tmp_path / "missing.png"), image])
+        predicted(bad, [str(tmp_path / "missing.png"), image])
     assert caught.value.message == f"the classifier's logits of {image} are not finite"

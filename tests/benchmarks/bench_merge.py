@@ -1,12 +1,12 @@
-"""`wiseft merge` against other programs, side by side in one run, whole processes, flushed.
+"""Compare `wiseft merge` with other programs, as whole processes that flush their output.
 
     python tests/benchmarks/bench_merge.py [--folder DIR] [--repeat 5] [--mergekit PROGRAM]
 
-The pair has the size of ViT-L/14's image encoder (1.2 GB each in float32) and lies in the page
-cache. Every contender runs in turn, as often as `--repeat` says; medians of the wall time are
-compared. The clock stops when the output is on the disk, for every contender. Peak memory is
-the process's largest resident set. With `--quiet` a run is repeated where other programs took
-more than a tenth of the machine meanwhile.
+The two inputs have the size of ViT-L/14's image encoder (1.2 GB each in float32) and are in the
+page cache. All programs run in turn, `--repeat` times; medians of the wall time are compared. A
+run ends when its output is on the disk. Peak memory is the maximum resident set size of the
+process. With `--quiet`, a run is repeated if other programs used more than a tenth of the
+machine meanwhile.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ hashlib.sha256 = NoHash
 from wiseft_cli.cli.app import main
 sys.exit(main(sys.argv[1:]))
 """
-# Runs in a small process of its own: a child's peak begins with the memory of whoever started it.
+# Runs in a small process: the peak memory of a child starts with that of its parent.
 LAUNCHER = """
 import os, subprocess, sys, time
 def busy():
@@ -85,7 +85,7 @@ LIGHT_IMPORTS = "import typer, rich, numpy"
 
 @dataclass(frozen=True)
 class Runs:
-    """How often each contender runs, and how often a disturbed run is tried."""
+    """Number of runs per program, and maximum number of tries if a run is disturbed."""
 
     repeat: int
     tries: int = 1
@@ -93,10 +93,11 @@ class Runs:
 
 @dataclass(frozen=True)
 class Measured:
-    """Medians over the repetitions of one contender.
+    """Medians over the runs of one program.
 
-    `cpu_seconds` are those of all threads; `others_share` is the part of the machine that other
-    programs took meanwhile.
+    Attributes:
+        cpu_seconds: Of all threads.
+        others_share: Share of the machine that other programs used meanwhile.
     """
 
     seconds: float
@@ -106,7 +107,7 @@ class Measured:
 
 
 def vit_l_14_shapes() -> dict[str, tuple[int, ...]]:
-    """The tensors of a ViT-L/14 classifier with 1000 classes: 304 million numbers."""
+    """Return the tensors of a ViT-L/14 classifier with 1000 classes: 304 million elements."""
     width, layers = 1024, 24
     shapes: dict[str, tuple[int, ...]] = {
         "visual.class_embedding": (width,),
@@ -160,7 +161,7 @@ def write_pair(folder: Path, dtype: str, shapes: Mapping[str, tuple[int, ...]]) 
 
 
 def run_once(command: Sequence[str], outputs: Sequence[Path]) -> Measured:
-    """Run a program to its end and its outputs onto the disk."""
+    """Run a program until its outputs are on the disk."""
     for output in outputs:
         output.unlink(missing_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -179,7 +180,7 @@ def run_once(command: Sequence[str], outputs: Sequence[Path]) -> Measured:
 
 
 def run_quietly(command: Sequence[str], outputs: Sequence[Path], *, tries: int) -> Measured:
-    """Run until no other program disturbed it, or keep the least disturbed of `tries` runs."""
+    """Repeat a run until no other program disturbed it; keep the least disturbed of `tries`."""
     best: Measured | None = None
     for _ in range(tries):
         run = run_once(command, outputs)
@@ -193,12 +194,12 @@ def run_quietly(command: Sequence[str], outputs: Sequence[Path], *, tries: int) 
 
 
 def race(
-    contenders: Mapping[str, tuple[Sequence[str], Sequence[Path]]], runs: Runs
+    programs: Mapping[str, tuple[Sequence[str], Sequence[Path]]], runs: Runs
 ) -> dict[str, Measured]:
-    """Run every contender in turn and return medians."""
-    results: dict[str, list[Measured]] = {name: [] for name in contenders}
+    """Run all programs in turn and return medians."""
+    results: dict[str, list[Measured]] = {name: [] for name in programs}
     for _ in range(runs.repeat):
-        for name, (command, outputs) in contenders.items():
+        for name, (command, outputs) in programs.items():
             results[name].append(run_quietly(command, outputs, tries=runs.tries))
             for output in outputs:
                 output.unlink(missing_ok=True)
@@ -222,7 +223,7 @@ def wiseft_without_digests(*arguments: object) -> list[str]:
 
 
 def show(title: str, measured: Mapping[str, Measured], reference: str) -> None:
-    """Print a table; the last column is each time over the reference's."""
+    """Print a table with every time as a multiple of the reference's."""
     print(f"\n{title}\n| program | seconds | CPU seconds | peak MiB | times {reference} |", end="")
     print(" others, % |\n|---|---|---|---|---|---|")
     base = measured[reference].seconds
@@ -232,7 +233,7 @@ def show(title: str, measured: Mapping[str, Measured], reference: str) -> None:
         print(f"| {name} | {figures} | {ratio:.2f} | {100 * one.others_share:.0f} |", flush=True)
 
 
-def mergekit_contender(
+def mergekit_program(
     program: str, pair: Sequence[Path], folder: Path
 ) -> tuple[list[str], list[Path]]:
     config = folder / "mergekit.json"  # JSON is YAML
@@ -247,52 +248,52 @@ def bench_programs(folder: Path, pair: Sequence[Path], runs: Runs, mergekit: str
     out = folder / "out.safetensors"
     merge = ("merge", *pair, "-o", out)
     files = [*map(str, pair), str(out)]
-    contenders: dict[str, tuple[Sequence[str], Sequence[Path]]] = {
+    programs: dict[str, tuple[Sequence[str], Sequence[Path]]] = {
         "wiseft merge": (wiseft(*merge), [out]),
         "wiseft merge, digests off": (wiseft_without_digests(*merge), [out]),
         "copy": ([sys.executable, "-c", COPY, *files], [out]),
     }
     if importlib.util.find_spec("torch"):
-        contenders["torch"] = ([sys.executable, "-c", TORCH, *files], [out])
+        programs["torch"] = ([sys.executable, "-c", TORCH, *files], [out])
     if mergekit:
-        contenders["mergekit-pytorch"] = mergekit_contender(mergekit, pair, folder)
-    show("One alpha, float32", race(contenders, runs), "wiseft merge")
+        programs["mergekit-pytorch"] = mergekit_program(mergekit, pair, folder)
+    show("One alpha, float32", race(programs, runs), "wiseft merge")
 
 
 def bench_alphas(folder: Path, pair: Sequence[Path], runs: Runs) -> None:
     """Compare five alphas with one."""
     alphas = ("0.1", "0.3", "0.5", "0.7", "0.9")
     template = str(folder / "out-{alpha}.safetensors")
-    contenders = {}
+    programs = {}
     for count in (1, 5):
         outputs = [Path(template.replace("{alpha}", alpha)) for alpha in alphas[:count]]
         command = wiseft("merge", *pair, "-o", template, "--alpha", ",".join(alphas[:count]))
-        contenders[f"{count} alpha"] = (command, outputs)
-    show("Several alphas, float32", race(contenders, runs), "1 alpha")
+        programs[f"{count} alpha"] = (command, outputs)
+    show("Several alphas, float32", race(programs, runs), "1 alpha")
 
 
 def bench_dtypes(
     folder: Path, pair: Sequence[Path], runs: Runs, shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Compare the narrow types with float32, as many numbers each."""
+    """Compare narrow dtypes with float32 for the same number of elements."""
     out = folder / "out.safetensors"
-    contenders = {"F32": (wiseft("merge", *pair, "-o", out), [out])}
+    programs = {"F32": (wiseft("merge", *pair, "-o", out), [out])}
     for dtype in ("BF16", "F16"):
         narrow = write_pair(folder, dtype, shapes)
-        contenders[dtype] = (wiseft("merge", *narrow, "-o", out), [out])
-    show("As many numbers in each type", race(contenders, runs), "F32")
+        programs[dtype] = (wiseft("merge", *narrow, "-o", out), [out])
+    show("The same number of elements in every dtype", race(programs, runs), "F32")
 
 
 def bench_start_up(folder: Path, runs: Runs) -> None:
-    """Compare the start with that of the light libraries alone."""
+    """Compare the start-up time with that of the imported libraries alone."""
     small = write_pair(folder, "F32", {"w": (50, 50)})
     out = folder / "out.safetensors"
-    contenders: dict[str, tuple[Sequence[str], Sequence[Path]]] = {
+    programs: dict[str, tuple[Sequence[str], Sequence[Path]]] = {
         LIGHT_IMPORTS: ([sys.executable, "-c", LIGHT_IMPORTS], []),
         "wiseft --help": (wiseft("--help"), []),
         "wiseft merge, 10 kB": (wiseft("merge", *small, "-o", out), [out]),
     }
-    show("Start-up", race(contenders, replace(runs, repeat=max(runs.repeat, 9))), LIGHT_IMPORTS)
+    show("Start-up", race(programs, replace(runs, repeat=max(runs.repeat, 9))), LIGHT_IMPORTS)
 
 
 def bench_memory(folder: Path, gigabytes: int) -> None:
@@ -324,12 +325,14 @@ def work_folder(named: Path | None) -> Iterator[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="where to work; a temporary one by default")
+    parser.add_argument("--folder", type=Path, help="folder to work in; default: a temporary one")
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--mergekit", help="path of the program mergekit-pytorch, if installed")
-    parser.add_argument("--large", action="store_true", help="also merge 10 GB, for the memory")
+    parser.add_argument("--mergekit", help="path of mergekit-pytorch, if installed")
+    parser.add_argument(
+        "--large", action="store_true", help="also merge 10 GB and report the peak memory"
+    )
     parser.add_argument("--only", choices=("programs", "alphas", "dtypes", "start-up"))
-    parser.add_argument("--quiet", action="store_true", help="repeat runs that were disturbed")
+    parser.add_argument("--quiet", action="store_true", help="repeat disturbed runs")
     options = parser.parse_args()
     runs = Runs(options.repeat, tries=40 if options.quiet else 1)
     with work_folder(options.folder) as folder:

@@ -178,11 +178,11 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_file_is_refused_with_one_message(path: Path, case: str) -> None:
-    data, said = HOSTILE[case]
+    data, expected = HOSTILE[case]
     path.write_bytes(data)
     with pytest.raises(NotACheckpointError) as caught:
         read_header(path)
-    assert caught.value.message.startswith(f"{path}: {said}")
+    assert caught.value.message.startswith(f"{path}: {expected}")
     assert "\n" not in caught.value.message
 
 
@@ -199,14 +199,14 @@ def test_a_zip_archive_of_torch_save_is_recognized(path: Path) -> None:
 
 def test_a_folder_a_pipe_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for name, said in (
+    for name, expected in (
         ("", "is a folder, expected a safetensors file"),
         ("pipe", "is not a regular file, expected a safetensors file"),
         ("none", "no such file"),
     ):
         with pytest.raises(NotACheckpointError) as caught:
             read_header(tmp_path / name)
-        assert caught.value.message == f"{tmp_path / name}: {said}"
+        assert caught.value.message == f"{tmp_path / name}: {expected}"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

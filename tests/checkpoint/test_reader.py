@@ -55,7 +55,7 @@ def test_a_folder_opens_the_only_checkpoint_in_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("nonsense", "not a JSON index of shards: Expecting value: line 1 column 1 (char 0)"),
         ("[]", "not an index of shards: expected an object weight_map from tensors to files"),
@@ -68,12 +68,12 @@ def test_a_folder_opens_the_only_checkpoint_in_it(tmp_path: Path) -> None:
         ('{"weight_map": {"a": "\\ud800"}}', "tensor 'a': shard '\\ud800', expected a file name"),
     ],
 )
-def test_a_hostile_index_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_a_hostile_index_is_refused(tmp_path: Path, text: str, expected: str) -> None:
     index = tmp_path / "m.safetensors.index.json"
     index.write_text(text)
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(index, allow_shards=True)
-    assert caught.value.message.startswith(f"{index}: {said}")
+    assert caught.value.message.startswith(f"{index}: {expected}")
 
 
 def test_an_index_that_disagrees_with_its_shards_is_refused_with_all_faults(

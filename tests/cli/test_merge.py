@@ -218,18 +218,18 @@ def temporary_files(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    ("sent", "code", "said"),
+    ("sent", "code", "expected"),
     [(signal.SIGTERM, 143, "terminated\n"), (signal.SIGINT, 130, "interrupted\n")],
 )
 def test_a_signal_leaves_no_output_and_no_temporary_file(
-    tmp_path: Path, sent: signal.Signals, code: int, said: str
+    tmp_path: Path, sent: signal.Signals, code: int, expected: str
 ) -> None:
     write_large_pair(tmp_path)
     process = start_merge(tmp_path, *LASTING)
     process.send_signal(sent)
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (code, "")
-    assert stderr.endswith(said)
+    assert stderr.endswith(expected)
     assert "Traceback" not in stderr
     assert temporary_files(tmp_path) == []
     assert (tmp_path / "out0.5").read_text() == "precious"

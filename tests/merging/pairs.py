@@ -1,4 +1,4 @@
-"""Small checkpoint pairs: a zero-shot one and its fine-tuned descendant, and foreign files."""
+"""Small test files: a zero-shot checkpoint, one fine-tuned from it, and foreign files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def finetuned_card(parent_digest: str) -> Card:
 
 
 def tensors(seed: int) -> dict[str, np.ndarray]:
-    """Tensors of several types and shapes; those of two seeds differ everywhere."""
+    """Return tensors of several dtypes and shapes; those of two seeds differ everywhere."""
     random = np.random.default_rng(seed)
     return {
         "visual.conv1.weight": random.standard_normal((8, 3, 2, 2)).astype(np.float32),
@@ -56,7 +56,7 @@ def tensors(seed: int) -> dict[str, np.ndarray]:
 
 
 def write_pair(folder: Path) -> tuple[Path, Path]:
-    """Write a zero-shot checkpoint and one fine-tuned from it, and return both paths."""
+    """Write a zero-shot checkpoint and one fine-tuned from it; return both paths."""
     zeroshot, finetuned = folder / "zs.safetensors", folder / "ft.safetensors"
     digest = write_checkpoint(zeroshot, tensors(0), zeroshot_card())
     write_checkpoint(finetuned, tensors(1), finetuned_card(digest))
@@ -79,11 +79,11 @@ def write_foreign(
     dtypes: Mapping[str, str] | None = None,
     padding: int = 0,
 ) -> Path:
-    """Write a safetensors file byte by byte, in the order given, with this project's code unused.
+    """Write a safetensors file in the order given, without this project's code.
 
     Args:
-        dtypes: Types that numpy does not have, by name; the array holds their bytes.
-        padding: Spaces behind the header, which shift every tensor off its alignment.
+        dtypes: Dtypes that numpy lacks, by tensor name; the array holds their bytes.
+        padding: Number of spaces after the header, to break the alignment of the tensors.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
@@ -103,7 +103,7 @@ def write_foreign(
 
 
 def write_sharded(folder: Path, shards: Mapping[str, Mapping[str, np.ndarray]]) -> Path:
-    """Write each shard and the index that places every tensor, and return the index's path."""
+    """Write shards and their index; return the path of the index."""
     folder.mkdir(exist_ok=True)
     for name, arrays in shards.items():
         write_foreign(folder / name, arrays, {"format": "pt"})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import multiprocessing.util
 import os
 import signal
 import sys
@@ -73,10 +72,16 @@ def _end_workers_at_exit() -> None:
     multiprocessing would send each of them one SIGTERM, which they ignore, and wait forever.
     Exit handlers run in reverse order, so this one runs before that of multiprocessing.
     """
+    # lazy: takes 4 ms of a merge, which needs only the number of CPUs
+    import multiprocessing.util  # noqa: F401 - registers its exit handler, before ours
+
     atexit.register(_end_workers)
 
 
 def _end_workers() -> None:
+    # lazy: as above
+    import multiprocessing
+
     for child in multiprocessing.active_children():
         if child.pid is not None:
             with contextlib.suppress(ProcessLookupError):

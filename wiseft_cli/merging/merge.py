@@ -77,7 +77,7 @@ def merge_checkpoints(
 
     Args:
         zeroshot: theta_0: a safetensors file, an index of shards, or a folder with one of them.
-        finetuned: theta_1, likewise.
+        finetuned: theta_1, in any of these forms.
         outputs: One path for every alpha.
         dtype: Dtype to store floating tensors in, one of `plan.STORED_DTYPES`; None keeps theirs.
         copies_missing: Copy tensors that only one input has, instead of rejecting the inputs.

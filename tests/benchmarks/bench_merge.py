@@ -328,9 +328,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="folder to work in; default: a temporary one")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--mergekit", help="path of mergekit-pytorch, if installed")
-    parser.add_argument(
-        "--large", action="store_true", help="also merge 10 GB and report the peak memory"
-    )
+    parser.add_argument("--large", action="store_true", help="also measure the memory of 10 GB")
     parser.add_argument("--only", choices=("programs", "alphas", "dtypes", "start-up"))
     parser.add_argument("--quiet", action="store_true", help="repeat disturbed runs")
     options = parser.parse_args()

@@ -116,3 +116,11 @@ def test_the_stem_is_the_name_without_folder_and_suffix(tmp_path: Path) -> None:
     assert stem_of(Path("a/model.safetensors.index.json")) == "model"
     assert stem_of(Path("a/b.bin")) == "b.bin"
     assert stem_of(tmp_path) == tmp_path.name
+
+
+def test_an_index_and_a_folder_are_refused_unless_shards_are_allowed(tmp_path: Path) -> None:
+    index = write_sharded(tmp_path / "m", {"1.safetensors": {"a": ONE}})
+    with pytest.raises(NotACheckpointError, match="is a text file, expected a safetensors file"):
+        open_checkpoint(index)
+    with pytest.raises(NotACheckpointError, match="is a folder, expected a safetensors file"):
+        open_checkpoint(index.parent)

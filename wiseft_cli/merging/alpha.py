@@ -98,7 +98,4 @@ def _parse_decimal(field: str, text: str) -> Decimal:
 
 def _plain_text(decimal: Decimal) -> str:
     """Format a decimal without exponent, redundant zeros or a negative zero."""
-    text = format(decimal, "f")
-    if "." in text:
-        text = text.rstrip("0").rstrip(".")
-    return "0" if text == "-0" else text
+    return format(_EXACT.plus(_EXACT.normalize(decimal)), "f")

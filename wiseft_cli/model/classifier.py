@@ -1,16 +1,15 @@
-"""The classifier every command after the first works on: image encoder and linear head.
+"""The classifier: an image encoder and a linear head on its normalized features.
 
     logits = normalize(visual(images)) @ weight.T + bias
 
-`visual.*` are the tensors of open_clip's image tower; `classification_head.*` is the head, with
-exp(logit_scale) inside its weight.
+A checkpoint holds `visual.*`, the tensors of open_clip's image tower, and
+`classification_head.*`, the head, whose weight includes the factor exp(logit_scale).
 Paper: Wortsman et al. 2022, arXiv:2109.01903, section 3 and appendix D.2.
-It does not build the head from text (`zeroshot_head.py`) and does not write files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wiseft_cli.checkpoint.card import Card, ModelSpec
-from wiseft_cli.checkpoint.format import TensorInfo
 from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint
+from wiseft_cli.compute.devices import resolve_device
 from wiseft_cli.compute.precision import autocast
-from wiseft_cli.errors import CheckpointError, NotACheckpointError, list_some
+from wiseft_cli.errors import CheckpointError, NotACheckpointError
 from wiseft_cli.model.image_encoder import assign_weights, build_image_encoder
+from wiseft_cli.model.transforms import Transform, eval_transform
 
 HEAD_WEIGHT = "classification_head.weight"
 HEAD_BIAS = "classification_head.bias"
@@ -31,7 +31,7 @@ _VISUAL_PREFIX = "visual."
 
 
 class ImageClassifier(nn.Module):
-    """An image encoder with a linear head on its normalised features.
+    """An image encoder with a linear head on its normalized features.
 
     Args:
         visual: open_clip's image tower; images (B, 3, H, W) -> image features (B, D).
@@ -44,10 +44,10 @@ class ImageClassifier(nn.Module):
         self.classification_head = classification_head
 
     def encode_image(self, images: Tensor, *, precision: str = "fp32") -> Tensor:
-        """Return L2-normalised image features (B, D) of preprocessed images (B, 3, H, W).
+        """Return L2-normalized image features (B, D) of preprocessed images (B, 3, H, W).
 
-        The encoder computes in `precision`, one of `PRECISIONS`; features are float32, because
-        near 30, where logits of CLIP lie, neighbouring bfloat16 numbers are 0.125 apart.
+        The encoder computes in `precision`, one of `PRECISIONS`. Features are always float32:
+        near 30, a typical logit of CLIP, adjacent bfloat16 numbers differ by 0.125.
         """
         with autocast(precision, images.device):
             features: Tensor = self.visual(images)
@@ -61,33 +61,58 @@ class ImageClassifier(nn.Module):
         return logits
 
 
-def build_classification_head(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """Return the linear layer with these very tensors: weight (C, D) and bias (C,), no copy."""
-    class_count, feature_dim = weight.shape
-    head = nn.Linear(feature_dim, class_count, device="meta")
-    head.load_state_dict({"weight": weight, "bias": bias}, strict=True, assign=True)
-    return head
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A checkpoint that is ready to classify images.
+
+    Attributes:
+        model: Images (B, 3, H, W) -> logits (B, C); float32 and in evaluation mode.
+        transform: PIL image -> input of the model (3, H, W).
+        class_names: Names of the C classes.
+        card: The checkpoint's card: class ids, preprocessing, history.
+    """
+
+    model: ImageClassifier
+    transform: Transform
+    class_names: tuple[str, ...]
+    card: Card
+
+
+def load_checkpoint(path: str | Path, *, device: str = "cpu") -> LoadedCheckpoint:
+    """Load a checkpoint as a torch module, with its transform and class names.
+
+    Args:
+        path: A zero-shot, fine-tuned or merged checkpoint.
+        device: `cpu`, `cuda`, `cuda:N`, `mps`, or `auto` for CUDA if available.
+    Raises:
+        NotACheckpointError: The file is not a safetensors file or has no card.
+        CheckpointError: The card names no model, or the tensors do not match the model.
+        ModelError: The model cannot be built, or the device is not available.
+    """
+    model, card = load_classifier(Path(path), device=resolve_device(device))
+    names = tuple(entry.name for entry in card.classes)
+    return LoadedCheckpoint(model, eval_transform(card.preprocess or {}), names, card)
 
 
 def load_classifier(
     path: Path, *, device: torch.device | str = "cpu"
 ) -> tuple[ImageClassifier, Card]:
-    """Rebuild a classifier from a checkpoint alone.
+    """Rebuild the classifier of a checkpoint.
 
     Args:
-        path: A checkpoint of any role that holds a model.
-        device: Where the classifier is moved.
+        path: A checkpoint of any role.
+        device: Device of the classifier.
     Returns:
-        The classifier in evaluation mode with float32 weights, and the file's card.
+        The classifier in evaluation mode with float32 weights, and the card; its `model` is set.
     Raises:
-        NotACheckpointError: Not safetensors, or without a card.
-        CheckpointError: No model in the card, or tensors that are not the model's.
-        ModelError: The card's config cannot be built.
+        NotACheckpointError: The file is not a safetensors file or has no card.
+        CheckpointError: The card names no model, or the tensors do not match the model.
+        ModelError: The model cannot be built from the card.
     """
     with open_checkpoint(path) as reader:
         card, spec = _card_with_model(reader)
         visual = build_image_encoder(spec.config)
-        _check_tensors(path, reader.tensors, _expected_shapes(visual, card, spec))
+        _check_tensors(reader, _expected_shapes(visual, card, spec))
         state_dict = {name: _read_tensor(reader, name) for name in reader.tensors}
     head = build_classification_head(state_dict.pop(HEAD_WEIGHT), state_dict.pop(HEAD_BIAS))
     tower = {name.removeprefix(_VISUAL_PREFIX): tensor for name, tensor in state_dict.items()}
@@ -95,11 +120,19 @@ def load_classifier(
     return classifier.eval().to(device), card
 
 
-def state_arrays(module: nn.Module) -> dict[str, np.ndarray]:
-    """Return a module's state dict as arrays by name; a classifier's is its checkpoint's.
+def build_classification_head(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """Return a linear layer that uses these tensors, weight (C, D) and bias (C,), uncopied."""
+    class_count, feature_dim = weight.shape
+    head = nn.Linear(feature_dim, class_count, device="meta")
+    head.load_state_dict({"weight": weight, "bias": bias}, strict=True, assign=True)
+    return head
 
-    Floating tensors are float32, integers as they are. Arrays share memory with tensors that
-    are float32 on the CPU already, so that writing a module needs no second copy of it.
+
+def state_arrays(module: nn.Module) -> dict[str, np.ndarray]:
+    """Return a module's state dict as arrays; for a classifier, the tensors of its checkpoint.
+
+    Floating-point tensors become float32. Arrays share memory with tensors that are already
+    float32 on the CPU, so writing a module needs no second copy.
     """
     arrays = {}
     for name, tensor in module.state_dict().items():
@@ -113,12 +146,12 @@ def _card_with_model(reader: CheckpointReader) -> tuple[Card, ModelSpec]:
     if card is None:
         raise NotACheckpointError(
             f"{reader.path}: has no wiseft card, expected a checkpoint written by wiseft",
-            hint="make one with `wiseft zeroshot-head`",
+            hint="create one with `wiseft zeroshot-head`",
         )
     if card.model is None:
         raise CheckpointError(
             f"{reader.path}: its card names no model, expected a classifier",
-            hint="a merge of files that are not wiseft's can be merged again, but not run",
+            hint="merges of files from other programs can be merged again, but not run",
         )
     return card, card.model
 
@@ -133,23 +166,21 @@ def _expected_shapes(visual: nn.Module, card: Card, spec: ModelSpec) -> dict[str
     return shapes
 
 
-def _check_tensors(
-    path: Path, found: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Refuse a file whose tensors are not exactly those of its card's model, naming each."""
-    problems = []
+def _check_tensors(reader: CheckpointReader, expected: dict[str, tuple[int, ...]]) -> None:
+    found = {name: info.shape for name, info in reader.tensors.items()}
+    faults = []
     for name in sorted(found.keys() | expected.keys()):
         if name not in found:
-            problems.append(f"{name}: missing, expected shape {expected[name]}")
+            faults.append(f"{name}: missing, expected shape {expected[name]}")
         elif name not in expected:
-            problems.append(f"{name}: unknown to the model")
-        elif found[name].shape != expected[name]:
-            problems.append(f"{name}: shape {found[name].shape}, expected {expected[name]}")
-    if problems:
-        lines = "".join(f"\n  {line}" for line in list_some(problems))
+            faults.append(f"{name}: unknown to the model")
+        elif found[name] != expected[name]:
+            faults.append(f"{name}: shape {found[name]}, expected {expected[name]}")
+    if faults:
         raise CheckpointError(
-            f"{path}: does not hold the classifier its card describes{lines}",
-            hint="the file was changed after wiseft wrote it; write it again",
+            f"{reader.path}: the tensors do not match the card",
+            faults=faults,
+            hint="the file was changed after wiseft wrote it; create it again",
         )
 
 

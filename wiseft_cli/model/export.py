@@ -1,10 +1,9 @@
-"""From a checkpoint back to a whole CLIP model, in a folder that open_clip loads by itself.
+"""Export a checkpoint as a whole CLIP model, in a folder that open_clip loads.
 
 The folder holds open_clip's config with the preprocessing, the weights (the checkpoint's image
-encoder, the text tower and the logit scale of the model it came from), the tokenizer where it
-needs files, and `wiseft_export.json`: what was made from what, by digests.
-The classification head stays behind: with a text tower, classes are prompts again.
-It does not parse options and does not print.
+encoder with the text tower and logit scale of the model it was made from), the tokenizer if it
+needs files, and `wiseft_export.json`, the history with digests. The classification head is not
+exported: with a text tower, classes are prompts again.
 """
 
 from __future__ import annotations
@@ -18,14 +17,13 @@ from typing import Any
 
 from wiseft_cli import __version__
 from wiseft_cli.checkpoint.atomic_folder import AtomicFolder, check_output_folder
-from wiseft_cli.checkpoint.card import HistoryEntry, HistoryInput, join_histories
+from wiseft_cli.checkpoint.card import Card, HistoryEntry, HistoryInput, join_histories
 from wiseft_cli.checkpoint.digest import UNKNOWN_DIGEST
 from wiseft_cli.checkpoint.writer import write_checkpoint
-from wiseft_cli.model.classifier import state_arrays
-from wiseft_cli.model.encoder_checkpoint import EncoderCheckpoint, load_encoder, put_encoder
-from wiseft_cli.model.full_clip import FullClip, load_full_clip
+from wiseft_cli.model.classifier import load_classifier, state_arrays
+from wiseft_cli.model.full_clip import FullClip, load_full_clip, replace_image_encoder
 from wiseft_cli.model.model_source import CONFIG_NAME, ModelSource, find_model
-from wiseft_cli.model.tokenizer_files import check_exportable, check_tokenizer, write_tokenizer
+from wiseft_cli.model.tokenizer import check_exportable, check_saved_tokenizer, save_tokenizer
 
 WEIGHTS_NAME = "open_clip_model.safetensors"
 MANIFEST_NAME = "wiseft_export.json"
@@ -33,101 +31,100 @@ MANIFEST_NAME = "wiseft_export.json"
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
+    """An exported model folder.
 
     Attributes:
+        path: The folder.
         digest: Content digest of the weights file.
-        checkpoint: Content digest of the checkpoint.
-        role: The checkpoint's.
-        alpha: The checkpoint's, where it is merged.
+        card: Card of the checkpoint.
+        notes: Remarks for the user.
     """
 
+    path: Path
     digest: str
-    checkpoint: str
-    role: str
-    alpha: str | None
+    card: Card
+    notes: tuple[str, ...]
 
 
-def _ignore(_text: str) -> None:
-    """Hear and say nothing."""
-
-
-def export_clip(
-    checkpoint: Path,
-    output: Path,
+def export_checkpoint(
+    checkpoint: str | Path,
+    output: str | Path,
     *,
     model: str,
-    pretrained: str | None,
+    pretrained: str | None = None,
     random_weights: bool = False,
     force: bool = False,
-    on_model: Callable[[str], object] = _ignore,
-    on_note: Callable[[str], object] = _ignore,
+    on_message: Callable[[str], object] = lambda text: None,
 ) -> Export:
-    """Write a checkpoint's image encoder, with a text tower, as an open_clip model folder.
+    """Write a checkpoint's image encoder and its text tower as an open_clip model folder.
 
     Args:
-        checkpoint: Of any role.
-        output: The folder; a sibling is filled and takes its name at the end.
-        model: The CLIP model the checkpoint was made from, as for `find_model`.
-        pretrained: Its weights, likewise.
-        random_weights: Whether its weights were drawn at random.
-        force: Whether a folder written by an earlier export may be replaced.
-        on_model: Told which model was built from which weights, in one line.
-        on_note: Told what the person should know of it, a line at a time.
+        checkpoint: A zero-shot, fine-tuned or merged checkpoint.
+        output: The folder; it appears under this name when it is complete.
+        model: The CLIP model that the checkpoint was made from: an open_clip name,
+            `hf-hub:org/repo`, or `local-dir:path`.
+        pretrained: Tag or local weights file of an open_clip name.
+        random_weights: Whether the model had random weights.
+        force: Whether a folder that an earlier export wrote may be replaced.
+        on_message: Called with each line for the user: the model, then notes.
     Raises:
-        CheckpointError: The checkpoint holds no classifier.
-        ModelError: The model cannot be had, is not the checkpoint's, or its tokenizer cannot be
-            loaded from a folder.
-        OutputError: The folder cannot be written, or is not one that export wrote.
+        CheckpointError: The file is not a classifier.
+        ModelError: The model cannot be loaded, is not the checkpoint's, or has a tokenizer that
+            cannot be loaded from a folder.
+        OutputError: The folder cannot be written, or an export did not write it.
     """
+    checkpoint, output = Path(checkpoint), Path(output)
     check_output_folder(output, manifest=MANIFEST_NAME, force=force, inputs=[checkpoint])
     source = find_model(model, pretrained=pretrained, random_weights=random_weights)
     inputs = [checkpoint, *source.files]
     check_output_folder(output, manifest=MANIFEST_NAME, force=force, inputs=inputs)
-    encoder = load_encoder(checkpoint)
-    # The encoder was trained with the activation that its card says, and its text tower beside it.
-    full = load_full_clip(source, quick_gelu=bool(encoder.spec.config["quick_gelu"]))
-    on_model(full.description)
+    classifier, card = load_classifier(checkpoint)
+    assert card.model is not None  # load_classifier rejects such a card
+    full = load_full_clip(source, quick_gelu=bool(card.model.config["quick_gelu"]))
+    on_message(f"model: {full.description}")
     check_exportable(source, full.tokenizer)
-    for note in (*full.notes, *put_encoder(full, encoder)):
-        on_note(note)
+    notes = full.notes + replace_image_encoder(full, checkpoint, classifier.visual, card)
+    for note in notes:
+        on_message(f"note: {note}")
     with AtomicFolder(output, manifest=MANIFEST_NAME, force=force, inputs=inputs) as folder:
-        config = _write_config(folder.temporary, source, full, encoder)
-        check_tokenizer(folder.temporary, config["text_cfg"], full.tokenizer)
+        config = _write_config(folder.temporary, source, full, card)
+        check_saved_tokenizer(folder.temporary, config["text_cfg"], full.tokenizer)
+        weights = folder.temporary / WEIGHTS_NAME
         digest = write_checkpoint(
-            folder.temporary / WEIGHTS_NAME,
-            state_arrays(full.model),
-            None,
-            metadata={"format": "pt"},
+            weights, state_arrays(full.model), None, metadata={"format": "pt"}
         )
-        folder.commit(_facts(full, encoder, digest))
-    for note in _tokenizer_notes(output, config["text_cfg"]):
-        on_note(note)
-    card = encoder.card
-    return Export(digest, str(card.digest), card.role, card.alpha)
+        folder.commit(_manifest(full, card, digest))
+    merges = (config["text_cfg"].get("tokenizer_kwargs") or {}).get("bpe_path")
+    if merges is not None:
+        note = (
+            f"open_clip looks for {merges} in the working directory; elsewhere load the tokenizer"
+            f" with open_clip.get_tokenizer('local-dir:{output}', bpe_path='{output / merges}')"
+        )
+        on_message(f"note: {note}")
+        notes += (note,)
+    return Export(output, digest, card, notes)
 
 
 def _write_config(
-    folder: Path, source: ModelSource, full: FullClip, encoder: EncoderCheckpoint
+    folder: Path, source: ModelSource, full: FullClip, card: Card
 ) -> Mapping[str, Any]:
-    """Write open_clip's config and the tokenizer it speaks of; return the model config."""
+    """Write open_clip's config and the tokenizer that it names; return the model config."""
     config = copy.deepcopy(dict(full.config))
-    config["text_cfg"] = write_tokenizer(folder, source, full.tokenizer)
-    # The towers' own weights, which the folder's replace.
+    config["text_cfg"] = save_tokenizer(folder, source, full.tokenizer)
+    # The folder's weights replace those of the towers.
     if "timm_model_name" in config["vision_cfg"]:
         config["vision_cfg"]["timm_model_pretrained"] = False
     if "hf_model_name" in config["text_cfg"]:
         config["text_cfg"]["hf_model_pretrained"] = False
-    # Every field, as open_clip's defaults are OpenAI's and may not be this model's.
-    document = {"model_cfg": config, "preprocess_cfg": dict(encoder.card.preprocess or {})}
+    # All fields are written: open_clip's defaults are OpenAI's and may not be this model's.
+    document = {"model_cfg": config, "preprocess_cfg": dict(card.preprocess or {})}
     text = json.dumps(document, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
     return config
 
 
-def _facts(full: FullClip, encoder: EncoderCheckpoint, digest: str) -> dict[str, Any]:
-    """What the manifest says: the way from the inputs to these weights, without any path."""
-    card = encoder.card
+def _manifest(full: FullClip, card: Card, digest: str) -> dict[str, Any]:
+    """Return the digest and the history of the weights, without any path."""
     step = HistoryEntry(
         "export",
         __version__,
@@ -140,13 +137,3 @@ def _facts(full: FullClip, encoder: EncoderCheckpoint, digest: str) -> dict[str,
         "digest": digest,
         "history": [asdict(entry) for entry in (*join_histories(card), step)],
     }
-
-
-def _tokenizer_notes(output: Path, text_config: Mapping[str, Any]) -> tuple[str, ...]:
-    merges = (text_config.get("tokenizer_kwargs") or {}).get("bpe_path")
-    if merges is None:
-        return ()
-    return (
-        f"open_clip looks for {merges} in the working directory; elsewhere load the tokenizer by "
-        f"open_clip.get_tokenizer('local-dir:{output}', bpe_path='{output / merges}')",
-    )

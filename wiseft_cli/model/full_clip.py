@@ -1,15 +1,17 @@
-"""Whole CLIP models, image and text tower together, through open_clip's public interface.
+"""Load whole CLIP models, image and text tower together, with open_clip's public interface.
 
-The config belongs to the weights: QuickGELU is what the weights were trained with, and the
-config that comes out is the one that was built.
-It does not look for weights (`model_source.py`) and does not build classifiers, which need the
-image tower alone.
+The activation belongs to the weights: a model is built with the one that its weights were trained
+with, GELU or QuickGELU, and its config states what was built. A checkpoint's image encoder can
+replace the model's own: after fine-tuning or merging it still shares the feature space of the
+text tower. `model_source.py` finds the weights; `classifier.py` needs the image tower alone.
 """
 
 from __future__ import annotations
 
 import copy
 import gzip
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,37 +22,40 @@ import torch
 from open_clip.tokenizer import default_bpe
 from torch import nn
 
+from wiseft_cli.checkpoint.card import Card
+from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.errors import ModelError
-from wiseft_cli.model.image_encoder import image_encoder_config
+from wiseft_cli.model.image_encoder import SkipInitialization, image_encoder_config
 from wiseft_cli.model.model_source import ModelSource
 from wiseft_cli.model.quiet import quiet_libraries
 from wiseft_cli.model.tokenizer import PromptTokenizer, load_tokenizer
 from wiseft_cli.model.transforms import check_preprocessing
-from wiseft_cli.model.unfilled import FillingLeftOut
-from wiseft_cli.model.weights_file import WeightsFile, examine_weights, load_weights
+from wiseft_cli.model.weights_file import WeightsFile, inspect_weights, load_weights
 
 RANDOM_WEIGHTS_SEED = 0
+_ABSENT = "absent"
 
 
-class Doubt(str):
-    """A note of something that the person should decide: said as a warning."""
+class ModelWarning(str):
+    """A note that requires a decision by the user; printed as a warning."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True)
 class FullClip:
-    """A CLIP model with its tokenizer, and what a card must say of it.
+    """A CLIP model with its tokenizer and the facts that a card states.
 
     Attributes:
-        model: open_clip's model, in evaluation mode, float32.
-        tokenizer: The tokenizer the model was trained with.
-        name: Model name for the card.
-        source: Tag, `hf-hub:...`, `sha256:...` of a local weights file, or None (random).
+        model: open_clip's model, float32 and in evaluation mode.
+        tokenizer: The tokenizer that the model was trained with.
+        name: Name of the model for the card.
+        source: Tag or `hf-hub:` name of the weights, `sha256:...` of a local file, or None
+            (random).
         config: open_clip's model config as built.
-        preprocess: open_clip's preprocessing fields, the size included.
+        preprocess: open_clip's preprocessing fields, including the size.
         weights_digest: `sha256:...` of the weights file, or None (random).
-        notes: What the person should know.
+        notes: Remarks for the user.
     """
 
     model: nn.Module
@@ -63,15 +68,27 @@ class FullClip:
     notes: tuple[str, ...] = ()
 
     @property
+    def logit_scale(self) -> float:
+        """The factor on cosine similarities: exp of the stored value, in float32."""
+        model: Any = self.model
+        return float(model.logit_scale.detach().float().exp().reshape(()))
+
+    @property
+    def logit_bias(self) -> float:
+        """The bias of the logits (SigLIP), or 0."""
+        bias = getattr(self.model, "logit_bias", None)
+        return 0.0 if bias is None else float(bias.detach().reshape(()))
+
+    @property
     def encoder_config(self) -> dict[str, Any]:
-        """The model config as a card holds it: what decides the image encoder, and its size."""
+        """The config of the image encoder for the card, with the image size as built."""
         config = image_encoder_config(self.config)
         config["vision_cfg"]["image_size"] = self.preprocess["size"]
         return config
 
     @property
     def description(self) -> str:
-        """Name, weights, activation and image size, for people."""
+        """Name, weights, activation and image size in one line."""
         activation = "QuickGELU" if self.config["quick_gelu"] else "GELU"
         size = self.preprocess["size"]
         pixels = f"{size}" if isinstance(size, int) else "x".join(map(str, size))
@@ -80,60 +97,65 @@ class FullClip:
         return f"{self.name}, weights {weights}, {activation}, {pixels} px"
 
 
+def note_line(note: str) -> str:
+    """Return a note as a line for the user."""
+    return f"{'warning' if isinstance(note, ModelWarning) else 'note'}: {note}"
+
+
 def load_full_clip(
     source: ModelSource,
     *,
     device: torch.device | str = "cpu",
     quick_gelu: bool | None = None,
+    truncate: bool = False,
 ) -> FullClip:
-    """Build a model and load its weights; without a weights file, draw them from a fixed seed.
+    """Build a CLIP model and load its weights; random weights come from a fixed seed.
 
     Args:
-        source: What `find_model` returned.
-        device: Where the model is moved.
-        quick_gelu: The activation, where it is not to be what the weights say.
+        source: The result of `find_model`.
+        device: Device of the model.
+        quick_gelu: Overrides the activation of the weights.
+        truncate: Whether the tokenizer cuts prompts that exceed the model's context.
     Raises:
-        ModelError: The config cannot be built, or the weights do not fit it.
+        ModelError: The config cannot be built, or the weights do not match it.
         MissingDependencyError: The tokenizer needs a package that is not installed.
     """
-    weights = None if source.weights is None else examine_weights(source.weights)
-    config, notes = _settle_quick_gelu(source, weights)
-    if quick_gelu is not None:
-        notes = _override_notes(config["quick_gelu"], quick_gelu, notes)
-        config["quick_gelu"] = quick_gelu
-    tokenizer = load_tokenizer(source)
-    if weights is None:
-        with torch.random.fork_rng(devices=[]):
+    weights = None if source.weights is None else inspect_weights(source.weights)
+    config, notes = _resolve_activation(source, weights, quick_gelu)
+    tokenizer = load_tokenizer(source, truncate=truncate)
+    with torch.random.fork_rng(devices=[]):
+        if weights is None:
             torch.manual_seed(RANDOM_WEIGHTS_SEED)
             model = build_untrained_clip(config)
-    else:
-        with torch.random.fork_rng(devices=[]), FillingLeftOut():
-            model = build_untrained_clip(config)
-        notes += _resize_notes(model, weights)
-        load_weights(model, weights)
+        else:
+            with SkipInitialization():
+                model = build_untrained_clip(config)
+            notes += _resize_notes(model, weights)
+            load_weights(model, weights)
     tower: Any = model.visual
     preprocess = {**source.preprocess, "size": tower.image_size}
-    check_preprocessing(preprocess)  # here, where it comes from, not when images are read
+    check_preprocessing(preprocess)  # report wrong values before any image is read
+    digest = None if weights is None else weights.digest
     return FullClip(
         model=model.eval().to(device),
         tokenizer=tokenizer,
         name=source.name,
-        source=source.published or (None if weights is None else weights.digest),
+        source=source.published or digest,
         config=config,
         preprocess=preprocess,
-        weights_digest=None if weights is None else weights.digest,
+        weights_digest=digest,
         notes=source.notes + notes,
     )
 
 
 def build_untrained_clip(model_config: Mapping[str, Any]) -> nn.Module:
-    """Build a CLIP with random weights from an open_clip model config.
+    """Build a CLIP model with random weights from an open_clip model config.
 
     Args:
-        model_config: `embed_dim`, `vision_cfg`, `text_cfg` and the rest of open_clip's JSON
-            files; weights that timm or transformers would load by themselves are left out.
+        model_config: Content of an open_clip config file: `embed_dim`, `vision_cfg`, `text_cfg`
+            and so on. Pretrained weights of timm or transformers are not loaded.
     Returns:
-        A model in training mode; its weights follow torch's global random state.
+        A model in training mode; torch's global generator determines its weights.
     Raises:
         ModelError: open_clip cannot build this config.
     """
@@ -150,59 +172,119 @@ def build_untrained_clip(model_config: Mapping[str, Any]) -> nn.Module:
     with quiet_libraries():
         try:
             return kind(**config)
-        except Exception as error:  # a config is free-form, and so is what strikes its builder
+        except Exception as error:  # a config is free-form, and open_clip checks little of it
             raise ModelError(f"open_clip cannot build this model config: {error}") from None
 
 
-def build_simple_tokenizer(bpe_path: Path, context_length: int) -> open_clip.SimpleTokenizer:
-    """Build CLIP's byte-pair tokenizer over the merges of a file.
+def replace_image_encoder(
+    full: FullClip, path: Path, image_encoder: nn.Module, card: Card
+) -> tuple[str, ...]:
+    """Load the weights of a checkpoint's image encoder into a CLIP model, in place.
 
     Args:
-        bpe_path: Gzipped merges, a header line first.
-        context_length: Tokens a text is padded or cut to.
+        full: The model.
+        path: The checkpoint, for messages.
+        image_encoder: The checkpoint's image encoder.
+        card: The checkpoint's card.
+    Returns:
+        Notes: signs that the encoder was not trained together with this text tower.
+    Raises:
+        ModelError: The configs of the two encoders differ.
+    """
+    assert card.model is not None  # load_classifier rejects such a card
+    expected = _flatten(card.model.config)
+    # Converted to JSON and back as the card was, so that tuples become lists.
+    found = _flatten(json.loads(canonical_json(full.encoder_config)))
+    faults = [
+        f"{field}: {expected.get(field, _ABSENT)}, and {found.get(field, _ABSENT)} in the model"
+        for field in sorted(expected.keys() | found.keys())
+        if expected.get(field, _ABSENT) != found.get(field, _ABSENT)
+    ]
+    if faults:
+        source = card.model.source
+        weights = "" if source is None or source.startswith("hf-hub:") else f", weights {source}"
+        raise ModelError(
+            f"{path}: its image encoder differs from that of {full.name}",
+            faults=faults,
+            hint=f"use the model it was made from: --model {card.model.name}{weights}",
+        )
+    model: Any = full.model
+    model.visual.load_state_dict(image_encoder.state_dict(), strict=True)
+    notes = []
+    if card.model.source != full.source:
+        notes.append(
+            f"the image encoder of {path} was made from {card.model.source or 'random weights'}, "
+            f"the text tower from {full.source or 'random weights'}; they may not share a feature "
+            "space"
+        )
+    scale = card.logit_scale
+    if scale is not None and not math.isclose(full.logit_scale, scale, rel_tol=1e-5):
+        notes.append(
+            f"the logit scale of {full.name} is {full.logit_scale:.6g}, that of {path} "
+            f"{scale:.6g}"
+        )
+    return tuple(notes)
+
+
+def build_simple_tokenizer(bpe_path: Path, context_length: int) -> open_clip.SimpleTokenizer:
+    """Build CLIP's byte-pair tokenizer with the merges of a file.
+
+    Args:
+        bpe_path: Gzipped merges after a header line.
+        context_length: Number of tokens that a text is padded or cut to.
     """
     return open_clip.SimpleTokenizer(bpe_path=str(bpe_path), context_length=context_length)
 
 
 def read_clip_merges(count: int) -> str:
-    """The header and the first `count` byte-pair merges of CLIP's own vocabulary."""
+    """Return the header and the first `count` byte-pair merges of CLIP's own vocabulary."""
     lines = gzip.decompress(Path(default_bpe()).read_bytes()).decode("utf-8").split("\n")
     return "\n".join(lines[: count + 1])
 
 
-def _settle_quick_gelu(
-    source: ModelSource, weights: WeightsFile | None
+def _resolve_activation(
+    source: ModelSource, weights: WeightsFile | None, quick_gelu: bool | None
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The config with `quick_gelu` as the weights were trained, and what to say of it."""
+    """Return the config with the activation to build, and notes about the choice."""
     config = copy.deepcopy(dict(source.config))
-    config["quick_gelu"] = bool(config.get("quick_gelu", False))
-    if weights is None or source.published is not None or config["quick_gelu"]:
+    found, notes = _find_activation(source, weights)
+    config["quick_gelu"] = found
+    if quick_gelu is None:
+        return config, notes
+    if quick_gelu == found:
         return config, ()
-    if weights.has_openai_marks:
-        config["quick_gelu"] = True
-        return config, (
-            f"{weights.path.name} carries OpenAI's marks, so the model is built with QuickGELU",
+    config["quick_gelu"] = quick_gelu
+    names = {True: "QuickGELU", False: "GELU"}
+    return config, (
+        *notes,
+        f"{names[quick_gelu]} is used as requested, although the model states {names[found]}",
+    )
+
+
+def _find_activation(
+    source: ModelSource, weights: WeightsFile | None
+) -> tuple[bool, tuple[str, ...]]:
+    """Return whether the weights were trained with QuickGELU, and notes about how it is known."""
+    if source.config.get("quick_gelu"):
+        return True, ()
+    if weights is None or source.published is not None:
+        return False, ()
+    if weights.is_from_openai:
+        return True, (
+            f"{weights.path.name} is a file of OpenAI's, so the model is built with QuickGELU",
         )
     twin = f"{source.name}-quickgelu"
-    if twin in open_clip.list_models():
-        doubt = Doubt(
-            f"{weights.path.name} does not say its activation; GELU is assumed. If it was "
-            f"trained with QuickGELU, as OpenAI's models were, give --model {twin}"
-        )
-        return config, (doubt,)
-    return config, ()
-
-
-def _override_notes(found: bool, asked: bool, notes: tuple[str, ...]) -> tuple[str, ...]:
-    """What to say where the person chose: nothing, unless against what the weights say."""
-    if found == asked:
-        return ()
-    names = {True: "QuickGELU", False: "GELU"}
-    return (*notes, f"{names[asked]} is used as asked for, though the model says {names[found]}")
+    if twin not in open_clip.list_models():
+        return False, ()
+    warning = ModelWarning(
+        f"{weights.path.name} does not state its activation; GELU is assumed. If it was trained "
+        f"with QuickGELU, as OpenAI's models were, use --model {twin}"
+    )
+    return False, (warning,)
 
 
 def _resize_notes(model: nn.Module, weights: WeightsFile) -> tuple[str, ...]:
-    """Say where open_clip will interpolate position embeddings to the model's size."""
+    """Return a note for each position embedding that open_clip will interpolate."""
     notes = []
     for name, tensor in model.state_dict().items():
         stored = weights.shapes.get(name)
@@ -212,3 +294,13 @@ def _resize_notes(model: nn.Module, weights: WeightsFile) -> tuple[str, ...]:
                 f"{tuple(tensor.shape)}"
             )
     return tuple(notes)
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= _flatten(item, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = item
+    return flat

@@ -1,40 +1,66 @@
-"""Rebuild an image encoder from a model config, without its text tower.
+"""Build an image encoder from a model config, without its text tower and without random weights.
 
-This is the one place that touches open_clip's private tower builder, because its public API
-builds image and text towers together. open_clip is capped at the tested minor version, and a
-test compares each family with the full model, bit for bit.
-It does not read files and does not know the classification head.
+Only this module uses open_clip's private tower builder: its public API builds image and text
+towers together. open_clip is therefore capped at the tested minor version, and a test compares
+each family with the full model, bit for bit. Drawing the initial weights of a large model takes
+longer than reading its file, so initialization is skipped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from open_clip.model import _build_vision_tower
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from wiseft_cli.errors import ModelError
 from wiseft_cli.model.quiet import quiet_libraries
-from wiseft_cli.model.unfilled import parameters_on_meta
+
+_GET_DEVICE: Any = Tensor.device.__get__
+_INITIALIZERS = frozenset(
+    [
+        "uniform_",
+        "normal_",
+        "trunc_normal_",
+        "fill_",
+        "zero_",
+        "zeros_",
+        "ones_",
+        "constant_",
+        "copy_",
+        "erfinv_",
+        "mul_",
+        "add_",
+        "clamp_",
+        "kaiming_uniform_",
+        "kaiming_normal_",
+        "xavier_uniform_",
+        "xavier_normal_",
+    ]
+)
+"""Methods and functions of `torch.nn.init` that set a tensor in place and return it."""
 
 
 def image_encoder_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of an open_clip model config that decides the image encoder.
+    """Return the part of an open_clip model config that determines the image encoder.
 
-    Pretrained weights of timm are switched off, as the encoder's own follow; so is CoCa's
-    `output_tokens`, which would make the encoder return its tokens beside its features.
+    timm's pretrained weights are turned off because the encoder's own are loaded later. CoCa's
+    `output_tokens` is turned off because the encoder would return tokens beside its features.
 
     Args:
-        model_config: open_clip's model config: `embed_dim`, `vision_cfg`, perhaps `quick_gelu`,
-            and fields of the text tower, which are left out.
+        model_config: open_clip's model config with `embed_dim`, `vision_cfg` and optionally
+            `quick_gelu`; other fields are ignored.
     Raises:
         ModelError: `embed_dim` or `vision_cfg` is missing.
     """
     for field in ("embed_dim", "vision_cfg"):
         if field not in model_config:
-            raise ModelError(f"the model config has no {field}, so no image encoder can be built")
+            raise ModelError(f"the model config has no {field}")
     vision = {**model_config["vision_cfg"], "output_tokens": False}
     if vision.get("timm_model_name"):
         vision["timm_model_pretrained"] = False
@@ -46,12 +72,12 @@ def image_encoder_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_image_encoder(model_config: Mapping[str, Any]) -> nn.Module:
-    """Build open_clip's visual tower, ready for `assign_weights` and of no use before it.
+    """Build open_clip's image tower without weights; `assign_weights` makes it usable.
 
-    Parameters are on the meta device, so that none is allocated or drawn at random; buffers are
-    real, since those outside the state dict (rotary embeddings) hold values no file has. A tower
-    that cannot be built so, or whose buffers would depend on its parameters, is built plainly.
-    torch's global generator is left as it was.
+    Parameters are on the meta device, so none is allocated or initialized. Buffers are real,
+    because those outside the state dict (rotary embeddings) have values that no file contains. A
+    tower that cannot be built in this way, or whose buffers would depend on its parameters, is
+    built normally. The state of torch's global generator is preserved.
 
     Args:
         model_config: open_clip's model config; see `image_encoder_config`.
@@ -65,28 +91,27 @@ def build_image_encoder(model_config: Mapping[str, Any]) -> nn.Module:
     with quiet_libraries(), torch.random.fork_rng(devices=[]):
         try:
             with parameters_on_meta():
-                tower = _build_vision_tower(*arguments)
+                tower: nn.Module = _build_vision_tower(*arguments)
             if not any(buffer.is_meta for buffer in tower.buffers()):
-                return _eval(tower)
+                return tower.eval()
         except Exception:
-            # Not every tower can be built without values; whether the config is at fault shows
-            # when it is built with them.
-            pass
+            pass  # some towers need the values of their parameters; a wrong config fails below
         try:
-            return _eval(_build_vision_tower(*arguments))
-        except Exception as error:
+            tower = _build_vision_tower(*arguments)
+        except Exception as error:  # a config is free-form, and open_clip checks little of it
             raise ModelError(
                 f"the image encoder cannot be built from its config: {error}",
-                hint="the card may come from a newer open_clip or timm; update them",
+                hint="the checkpoint may need a newer open_clip or timm; update them",
             ) from None
+    return tower.eval()
 
 
 def assign_weights(image_encoder: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
-    """Give an encoder its weights, without a copy, and return it.
+    """Make the tensors of a state dict the parameters of an encoder, without a copy.
 
     Args:
-        image_encoder: What `build_image_encoder` returned.
-        state_dict: Every tensor of its state dict, and no other; they become its parameters.
+        image_encoder: The result of `build_image_encoder`; it is changed and returned.
+        state_dict: All tensors of the encoder's state dict and no others.
     Raises:
         ModelError: Names or shapes differ.
     """
@@ -97,5 +122,62 @@ def assign_weights(image_encoder: nn.Module, state_dict: Mapping[str, Tensor]) -
     return image_encoder
 
 
-def _eval(module: nn.Module) -> nn.Module:
-    return module.eval()
+class SkipInitialization(TorchFunctionMode):
+    """Leave parameters uninitialized while modules are built; buffers are set as usual.
+
+    Every parameter must be loaded afterwards.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in _INITIALIZERS:
+            target = next(iter((*args, *(kwargs or {}).values())))
+            if isinstance(target, nn.Parameter):
+                return target
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Move each parameter to the meta device when a module registers it; buffers are real."""
+
+    def to_meta(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> Any:
+        if parameter is None or parameter.is_meta:
+            return None
+        return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(to_meta)
+    try:
+        with _ComputeOnMeta():
+            yield
+    finally:
+        hook.remove()
+
+
+class _ComputeOnMeta(TorchFunctionMode):
+    """Support what towers do with meta parameters while they are built.
+
+    Initialization is skipped, because each random draw on the meta device is slow and useless.
+    Towers that compute with parameters (ViTamin and MobileCLIP-B run their stem to find its
+    output shape) compute on the meta device. Towers that create a buffer on the device of a
+    parameter (Swin) create it on the CPU.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = (*args, *(kwargs or {}).values())
+        if not any(isinstance(item, Tensor) and item.is_meta for item in given):
+            return func(*args, **(kwargs or {}))
+        if func == _GET_DEVICE:
+            return torch.device("cpu")
+        if getattr(func, "__name__", "") in _INITIALIZERS:
+            return given[0]
+
+        def to_meta(item: Any) -> Any:
+            return item.to("meta") if isinstance(item, Tensor) else item
+
+        return func(
+            *map(to_meta, args), **{name: to_meta(item) for name, item in (kwargs or {}).items()}
+        )

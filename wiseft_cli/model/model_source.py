@@ -1,33 +1,40 @@
-"""Find what `--model` and `--pretrained` name: a config, its preprocessing, a weights file.
+"""Find the config, preprocessing and weights file that `--model` and `--pretrained` name.
 
-open_clip falls back to random weights silently in several places; here each way either ends
-at a weights file or in an error that says what to do.
-It does not build models and does not load weights.
+In several cases open_clip falls back to random weights silently; here every case ends with a
+weights file or with an error. Models are built in `full_clip.py`.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import open_clip
+from huggingface_hub import constants as hub_constants
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from wiseft_cli.errors import ModelError, UsageError
-from wiseft_cli.model.hub_errors import not_had
 from wiseft_cli.model.quiet import quiet_libraries
 from wiseft_cli.model.weights_file import SUFFIXES
 
 HUB_PREFIX = "hf-hub:"
 FOLDER_PREFIX = "local-dir:"
 CONFIG_NAME = "open_clip_config.json"
-AS_FOLDER = f"as a folder with {CONFIG_NAME}: --model local-dir:PATH"
-_FOLDER_HINT = "open_clip's push_to_hf_hub and `save_for_hf` write such folders"
+USE_FOLDER = f"download it elsewhere as a folder with {CONFIG_NAME} and use --model local-dir:PATH"
+_FOLDER_HINT = "open_clip's push_to_hf_hub and save_for_hf write such folders"
 _PREFERRED_WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -42,18 +49,17 @@ _PREFERRED_WEIGHTS = (
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model comes from, before it is built.
+    """The parts that a CLIP model is built from.
 
     Attributes:
-        name: As the card names it; never a path.
-        identifier: What open_clip knows it by, for its tokenizer.
-        config: open_clip's model config, with the QuickGELU of the weights' tag.
-        preprocess: open_clip's preprocessing fields, but for the size.
-        weights: The weights file, or None for random weights.
-        published: Tag or `hf-hub:...` of the weights, or None where a local file or chance
-            made them.
+        name: Name of the model for the card; never a path.
+        identifier: Name under which open_clip finds the model's tokenizer.
+        config: open_clip's model config, with the activation that the weights' tag states.
+        preprocess: open_clip's preprocessing fields, except the size.
+        weights: The weights file; None for random weights.
+        published: Tag or `hf-hub:` name of the weights; None for a local file or random weights.
         folder: The folder of a `local-dir:` model.
-        notes: What the person should know.
+        notes: Remarks for the user.
     """
 
     name: str
@@ -67,71 +73,71 @@ class ModelSource:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The local files it is read from, which no output may replace."""
+        """The local files that the model is read from; no output may replace them."""
         inside = () if self.folder is None else tuple(self.folder.iterdir())
         return inside if self.weights is None else (*inside, self.weights)
 
 
 def find_model(model: str, *, pretrained: str | None, random_weights: bool = False) -> ModelSource:
-    """Resolve a model and its weights, downloading what open_clip knows where to find.
+    """Find a model and its weights, and download them if they are not cached.
 
     Args:
         model: open_clip name, `hf-hub:org/repo`, or `local-dir:path`.
-        pretrained: Tag of the model, or a local weights file; None for the last two kinds.
-        random_weights: Look for no weights at all.
+        pretrained: Tag of the model or a local weights file; None for `hf-hub:` and `local-dir:`.
+        random_weights: Whether to use no weights file.
     Raises:
-        UsageError: Options that contradict each other.
-        ModelError: Unknown model or tag, no weights, no network, or a broken folder.
+        UsageError: The arguments contradict each other.
+        ModelError: The model, tag or weights file is unknown or incomplete, or cannot be
+            downloaded.
     """
     if random_weights and pretrained:
         raise UsageError("--random-weights and --pretrained exclude each other")
     for prefix in (HUB_PREFIX, FOLDER_PREFIX):
         if model.startswith(prefix) and pretrained:
             raise UsageError(
-                f"--pretrained {pretrained}: a {prefix} model brings its own weights",
-                hint="leave --pretrained out",
+                f"--pretrained {pretrained}: {prefix} models include their weights",
+                hint="omit --pretrained",
             )
     if model.startswith(FOLDER_PREFIX):
         return _from_folder(model, random_weights=random_weights)
     if model.startswith(HUB_PREFIX):
         return _from_hub(model, random_weights=random_weights)
-    named = _named(model)
-    return named if random_weights else _with_named_weights(named, pretrained)
+    named = _from_name(model)
+    return named if random_weights else _with_weights(named, pretrained)
 
 
-def _named(model: str) -> ModelSource:
+def _from_name(model: str) -> ModelSource:
     name = model.replace("/", "-")
     config = open_clip.get_model_config(name)
     if config is None:
         is_folder = Path(model, CONFIG_NAME).is_file()
-        hint = f"it is a folder: --model {FOLDER_PREFIX}{model}" if is_folder else _nearest(name)
-        raise ModelError(f"{model}: open_clip has no model of this name", hint=hint)
+        hint = f"for a folder use --model {FOLDER_PREFIX}{model}" if is_folder else _similar(name)
+        raise ModelError(f"{model}: not a model name of open_clip", hint=hint)
     return ModelSource(name, name, config, _shared_preprocess(name) or asdict(PreprocessCfg()))
 
 
-def _nearest(name: str) -> str:
+def _similar(name: str) -> str:
     by_lower = {known.lower(): known for known in open_clip.list_models()}
     close = difflib.get_close_matches(name.lower(), by_lower, n=5, cutoff=0.5)
     if not close:
         return "`python -c 'import open_clip; print(open_clip.list_models())'` lists all names"
-    return f"nearest names: {', '.join(by_lower[match] for match in close)}"
+    return f"similar names: {', '.join(by_lower[match] for match in close)}"
 
 
-def _with_named_weights(named: ModelSource, pretrained: str | None) -> ModelSource:
+def _with_weights(named: ModelSource, pretrained: str | None) -> ModelSource:
     tags = open_clip.list_pretrained_tags_by_model(named.name)
     known = f"tags of {named.name}: {', '.join(tags)}" if tags else f"{named.name} has no tags"
     if not pretrained:
         raise ModelError(
-            f"{named.name}: no weights were named",
-            hint=f"give --pretrained TAG or FILE ({known}), or --random-weights for a trial",
+            f"{named.name}: no weights given",
+            hint=f"use --pretrained TAG or FILE ({known}), or --random-weights for a trial",
         )
     if open_clip.is_pretrained_cfg(named.name, pretrained):
         return _with_tag(named, pretrained)
     if Path(pretrained).is_file():
         return _with_file(named, Path(pretrained))
     raise ModelError(
-        f"--pretrained {pretrained}: is no tag of {named.name}, and there is no such file",
-        hint=known,
+        f"--pretrained {pretrained}: neither a tag of {named.name} nor a file", hint=known
     )
 
 
@@ -140,20 +146,18 @@ def _with_tag(named: ModelSource, tag: str) -> ModelSource:
     try:
         with quiet_libraries():
             weights = Path(open_clip.download_pretrained(settings))
-    except Exception as error:  # whatever strikes the download: network, permission, disk
-        raise not_had(
-            f"the weights {tag} of {named.name}", error, "with --pretrained FILE"
-        ) from None
+    except Exception as error:  # network, permission and disk errors of several libraries
+        remedy = "download them elsewhere and use --pretrained FILE"
+        raise download_error(f"weights {tag} of {named.name}", error, remedy) from None
     notes: tuple[str, ...] = ()
     config = dict(named.config)
     if settings.get("quick_gelu") and not config.get("quick_gelu"):
         config["quick_gelu"] = True
         notes = (f"tag {tag} was trained with QuickGELU, so {named.name} is built with it",)
-    preprocess = merge_preprocess_dict(PreprocessCfg(), settings)
     return replace(
         named,
         config=config,
-        preprocess=preprocess,
+        preprocess=merge_preprocess_dict(PreprocessCfg(), settings),
         weights=weights,
         published=tag.lower().replace("-", "_"),
         notes=notes,
@@ -161,51 +165,41 @@ def _with_tag(named: ModelSource, tag: str) -> ModelSource:
 
 
 def _with_file(named: ModelSource, weights: Path) -> ModelSource:
-    """Weights from a file carry no settings; what the model's own tags agree on is taken."""
+    """Use a local weights file, with the preprocessing that all tags of the model share."""
     notes: tuple[str, ...] = ()
     if _shared_preprocess(named.name) not in (None, asdict(PreprocessCfg())):
-        notes = (f"preprocessing is that of all tags of {named.name}: {_brief(named.preprocess)}",)
+        fields = ("mean", "std", "interpolation", "resize_mode")
+        values = ", ".join(f"{field} {named.preprocess[field]}" for field in fields)
+        notes = (f"preprocessing is that of all tags of {named.name}: {values}",)
     return replace(named, weights=weights, notes=notes)
 
 
 def _shared_preprocess(name: str) -> dict[str, Any] | None:
-    """The preprocessing that all tags of a model agree on, or None."""
-    tags = open_clip.list_pretrained_tags_by_model(name)
+    """Return the preprocessing that all tags of a model have in common, if they do."""
     found = [
         merge_preprocess_dict(PreprocessCfg(), open_clip.get_pretrained_cfg(name, tag))
-        for tag in tags
+        for tag in open_clip.list_pretrained_tags_by_model(name)
     ]
     return dict(found[0]) if found and all(other == found[0] for other in found) else None
-
-
-def _brief(preprocess: Mapping[str, Any]) -> str:
-    fields = ("mean", "std", "interpolation", "resize_mode")
-    return ", ".join(f"{field} {preprocess[field]}" for field in fields)
 
 
 def _from_folder(model: str, *, random_weights: bool) -> ModelSource:
     folder = Path(model.removeprefix(FOLDER_PREFIX))
     if not folder.is_dir():
-        raise ModelError(f"{folder}: is no folder, expected an open_clip model folder")
-    config_path = folder / CONFIG_NAME
-    if not config_path.is_file():
-        raise ModelError(
-            f"{config_path}: is missing from the model folder",
-            hint=_FOLDER_HINT,
-        )
-    config, preprocess = _read_config(config_path)
+        raise ModelError(f"{folder}: not a folder, expected an open_clip model folder")
+    config, preprocess = _read_config(folder / CONFIG_NAME)
     return ModelSource(
         name=folder.resolve().name,
         identifier=model,
         config=config,
         preprocess=preprocess,
-        weights=None if random_weights else _weights_in(folder),
+        weights=None if random_weights else _find_weights(folder),
         folder=folder,
     )
 
 
-def _weights_in(folder: Path) -> Path:
-    """The file open_clip would load, refusing where it would guess."""
+def _find_weights(folder: Path) -> Path:
+    """Return the weights file that open_clip would load; an ambiguous folder is an error."""
     for name in _PREFERRED_WEIGHTS:
         if (folder / name).is_file():
             return folder / name
@@ -213,14 +207,14 @@ def _weights_in(folder: Path) -> Path:
     if len(found) == 1:
         return found[0]
     if found:
-        names = ", ".join(path.name for path in found)
         raise ModelError(
-            f"{folder}: holds several weights files, and none has a usual name: {names}",
+            f"{folder}: several weights files, none with a standard name: "
+            f"{', '.join(path.name for path in found)}",
             hint=f"rename the one to use to {_PREFERRED_WEIGHTS[0]}",
         )
     raise ModelError(
-        f"{folder / _PREFERRED_WEIGHTS[0]}: is missing, and no other weights are in the folder",
-        hint="put the weights there, or give --random-weights for a trial",
+        f"{folder}: no weights file, expected {_PREFERRED_WEIGHTS[0]}",
+        hint="add the weights, or use --random-weights for a trial",
     )
 
 
@@ -230,8 +224,8 @@ def _from_hub(model: str, *, random_weights: bool) -> ModelSource:
         with quiet_libraries():
             config_path = Path(download_pretrained_from_hf(repository, filename=CONFIG_NAME))
             weights = None if random_weights else Path(download_pretrained_from_hf(repository))
-    except Exception as error:  # whatever strikes the download: network, permission, disk
-        raise not_had(model, error, AS_FOLDER) from None
+    except Exception as error:  # network, permission and disk errors of several libraries
+        raise download_error(model, error, USE_FOLDER) from None
     config, preprocess = _read_config(config_path)
     return ModelSource(
         name=model,
@@ -244,24 +238,78 @@ def _from_hub(model: str, *, random_weights: bool) -> ModelSource:
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The model config and the preprocessing of an open_clip_config.json."""
-
-    def refusal(fault: str) -> ModelError:
-        return ModelError(f"{path}: {fault}", hint=_FOLDER_HINT)
-
+    """Return the model config and the preprocessing of an open_clip_config.json."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise refusal(f"cannot be read as JSON: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
+        raise ModelError(f"{path}: {reason}", hint=_FOLDER_HINT) from None
     config = document.get("model_cfg") if isinstance(document, dict) else None
     if not isinstance(config, dict):
-        raise refusal("has no model_cfg")
+        raise ModelError(f"{path}: has no model_cfg", hint=_FOLDER_HINT)
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
     if missing:
-        raise refusal(f"its model_cfg has no {', '.join(missing)}")
-    stated = document.get("preprocess_cfg") or {}
-    towers = {"vision_cfg": config["vision_cfg"], "text_cfg": config["text_cfg"]}
-    for field, value in {**towers, "preprocess_cfg": stated}.items():
-        if not isinstance(value, dict):
-            raise refusal(f"its {field} is no mapping, but {type(value).__name__}")
-    return config, dict(merge_preprocess_dict(PreprocessCfg(), stated))
+        raise ModelError(f"{path}: model_cfg has no {', '.join(missing)}", hint=_FOLDER_HINT)
+    preprocess = document.get("preprocess_cfg") or {}
+    parts = {**config, "preprocess_cfg": preprocess}
+    for field in ("vision_cfg", "text_cfg", "preprocess_cfg"):
+        if not isinstance(parts[field], dict):
+            kind = type(parts[field]).__name__
+            raise ModelError(f"{path}: {field} is a {kind}, expected a mapping", hint=_FOLDER_HINT)
+    return config, dict(merge_preprocess_dict(PreprocessCfg(), preprocess))
+
+
+def download_error(what: str, error: Exception, remedy: str) -> ModelError:
+    """Return the error that explains a failed download.
+
+    open_clip and transformers wrap the exceptions of the hub's client, so the whole chain of
+    causes is searched.
+
+    Args:
+        what: What was to be downloaded.
+        error: The exception that the library raised.
+        remedy: How to use a local file or folder instead.
+    """
+    reason = " ".join(str(error).split()) or type(error).__name__
+    causes = list(_causes(error))
+
+    def is_caused_by(kind: type[Exception]) -> bool:
+        return any(isinstance(cause, kind) for cause in causes)
+
+    if is_caused_by(HFValidationError):
+        return ModelError(f"{what}: not a valid repository name", hint="write hf-hub:ORG/REPO")
+    if hub_constants.HF_HUB_OFFLINE and is_caused_by(OSError):
+        return ModelError(
+            f"{what}: not in the local cache, and HF_HUB_OFFLINE forbids downloads",
+            hint=f"unset HF_HUB_OFFLINE, or {remedy}",
+        )
+    is_gated = is_caused_by(GatedRepoError)
+    # The hub's 401 response for a missing repository mentions gated repositories too.
+    if is_caused_by(RepositoryNotFoundError) and not is_gated:
+        return ModelError(
+            f"{what}: repository not found on the hub, or private",
+            hint="check the name; for a private repository run `hf auth login`",
+        )
+    if is_gated or re.search(r"\bgated\b|\b40[13]\b", reason, re.IGNORECASE):
+        return ModelError(
+            f"{what}: no permission to download: {reason}",
+            hint=f"accept its terms on the hub and run `hf auth login`, or {remedy}",
+        )
+    if is_caused_by(LocalEntryNotFoundError):
+        return ModelError(
+            f"{what}: not in the local cache, and the hub cannot be reached", hint=remedy
+        )
+    if is_caused_by(EntryNotFoundError):
+        return ModelError(
+            f"{what}: the repository lacks a file that open_clip needs: {reason}",
+            hint=f"only repositories in open_clip's layout, with {CONFIG_NAME}, are supported",
+        )
+    return ModelError(f"{what}: the download failed: {reason}", hint=remedy)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__

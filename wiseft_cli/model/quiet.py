@@ -1,6 +1,6 @@
-"""Keep the libraries below from talking: their logs and warnings are not this program's.
+"""Silence the logs, warnings and download bars of the libraries that this package calls.
 
-What a person must know of a model is checked and said by this package itself.
+Whatever a user must know about a model, this package checks and reports itself.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence logging and warnings, and download bars where stderr is not a terminal.
+    """Silence logging and warnings, and download bars if stderr is not a terminal.
 
-    open_clip logs on the root logger through functions that install a handler on stderr where
-    there is none; a handler that does nothing stands there meanwhile.
+    open_clip logs through functions that install a stderr handler on the root logger if it has
+    none, so a handler that discards everything is installed meanwhile.
     """
     handler = logging.NullHandler()
     logging.root.addHandler(handler)

@@ -1,24 +1,23 @@
-"""Encode prompts, padded no further than the longest of their batch where that is exact.
+"""Encode prompts, without padding where padding does not change the features.
 
-A causal text tower that takes its feature at the end-of-text token never looks behind that
-token, so the padding there can be left out. open_clip's own `encode_text` insists on the full
-context; here the same steps run on fewer positions. Every other tower gets its full padding:
-CoCa appends a class token behind the padding, SigLIP and CLIPA pool the last position without
-a causal mask, MobileCLIP-S1 and -S2 are not causal, hub towers have masks of their own.
-It does not tokenize and does not average.
+This module decides whether prompts are padded. A causal text tower that takes its feature at the
+end-of-text token never attends to the padding behind that token, so the padding can be omitted.
+open_clip's `encode_text` requires the full context length; here the same operations run on fewer
+positions. All other towers get full padding: CoCa appends a class token behind the padding,
+SigLIP and CLIPA pool the last position without a causal mask, MobileCLIP-S1 and -S2 are not
+causal, and Hugging Face towers have their own masks.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor, nn
 from torch.nn import functional
 
-Precision: TypeAlias = Literal["fp32", "bf16"]
-"""What a tower computes in; its weights stay float32."""
+from wiseft_cli.compute.precision import autocast
 
 
 class TextEncoder:
@@ -26,48 +25,49 @@ class TextEncoder:
 
     Args:
         model: An open_clip model in evaluation mode, on the device to compute on.
-        precision: `bf16` computes under torch's autocast.
+        precision: Precision of the computation, `fp32` or `bf16`; weights stay float32.
 
     Attributes:
-        trims: Whether padding behind the end of the text can be left out: the tower is
-            causal, pools at the end-of-text token, and appends no class token.
+        ignores_padding: Whether padding can be omitted: the tower is causal, pools at the
+            end-of-text token, and appends no class token.
     """
 
-    def __init__(self, model: nn.Module, *, precision: Precision = "fp32") -> None:
+    def __init__(self, model: nn.Module, *, precision: str = "fp32") -> None:
         self._model: Any = model
         self._precision = precision
-        self._tower = _own_tower(model)
-        self.trims = self._tower is not None and _ignores_padding(self._tower)
+        self._tower = _open_clip_tower(model)
+        self.ignores_padding = self._tower is not None and _ignores_padding(self._tower)
 
     @property
     def device(self) -> torch.device:
-        """Where tokens must be."""
+        """The device that tokens must be on."""
         parameter: nn.Parameter = next(self._model.parameters())
         return parameter.device
 
     def lengths(self, tokens: Tensor) -> Tensor:
-        """Return how many positions of each prompt its feature depends on.
+        """Return the number of positions that the feature of each prompt depends on.
 
         Args:
             tokens: Shape (B, T), padded to the context length.
         Returns:
-            Shape (B,), int64: all of them, or where `trims`, those up to the pooled one.
+            Shape (B,), int64: the position of the end-of-text token plus one if
+            `ignores_padding`, otherwise T.
         """
-        if not self.trims:
+        if not self.ignores_padding:
             return torch.full((len(tokens),), tokens.shape[1])
         if _pool_type(self._tower) == "eos":
             return (tokens == _eos_id(self._tower)).int().argmax(dim=-1) + 1
         return tokens.argmax(dim=-1) + 1
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Return L2-normalised text features (B, D), float32.
+        """Return L2-normalized text features (B, D), float32.
 
         Args:
-            tokens: Shape (B, T); T is the context length, or where `trims`, any length that no
-                prompt of the batch exceeds.
+            tokens: Shape (B, T). T is the context length or, if `ignores_padding`, at least the
+                length of the longest prompt.
         """
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
-            if self.trims:
+        with autocast(self._precision, self.device):
+            if self.ignores_padding:
                 features = _encode_causal(self._tower, tokens)
             else:
                 features = self._model.encode_text(tokens)
@@ -75,7 +75,7 @@ class TextEncoder:
 
 
 def _encode_causal(tower: Any, tokens: Tensor) -> Tensor:
-    """The forward pass of open_clip's causal text towers on T positions.
+    """Run the forward pass of open_clip's causal text towers on T positions.
 
     Source: open_clip src/open_clip/model.py, `CLIP.encode_text`.
     """
@@ -84,7 +84,7 @@ def _encode_causal(tower: Any, tokens: Tensor) -> Tensor:
     x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
     x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
     x = text_global_pool(x, tokens, _pool_type(tower), eos_token_id=_eos_id(tower))
-    # The layer norm works on each position alone, so it may follow the pooling.
+    # The layer norm treats each position separately, so it may follow the pooling.
     pooled: Tensor = tower.ln_final(x)
     projection = tower.text_projection
     if isinstance(projection, nn.Linear):
@@ -94,8 +94,8 @@ def _encode_causal(tower: Any, tokens: Tensor) -> Tensor:
     return pooled
 
 
-def _own_tower(model: Any) -> Any:
-    """open_clip's own text tower, which `CLIP` holds in parts; None for towers of others."""
+def _open_clip_tower(model: Any) -> Any:
+    """Return open_clip's own text tower, which `CLIP` holds in parts; None for other towers."""
     tower = getattr(model, "text", None)
     if tower is None:
         return model if hasattr(model, "token_embedding") else None
@@ -122,5 +122,5 @@ def _eos_id(tower: Any) -> int:
 def _is_causal(mask: Tensor | None) -> bool:
     if mask is None:
         return False
-    ahead = torch.ones(mask.shape, dtype=torch.bool, device=mask.device).triu(1)
-    return bool((mask[ahead] == float("-inf")).all() and (mask[~ahead] == 0).all())
+    future = torch.ones(mask.shape, dtype=torch.bool, device=mask.device).triu(1)
+    return bool((mask[future] == float("-inf")).all() and (mask[~future] == 0).all())

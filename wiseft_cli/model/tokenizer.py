@@ -1,13 +1,15 @@
-"""The tokenizer that belongs to a model, and prompts that must not be cut unasked.
+"""Load, check and save the tokenizer of a model.
 
-open_clip's tokenizers cut a text that is too long without a word; here it is found out before
-any prompt is encoded, and cutting is a choice.
-It does not know how tokens are encoded; `text_encoder.py` does.
+open_clip's tokenizers cut long texts silently. Here prompts that exceed the model's context are
+found before any prompt is encoded, and are cut only on request. A tokenizer that is saved into a
+model folder is loaded again and compared, because open_clip loads it in another way from there.
+`text_encoder.py` encodes tokens.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +19,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.pretrained import download_pretrained_from_hf
+from open_clip.tokenizer import HFTokenizer, SigLipTokenizer
 from torch import Tensor
 
 from wiseft_cli.errors import (
@@ -25,30 +28,37 @@ from wiseft_cli.errors import (
     TemplatesError,
     WiseftError,
     brief,
-    list_some,
+    counted,
 )
-from wiseft_cli.model.hub_errors import not_had
-from wiseft_cli.model.model_source import AS_FOLDER, HUB_PREFIX, ModelSource
+from wiseft_cli.model.model_source import (
+    FOLDER_PREFIX,
+    HUB_PREFIX,
+    USE_FOLDER,
+    ModelSource,
+    download_error,
+)
 from wiseft_cli.model.quiet import quiet_libraries
 
 _CHECK_CHUNK = 4096
 _SPECIAL_TOKENS = 2
-"""Start and end of text, which each prompt gets."""
-_HUB_PACKAGES = ("transformers", "sentencepiece")
-"""What the extra `hf` installs."""
+"""Number of special tokens in each prompt: start and end of text."""
+_HF_PACKAGES = ("transformers", "sentencepiece")
+"""Packages that the extra `hf` installs."""
+_PROBES = ("a photo of a tree-house.", "", "Ünicode 語, 123!", "it's  SPACED", "long " * 200)
+"""Texts on which two different tokenizers are likely to differ."""
+_LOAD_VISUAL_HINT = "load the `visual.*` tensors into the named model instead"
 
 
 @dataclass(frozen=True)
 class PromptTokenizer:
-    """A tokenizer with the model's context length.
+    """A tokenizer with the context length of its model.
 
     Attributes:
         tokenize: open_clip's tokenizer; called with texts and a context length.
-        context_length: Longest prompt the text tower takes, in tokens, both ends included.
-        pad_id: What stands behind a prompt that is shorter.
-        end_ids: What may stand at the last place of a prompt that fits.
-        truncates: Whether prompts that do not fit are cut, as the tokenizer itself cuts: the
-            end of the text is lost, the end-of-text token stays.
+        context_length: Maximum length of a prompt in tokens, start and end of text included.
+        pad_id: Token that fills up short prompts.
+        end_ids: Tokens that may be at the last position of a prompt that fits.
+        truncates: Whether longer prompts are cut, keeping the end-of-text token.
     """
 
     tokenize: Callable[..., Tensor]
@@ -61,56 +71,68 @@ class PromptTokenizer:
         """Return tokens, int64 of shape (len(prompts), context_length).
 
         Raises:
-            TemplatesError: Prompts that do not fit the context, each named, unless `truncates`.
+            TemplatesError: Prompts exceed the context, unless `truncates`.
         """
         if self.truncates:
             return self.tokenize(list(prompts), context_length=self.context_length)
-        tokens = self._with_room(prompts)
-        _refuse_long(self, [prompts[row] for row in self._long_rows(tokens)])
+        tokens = self._tokens_with_spare(prompts)
+        self._raise_on_long([prompts[row] for row in self._long_rows(tokens)])
         return tokens[:, : self.context_length]
 
-    def check(self, prompts: Iterable[str]) -> list[str]:
-        """Find prompts that do not fit the context, all at once, in bounded memory.
+    def find_long(self, prompts: Iterable[str]) -> list[str]:
+        """Find the prompts that exceed the context, in bounded memory.
 
-        A prompt has at most as many tokens as UTF-8 bytes, and two more, so that most need no
-        tokenizing here; one that cleaning makes longer is found when it is encoded.
+        A prompt has at most two tokens more than UTF-8 bytes, so most prompts need not be
+        tokenized. A prompt that text cleaning makes longer is found when it is encoded.
 
         Returns:
-            Those that will be cut; none unless `truncates`.
+            The prompts that will be cut; empty unless `truncates`.
         Raises:
-            TemplatesError: Prompts that do not fit, each named, unless `truncates`.
+            TemplatesError: Prompts exceed the context, unless `truncates`.
         """
-        room = self.context_length - _SPECIAL_TOKENS
-        doubtful = (prompt for prompt in prompts if len(prompt.encode()) > room)
+        limit = self.context_length - _SPECIAL_TOKENS
+        candidates = (prompt for prompt in prompts if len(prompt.encode()) > limit)
         long: list[str] = []
-        while chunk := list(islice(doubtful, _CHECK_CHUNK)):
-            long += [chunk[row] for row in self._long_rows(self._with_room(chunk))]
+        while chunk := list(islice(candidates, _CHECK_CHUNK)):
+            long += [chunk[row] for row in self._long_rows(self._tokens_with_spare(chunk))]
         if not self.truncates:
-            _refuse_long(self, long)
+            self._raise_on_long(long)
         return long
 
-    def _with_room(self, prompts: Sequence[str]) -> Tensor:
-        """Tokens with one place more than the context, which only long prompts reach."""
+    def _tokens_with_spare(self, prompts: Sequence[str]) -> Tensor:
+        """Tokenize with one position more than the context, which only long prompts reach."""
         return self.tokenize(list(prompts), context_length=self.context_length + 1)
 
     def _long_rows(self, tokens: Tensor) -> list[int]:
-        """Rows that reach the place too many, or whose text goes on where it should end.
+        """Return rows that reach the spare position, or have text at the last position.
 
-        The second finds prompts whose end is hidden: SigLIP's end of text is its padding, and
-        CLIPA's tokenizer takes it away.
+        The latter finds prompts without a visible end: SigLIP pads with the end-of-text token,
+        and CLIPA's tokenizer removes it.
         """
         last = tokens[:, self.context_length - 1]
-        goes_on = ~torch.isin(last, torch.tensor(sorted({self.pad_id, *self.end_ids})))
-        rows: list[int] = (goes_on | (tokens[:, -1] != self.pad_id)).nonzero().flatten().tolist()
+        is_text = ~torch.isin(last, torch.tensor(sorted({self.pad_id, *self.end_ids})))
+        rows: list[int] = (is_text | (tokens[:, -1] != self.pad_id)).nonzero().flatten().tolist()
         return rows
 
+    def _raise_on_long(self, prompts: Sequence[str]) -> None:
+        if prompts:
+            raise TemplatesError(
+                f"{counted(len(prompts), 'prompt')} longer than the {self.context_length} tokens "
+                "of the model's context",
+                faults=[brief(prompt) for prompt in prompts],
+                hint="shorten the templates or the class names, or cut prompts with --truncate",
+            )
 
-def load_tokenizer(source: ModelSource) -> PromptTokenizer:
-    """Return the tokenizer of a model, and make sure that it is the model's.
 
+def load_tokenizer(source: ModelSource, *, truncate: bool = False) -> PromptTokenizer:
+    """Load the tokenizer of a model, and check that it belongs to the model.
+
+    Args:
+        source: The result of `find_model`.
+        truncate: Whether prompts that exceed the context are cut.
     Raises:
-        ModelError: It cannot be had, or its vocabulary is not the model's.
-        MissingDependencyError: It needs `transformers`.
+        ModelError: The tokenizer cannot be loaded, or its vocabulary does not match the model.
+        MissingDependencyError: The tokenizer needs `transformers` or `sentencepiece`.
     """
     text_config = source.config["text_cfg"]
     if text_config.get("tokenizer_mode"):
@@ -119,34 +141,33 @@ def load_tokenizer(source: ModelSource) -> PromptTokenizer:
         )
     try:
         with quiet_libraries():
-            merges = merges_of(source)
+            merges = _find_merges(source)
             options = {} if merges is None else {"bpe_path": str(merges)}
             tokenizer = open_clip.get_tokenizer(source.identifier, **options)
     except WiseftError:
         raise
     except Exception as error:  # hub, file and format errors of two libraries
-        raise _no_tokenizer(source, error) from None
-    _check_vocabulary(source.name, tokenizer, _vocabulary_size(text_config))
-    _check_tells_texts_apart(source.name, tokenizer)
-    return prompt_tokenizer(tokenizer, text_config.get("context_length", 77))
+        raise _loading_error(source, error) from None
+    _check_vocabulary(source.name, tokenizer, text_config)
+    return prompt_tokenizer(tokenizer, text_config.get("context_length", 77), truncate=truncate)
 
 
-def prompt_tokenizer(tokenizer: Any, context_length: int) -> PromptTokenizer:
-    """Return any of open_clip's tokenizers as one that refuses what does not fit."""
+def prompt_tokenizer(
+    tokenizer: Any, context_length: int, *, truncate: bool = False
+) -> PromptTokenizer:
+    """Wrap any of open_clip's tokenizers so that it does not cut prompts silently."""
     inner = getattr(tokenizer, "tokenizer", None)
-    if inner is None:
-        return PromptTokenizer(tokenizer, context_length, 0, frozenset({tokenizer.eot_token_id}))
-    ends = {inner.eos_token_id, inner.sep_token_id} - {None}
-    return PromptTokenizer(tokenizer, context_length, int(inner.pad_token_id or 0), frozenset(ends))
+    pad_id, ends = 0, frozenset({getattr(tokenizer, "eot_token_id", 0)})
+    if inner is not None:
+        pad_id = int(inner.pad_token_id or 0)
+        ends = frozenset({inner.eos_token_id, inner.sep_token_id} - {None})
+    return PromptTokenizer(tokenizer, context_length, pad_id, ends, truncate)
 
 
-def merges_of(source: ModelSource) -> Path | None:
-    """The byte-pair file of a model's own, by a path that open_clip can open; None without one.
+def _find_merges(source: ModelSource) -> Path | None:
+    """Return the byte-pair file of a model that has its own, as a path that open_clip can open.
 
     open_clip takes a relative `bpe_path` as relative to the working directory.
-
-    Raises:
-        ModelError: The config names a file that the model's folder does not hold.
     """
     bpe_path = (source.config["text_cfg"].get("tokenizer_kwargs") or {}).get("bpe_path")
     if bpe_path is None:
@@ -154,7 +175,7 @@ def merges_of(source: ModelSource) -> Path | None:
     if source.folder is not None:
         path = source.folder.resolve() / str(bpe_path)
         if not path.is_file():
-            raise ModelError(f"{path}: is missing; the model's config names it as its bpe_path")
+            raise ModelError(f"{path}: not found, but bpe_path in the model's config names it")
         return path
     if source.identifier.startswith(HUB_PREFIX):
         repository = source.identifier.removeprefix(HUB_PREFIX)
@@ -162,73 +183,123 @@ def merges_of(source: ModelSource) -> Path | None:
     return Path(bpe_path)
 
 
-def _no_tokenizer(source: ModelSource, error: Exception) -> WiseftError:
-    missing = [name for name in _HUB_PACKAGES if importlib.util.find_spec(name) is None]
+def _loading_error(source: ModelSource, error: Exception) -> WiseftError:
+    what = f"tokenizer of {source.name}"
+    missing = [name for name in _HF_PACKAGES if importlib.util.find_spec(name) is None]
     if missing and (isinstance(error, ImportError) or any(name in str(error) for name in missing)):
         return MissingDependencyError(
-            f"the tokenizer of {source.name} needs a package that is not installed: "
-            f"{', '.join(missing)}",
+            f"{what}: needs {', '.join(missing)}, not installed",
             hint="pip install 'wiseft-cli[hf]'",
         )
-    what = f"the tokenizer of {source.name}"
     if source.folder is None:
-        return not_had(what, error, AS_FOLDER)
+        return download_error(what, error, USE_FOLDER)
     reason = " ".join(str(error).split()) or type(error).__name__
     return ModelError(
-        f"{what} cannot be loaded from {source.folder}: {reason}",
-        hint="the folder needs the tokenizer's own files: tokenizer.json and tokenizer_config.json",
+        f"{what}: cannot be loaded from {source.folder}: {reason}",
+        hint="the folder must contain tokenizer.json and tokenizer_config.json",
     )
 
 
+def _check_vocabulary(name: str, tokenizer: Any, text_config: Mapping[str, Any]) -> None:
+    """Check the number of tokens, and that the vocabulary is there at all.
+
+    A byte-pair vocabulary has as many tokens as the text tower; the text tower of a Hugging Face
+    tokenizer may have unused embeddings.
+    """
+    expected = _vocabulary_size(text_config)
+    inner = getattr(tokenizer, "tokenizer", None)
+    found = tokenizer.vocab_size if inner is None else len(inner)
+    if found > expected or (inner is None and found != expected):
+        raise ModelError(
+            f"the tokenizer of {name} has {found} tokens, but its text tower has {expected}",
+            hint="for a local-dir model set text_cfg.tokenizer_kwargs.bpe_path to the tokenizer's"
+            " merges, relative to the folder"
+            if inner is None
+            else "the tokenizer belongs to another model; use the files that came with the weights",
+        )
+    # transformers silently creates an empty tokenizer for a repository without tokenizer files.
+    first, second = tokenizer(["cat", "dog"])
+    if torch.equal(first, second):
+        raise ModelError(
+            f"the tokenizer of {name} gives the same tokens for different texts",
+            hint="its vocabulary is missing; download the tokenizer's files again",
+        )
+
+
 def _vocabulary_size(text_config: Mapping[str, Any]) -> int:
-    """How many tokens the text tower knows; for a tower of the hub its own config says it."""
+    """Return the number of tokens of the text tower; a Hugging Face tower has its own config."""
     tower_name = text_config.get("hf_model_name")
     if not tower_name:
         return int(text_config.get("vocab_size", 49408))
-    from transformers import AutoConfig  # lazy: of the extra hf, which the tokenizer needed too
+    from transformers import AutoConfig  # lazy: part of the extra hf, as is the tokenizer
 
     try:
         with quiet_libraries():
             return int(AutoConfig.from_pretrained(tower_name).vocab_size)
     except Exception as error:  # hub, file and format errors
-        raise not_had(
-            f"the config of the text tower {tower_name}",
-            error,
-            "as a folder that text_cfg.hf_model_name names",
-        ) from None
+        remedy = "download it elsewhere and set text_cfg.hf_model_name to its folder"
+        raise download_error(f"config of the text tower {tower_name}", error, remedy) from None
 
 
-def _check_vocabulary(name: str, tokenizer: Any, expected: int) -> None:
-    """A byte-pair vocabulary is exactly the model's; a hub one may leave embeddings unused."""
-    inner = getattr(tokenizer, "tokenizer", None)
-    found = tokenizer.vocab_size if inner is None else len(inner)
-    fits = found == expected if inner is None else found <= expected
-    if fits:
-        return
-    raise ModelError(
-        f"the tokenizer of {name} has {found} tokens, but its text tower has {expected}",
-        hint="for a local-dir model name the tokenizer's merges in text_cfg.tokenizer_kwargs."
-        "bpe_path, relative to the folder"
-        if inner is None
-        else "the tokenizer is another model's; take the files that came with the weights",
-    )
+def check_exportable(source: ModelSource, tokenizer: PromptTokenizer) -> None:
+    """Check that open_clip will find a model's tokenizer in a folder.
 
-
-def _check_tells_texts_apart(name: str, tokenizer: Any) -> None:
-    """transformers makes an empty tokenizer, without a word, of a repository without its files."""
-    first, second = tokenizer(["cat", "dog"])
-    if torch.equal(first, second):
+    Raises:
+        ModelError: open_clip selects the tokenizer by the model's name, or the config of the text
+            tower is outside the folder.
+    """
+    if isinstance(tokenizer.tokenize, SigLipTokenizer):
         raise ModelError(
-            f"the tokenizer of {name} gives the same tokens for different texts",
-            hint="its vocabulary is missing where it was loaded from; fetch the files again",
+            f"{source.name}: open_clip selects its tokenizer by the model's name and would select "
+            "another one for a folder",
+            hint=_LOAD_VISUAL_HINT,
+        )
+    tower_name = str(source.config["text_cfg"].get("hf_model_name") or "")
+    if tower_name and Path(tower_name).is_dir():
+        raise ModelError(
+            f"{source.name}: the config of its text tower is in the folder {tower_name}, outside "
+            "the model folder",
+            hint="set text_cfg.hf_model_name to a text tower on the hub",
         )
 
 
-def _refuse_long(tokenizer: PromptTokenizer, prompts: Sequence[str]) -> None:
-    if prompts:
-        count = "1 prompt has" if len(prompts) == 1 else f"{len(prompts)} prompts have"
-        lines = "".join(f"\n  {brief(prompt)}" for prompt in list_some(prompts))
-        raise TemplatesError(
-            f"{count} more than the {tokenizer.context_length} tokens that the model reads{lines}",
-            hint="shorten the templates or the class names, or cut the prompts with --truncate",
+def save_tokenizer(folder: Path, source: ModelSource, tokenizer: PromptTokenizer) -> dict[str, Any]:
+    """Write the files of a model's tokenizer into a folder.
+
+    CLIP's own vocabulary is part of open_clip and needs no file. A byte-pair file of the model is
+    copied; a Hugging Face tokenizer is saved.
+
+    Returns:
+        The `text_cfg` with which open_clip finds the tokenizer in the folder.
+    """
+    text_config = dict(source.config["text_cfg"])
+    merges = _find_merges(source)
+    if merges is not None:
+        shutil.copyfile(merges, folder / merges.name)
+        options = {**text_config["tokenizer_kwargs"], "bpe_path": merges.name}
+        text_config["tokenizer_kwargs"] = options
+    if isinstance(tokenizer.tokenize, HFTokenizer):
+        tokenizer.tokenize.save_pretrained(str(folder))
+    return text_config
+
+
+def check_saved_tokenizer(
+    folder: Path, text_config: Mapping[str, Any], tokenizer: PromptTokenizer
+) -> None:
+    """Load the tokenizer of a model folder as open_clip does, and compare it with the model's.
+
+    Raises:
+        ModelError: The tokenizer cannot be loaded, or gives other tokens.
+    """
+    merges = (text_config.get("tokenizer_kwargs") or {}).get("bpe_path")
+    options = {} if merges is None else {"bpe_path": str(folder / merges)}
+    try:
+        with quiet_libraries():
+            found = open_clip.get_tokenizer(f"{FOLDER_PREFIX}{folder}", **options)
+            is_same = torch.equal(found(list(_PROBES)), tokenizer.tokenize(list(_PROBES)))
+    except Exception as error:  # file and format errors of two libraries
+        raise ModelError(f"open_clip cannot load the saved tokenizer: {error}") from None
+    if not is_same:
+        raise ModelError(
+            "the saved tokenizer gives other tokens than the model's", hint=_LOAD_VISUAL_HINT
         )

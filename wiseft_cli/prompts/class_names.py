@@ -32,7 +32,7 @@ _DOCUMENT_HINT = (
     "synonyms, or to {name: ..., prompts: [...]}"
 )
 
-SourceKind = Literal["text", "yaml", "json", "folder", "built-in"]
+SourceKind = Literal["text", "yaml", "json", "folder", "built-in", "list"]
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,19 @@ def read_class_names(source: Path) -> ClassList:
     if suffix == ".json":
         return _class_list(source, _read_document(source), "json")
     return _class_list(source, _read_lines(source), "text")
+
+
+def make_class_list(names: Sequence[str] | Mapping[str, str]) -> ClassList:
+    """Return a class list of names, or of a mapping of ids to names.
+
+    Raises:
+        ClassNamesError: The list is empty, or entries are empty, too long or duplicated.
+    """
+    if isinstance(names, Mapping):
+        classes = [_Class(f"id {key!r}", (name.strip(),), key) for key, name in names.items()]
+    else:
+        classes = [_Class(f"name {at}", (name.strip(),)) for at, name in enumerate(names, start=1)]
+    return _class_list("class names", classes, "list")
 
 
 def _read_folder(folder: Path) -> ClassList:
@@ -219,7 +232,7 @@ def _place(path: Path, node: documents.Node) -> str:
 
 
 def _class_list(
-    source: Path, classes: Sequence[_Class], kind: SourceKind, notes: tuple[str, ...] = ()
+    source: Path | str, classes: Sequence[_Class], kind: SourceKind, notes: tuple[str, ...] = ()
 ) -> ClassList:
     """Check the classes of a source and collect them."""
     if not classes:
@@ -276,7 +289,7 @@ def _has_control_characters(text: str) -> bool:
 
 
 def _raise_on_duplicate_ids(
-    source: Path, classes: Sequence[_Class], entries: Sequence[ClassEntry]
+    source: Path | str, classes: Sequence[_Class], entries: Sequence[ClassEntry]
 ) -> None:
     places = ((entry.where, made.id) for entry, made in zip(classes, entries, strict=True))
     faults = [f"{' and '.join(found)}: {text!r}" for text, found in _repeated(places)]
@@ -296,7 +309,7 @@ def _repeated(items: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
 
 
 def _raise_if_any(
-    source: Path, faults: Sequence[str], *, what: str = "not a valid class list", hint: str
+    source: Path | str, faults: Sequence[str], *, what: str = "not a valid class list", hint: str
 ) -> None:
     if faults:
         raise ClassNamesError(f"{source}: {what}", faults=faults, hint=hint)

@@ -1,0 +1,193 @@
+"""Find the classes and templates of a zero-shot head: files, built-in sets, data set cards.
+
+ImageNet's class names and the built-in templates are those of open_clip, its WordNet ids those of
+timm; nothing is copied, so corrections there take effect here. Files are read in `prompts/`.
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from wiseft_cli.checkpoint.card import ClassEntry
+from wiseft_cli.checkpoint.digest import canonical_json
+from wiseft_cli.data.dataset_card import (
+    TORCHVISION_PREFIX,
+    dataset_card_names,
+    is_dataset_card,
+    is_dataset_card_name,
+    read_dataset_card,
+    similar_card_names,
+    torchvision_classes,
+)
+from wiseft_cli.errors import ClassNamesError, TemplatesError, UsageError, counted
+from wiseft_cli.prompts.class_names import (
+    BUILTIN_CLASSES,
+    ClassList,
+    make_class_list,
+    read_class_names,
+)
+from wiseft_cli.prompts.templates import BUILTIN_TEMPLATES, PLACEHOLDER, read_templates
+
+
+@dataclass(frozen=True)
+class ClassPrompts:
+    """The prompts of a zero-shot head; iterating yields pairs of class index and prompt.
+
+    Attributes:
+        classes: The classes, in the order of the head's rows.
+        templates: Templates for the classes without prompts of their own.
+    """
+
+    classes: ClassList
+    templates: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        return self.classes.prompts(self.templates)
+
+    @cached_property
+    def count(self) -> int:
+        """Number of prompts of all classes."""
+        return sum(1 for _ in self)
+
+    def templates_or_digest(self) -> tuple[str, ...] | dict[str, Any]:
+        """Return the card's `templates`: the templates, or digest and number of the prompts.
+
+        The digest is used if any class has synonyms or prompts of its own. It covers one line of
+        canonical JSON per prompt, `[class id, prompt]`, in the order of the classes.
+        """
+        if not self.classes.has_own_wording:
+            return self.templates
+        digest = hashlib.sha256()
+        for index, prompt in self:
+            line = canonical_json([self.classes.entries[index].id, prompt])
+            digest.update(f"{line}\n".encode())
+        return {"digest": f"sha256:{digest.hexdigest()}", "count": self.count}
+
+
+def resolve_prompts(
+    classes: str | Path | Sequence[str] | Mapping[str, str],
+    templates: str | Path | Sequence[str] = (),
+    template_sources: Sequence[str | Path] = (),
+) -> tuple[ClassPrompts, list[str]]:
+    """Return the prompts of the classes and templates that the arguments name or list.
+
+    Args:
+        classes: Class names, as a list or as a mapping of ids to names; or a file or folder, a
+            built-in set (`imagenet`), or a data set card.
+        templates: Templates with `{}` for the class name; or a file, a built-in set (`openai`,
+            `simple`), or a data set card. Default: `a photo of a {}.`
+        template_sources: More files, sets or cards, whose templates precede `templates`.
+    Returns:
+        The prompts, and lines that describe them to the user.
+    Raises:
+        ClassNamesError: The classes are not valid.
+        TemplatesError: A template source does not exist, or a template has no `{}`.
+        UsageError: Templates are given, but every class has prompts of its own.
+    """
+    if isinstance(templates, (str, Path)):
+        template_sources, templates = [*template_sources, templates], ()
+    class_list = _resolve_classes(classes)
+    texts: tuple[str, ...] = ()
+    if class_list.needs_templates:
+        sources = [_resolve_template_source(str(source)) for source in template_sources]
+        texts = read_templates(sources, templates, load_set=builtin_templates)
+    elif template_sources or templates:
+        raise UsageError(
+            "templates are given, but every class has prompts of its own",
+            hint="omit --templates and --template, or remove the prompts from the class file",
+        )
+    prompts = ClassPrompts(class_list, texts)
+    is_named = isinstance(classes, (str, Path))
+    origin = f" from {classes} ({class_list.source_kind})" if is_named else ""
+    how = ", as given" if template_sources or templates else ", the default"
+    own = len(class_list.own_prompts)
+    own_note = f", {own} of {len(class_list.entries)} classes have their own" if own else ""
+    return prompts, [
+        f"classes: {len(class_list.entries)}{origin}",
+        f"templates: {len(texts)}{how if texts else ''}; "
+        f"{counted(prompts.count, 'prompt')}{own_note}",
+        *(f"note: {note}" for note in class_list.notes),
+    ]
+
+
+def imagenet_classes() -> ClassList:
+    """Return ImageNet's 1000 classes: WordNet id and name, in the order of the labels 0 to 999.
+
+    The names missile and sunglasses occur twice, with different ids.
+    """
+    # lazy: open_clip and timm cost seconds
+    from open_clip import IMAGENET_CLASSNAMES
+    from timm.data.imagenet_info import ImageNetInfo
+
+    info: Any = ImageNetInfo("imagenet-1k")
+    entries = zip(info.label_names(), IMAGENET_CLASSNAMES, strict=True)
+    return ClassList(tuple(ClassEntry(*entry) for entry in entries), "built-in")
+
+
+def builtin_templates(name: str) -> tuple[str, ...]:
+    """Return the templates of a built-in set: `openai` (80) or `simple` (7)."""
+    import open_clip  # lazy: it costs seconds
+
+    templates = {
+        "openai": open_clip.OPENAI_IMAGENET_TEMPLATES,
+        "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES,
+    }[name]
+    return tuple(template(PLACEHOLDER) for template in templates)
+
+
+def _resolve_classes(source: str | Path | Sequence[str] | Mapping[str, str]) -> ClassList:
+    if isinstance(source, Path):
+        return read_class_names(source)
+    if not isinstance(source, str):
+        return make_class_list(source)
+    is_builtin = source in BUILTIN_CLASSES
+    if not is_builtin and not is_dataset_card(source):
+        if not Path(source).exists():
+            raise ClassNamesError(
+                f"{source}: neither a file or folder nor a built-in class list",
+                hint=_builtin_sets(source, BUILTIN_CLASSES),
+            )
+        return read_class_names(Path(source))
+    classes = _read_class_list(source) if is_builtin else _classes_of_card(source)
+    if Path(source).exists() and (is_builtin or is_dataset_card_name(source)):
+        note = f"{source} is the built-in set; for the file or folder of that name use ./{source}"
+        return replace(classes, notes=(note,))
+    return classes
+
+
+def _classes_of_card(source: str) -> ClassList:
+    card = read_dataset_card(source)
+    classes = _read_class_list(card.classes)
+    used = set(card.class_ids)
+    return replace(classes, entries=tuple(entry for entry in classes.entries if entry.id in used))
+
+
+def _read_class_list(source: str) -> ClassList:
+    if source.startswith(TORCHVISION_PREFIX):
+        return torchvision_classes(source)
+    return imagenet_classes() if source in BUILTIN_CLASSES else read_class_names(Path(source))
+
+
+def _resolve_template_source(source: str) -> str:
+    if source in BUILTIN_TEMPLATES:
+        return source
+    if is_dataset_card(source):
+        return read_dataset_card(source).templates
+    if not Path(source).exists():
+        raise TemplatesError(
+            f"{source}: neither a file nor a built-in template set",
+            hint=f"{_builtin_sets(source, BUILTIN_TEMPLATES)}; use --template for a template",
+        )
+    return source
+
+
+def _builtin_sets(source: str, names: Sequence[str]) -> str:
+    similar = similar_card_names(source)
+    question = f"did you mean {' or '.join(similar)}? " if similar else ""
+    return f"{question}built-in sets: {', '.join(dict.fromkeys((*names, *dataset_card_names())))}"

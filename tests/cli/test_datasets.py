@@ -13,11 +13,11 @@ from PIL import Image
 from tests.cli.test_zeroshot_head import head, place
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
-from wiseft_cli.cli.zeroshot_prompts import read_classes, read_prompt_templates
 from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
 from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.data.images import find_unreadable_images
 from wiseft_cli.data.suite import suite_names
+from wiseft_cli.model.zeroshot_prompts import resolve_prompts
 
 __all__ = ["place"]
 
@@ -167,12 +167,11 @@ COUNTS |= {
 
 @pytest.mark.parametrize("name", dataset_card_names())
 def test_shipped_cards_have_classes_and_templates(name: str) -> None:
-    classes, card = read_classes(name), read_dataset_card(name)
-    assert tuple(entry.id for entry in classes.entries) == card.class_ids
-    templates = read_prompt_templates(classes, [name], [])
-    assert len(templates) == COUNTS.get(name, 80)
-    prompts = {prompt for _, prompt in classes.prompts(templates)}
-    assert not any("{}" in prompt or "_" in prompt for prompt in prompts)
+    card = read_dataset_card(name)
+    prompts, _ = resolve_prompts(name, name)
+    assert tuple(entry.id for entry in prompts.classes.entries) == card.class_ids
+    assert len(prompts.templates) == COUNTS.get(name, 80)
+    assert not any("{}" in prompt or "_" in prompt for _, prompt in prompts)
 
 
 @pytest.mark.usefixtures("place")

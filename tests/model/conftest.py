@@ -1,4 +1,4 @@
-"""Tiny open_clip models with random weights, one for each family, made from configs alone."""
+"""Tiny open_clip models with random weights, one per family, built from configs."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def simple_tokenizer(merges_path: Path) -> open_clip.SimpleTokenizer:
 
 
 def random_clip(family: str, *, seed: int = 0) -> Any:
-    """A model of the family in evaluation mode, every parameter away from its initial value."""
+    """Return a model of the family in evaluation mode; no parameter has its initial value."""
     torch.manual_seed(seed)
     model: nn.Module = build_untrained_clip(FAMILIES[family])
     generator = torch.Generator().manual_seed(seed)
@@ -116,7 +116,7 @@ def random_clip(family: str, *, seed: int = 0) -> Any:
 
 
 def write_model_folder(folder: Path, family: str, merges: Path) -> Path:
-    """An open_clip `local-dir` folder of a random model, its tokenizer included."""
+    """Write an open_clip `local-dir` folder of a random model with its tokenizer."""
     config = copy.deepcopy(FAMILIES[family])
     config["text_cfg"]["tokenizer_kwargs"] = {"bpe_path": merges.name}
     document = {

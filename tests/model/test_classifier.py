@@ -1,7 +1,8 @@
-"""The classifier and its file: what goes in comes out, and nothing else is in between."""
+"""A classifier is loaded from its checkpoint unchanged, or the checkpoint is rejected."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,19 +10,22 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.model.conftest import FAMILIES, random_clip
 from tests.model.test_image_encoder import square_images
 from wiseft_cli.checkpoint.card import Card, ClassEntry, ModelSpec
 from wiseft_cli.checkpoint.writer import write_checkpoint
-from wiseft_cli.errors import CheckpointError, NotACheckpointError
+from wiseft_cli.errors import CheckpointError, NotACheckpointError, UsageError
 from wiseft_cli.model.classifier import (
     ImageClassifier,
     build_classification_head,
+    load_checkpoint,
     load_classifier,
     state_arrays,
 )
 from wiseft_cli.model.image_encoder import image_encoder_config
+from wiseft_cli.model.transforms import eval_transform
 
 CLASSES = tuple(ClassEntry(f"n{index}", f"name {index}") for index in range(3))
 
@@ -42,7 +46,7 @@ def tiny_card(family: str = "vit") -> Card:
     return Card(role="zeroshot", model=spec, preprocess={"size": 32}, classes=CLASSES)
 
 
-def test_logits_are_the_head_on_normalised_features() -> None:
+def test_logits_are_the_head_on_normalized_features() -> None:
     classifier = tiny_classifier()
     images = square_images(classifier.visual, count=4)
     with torch.no_grad():
@@ -56,7 +60,7 @@ def test_logits_are_the_head_on_normalised_features() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_file_gives_back_the_same_classifier(family: str, tmp_path: Path) -> None:
+def test_loaded_classifier_equals_the_written_one(family: str, tmp_path: Path) -> None:
     classifier = tiny_classifier(family)
     path = tmp_path / "c.safetensors"
     write_checkpoint(path, state_arrays(classifier), tiny_card(family))
@@ -69,7 +73,7 @@ def test_file_gives_back_the_same_classifier(family: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_arrays_are_open_clips_visual_tensors_and_the_head(family: str) -> None:
+def test_state_arrays_are_open_clips_visual_tensors_and_the_head(family: str) -> None:
     full = random_clip(family)
     expected = {
         name: tensor for name, tensor in full.state_dict().items() if name.startswith("visual.")
@@ -83,7 +87,7 @@ def test_arrays_are_open_clips_visual_tensors_and_the_head(family: str) -> None:
         assert arrays[name].dtype == (np.float32 if floating else tensor.numpy().dtype)
 
 
-def test_arrays_of_a_half_precision_classifier_are_float32() -> None:
+def test_state_arrays_of_a_bfloat16_classifier_are_float32() -> None:
     arrays = state_arrays(tiny_classifier("modified-resnet").bfloat16())
     kinds = {name: array.dtype for name, array in arrays.items()}
     assert kinds.pop("visual.bn1.num_batches_tracked") == np.int64
@@ -92,7 +96,7 @@ def test_arrays_of_a_half_precision_classifier_are_float32() -> None:
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64])
-def test_other_floats_in_a_file_are_read_as_float32(dtype: type, tmp_path: Path) -> None:
+def test_other_floating_types_are_loaded_as_float32(dtype: type, tmp_path: Path) -> None:
     arrays = {name: array.astype(dtype) for name, array in state_arrays(tiny_classifier()).items()}
     path = tmp_path / "c.safetensors"
     write_checkpoint(path, arrays, tiny_card())
@@ -102,12 +106,36 @@ def test_other_floats_in_a_file_are_read_as_float32(dtype: type, tmp_path: Path)
     assert np.array_equal(loaded.state_dict()["visual.conv1.weight"].numpy(), expected)
 
 
-def test_head_of_one_class_keeps_its_shape() -> None:
+@pytest.mark.parametrize("kind", [str, Path])
+def test_checkpoint_is_loaded_with_transform_and_class_names(
+    kind: Callable[[Path], str], tmp_path: Path
+) -> None:
+    classifier = tiny_classifier()
+    path = tmp_path / "c.safetensors"
+    write_checkpoint(path, state_arrays(classifier), tiny_card())
+    loaded = load_checkpoint(kind(path))
+    assert loaded.class_names == ("name 0", "name 1", "name 2")
+    assert loaded.card.classes == CLASSES
+    image = Image.fromarray(np.full((40, 50, 3), 7, dtype=np.uint8))
+    images = loaded.transform(image)[None]
+    assert torch.equal(images[0], eval_transform({"size": 32})(image))
+    with torch.no_grad():
+        assert torch.equal(loaded.model(images), classifier(images))
+
+
+def test_checkpoint_for_an_unavailable_device_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    write_checkpoint(path, state_arrays(tiny_classifier()), tiny_card())
+    with pytest.raises(UsageError, match="gpu"):
+        load_checkpoint(path, device="gpu")
+
+
+def test_head_of_one_class_gives_two_dimensional_logits() -> None:
     head = build_classification_head(torch.ones(1, 4), torch.zeros(1))
     assert head(torch.ones(2, 4)).shape == (2, 1)
 
 
-def test_every_tensor_that_does_not_fit_is_named(tmp_path: Path) -> None:
+def test_all_mismatched_tensors_are_named(tmp_path: Path) -> None:
     arrays = state_arrays(tiny_classifier())
     arrays["stray"] = np.zeros(1, np.float32)
     del arrays["visual.ln_pre.bias"]
@@ -116,7 +144,7 @@ def test_every_tensor_that_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         load_classifier(path)
     assert caught.value.message == (
-        f"{path}: does not hold the classifier its card describes\n"
+        f"{path}: the tensors do not match the card:\n"
         "  classification_head.bias: shape (3,), expected (2,)\n"
         "  classification_head.weight: shape (3, 24), expected (2, 24)\n"
         "  stray: unknown to the model\n"
@@ -124,7 +152,7 @@ def test_every_tensor_that_does_not_fit_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_file_without_card_or_without_model_is_refused(tmp_path: Path) -> None:
+def test_file_without_card_or_model_is_rejected(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     bare = tmp_path / "bare.safetensors"

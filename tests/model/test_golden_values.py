@@ -1,7 +1,7 @@
-"""The embedded model's numbers, written down: a change of any part of the way shows here.
+"""The head, features and logits of the embedded model equal recorded values.
 
-The values are open_clip 3.3.0's own (`build_zero_shot_classifier` times the scale,
-`encode_image`), taken once. Digits beyond the fourth differ between processors.
+The values were computed with open_clip 3.3.0 (`build_zero_shot_classifier` times the scale,
+`encode_image`). Digits beyond the fourth differ between processors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FIRST_FEATURES = [0.0438, 0.1074, -0.1707, -0.1843]
 LOGITS = [8.4279, 9.6413, 8.5661]
 
 
-def test_head_features_and_logits_of_the_embedded_model(
+def test_embedded_model_gives_the_recorded_head_features_and_logits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

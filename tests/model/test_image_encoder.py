@@ -1,4 +1,4 @@
-"""An encoder rebuilt from its config is open_clip's own, bit for bit."""
+"""An image encoder built from its config equals open_clip's, bit for bit."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from tests.model.conftest import FAMILIES, VIT, random_clip
 from wiseft_cli.errors import ModelError
 from wiseft_cli.model import image_encoder
 from wiseft_cli.model.image_encoder import (
+    SkipInitialization,
     assign_weights,
     build_image_encoder,
     image_encoder_config,
+    parameters_on_meta,
 )
 
 
@@ -25,7 +27,7 @@ def square_images(visual: Any, *, count: int = 2) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rebuilt_encoder_is_bit_equal_to_the_tower_of_the_full_model(family: str) -> None:
+def test_encoder_is_bit_equal_to_the_tower_of_the_full_model(family: str) -> None:
     full = random_clip(family)
     encoder = assign_weights(build_image_encoder(FAMILIES[family]), dict(full.visual.state_dict()))
     images = square_images(full.visual)
@@ -33,27 +35,27 @@ def test_rebuilt_encoder_is_bit_equal_to_the_tower_of_the_full_model(family: str
         expected = full.visual(images)
         found = encoder(images)
     if isinstance(expected, tuple):
-        expected = expected[0]  # CoCa's tower returns its tokens too
+        expected = expected[0]  # CoCa's tower also returns its tokens
     assert torch.equal(found, expected)
     assert found.shape == (2, FAMILIES[family]["embed_dim"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_parameters_wait_on_the_meta_device_and_buffers_do_not(family: str) -> None:
+def test_encoder_has_meta_parameters_and_real_buffers(family: str) -> None:
     encoder = build_image_encoder(FAMILIES[family])
     assert all(parameter.is_meta for parameter in encoder.parameters())
     assert not any(buffer.is_meta for buffer in encoder.buffers())
     assert not encoder.training
 
 
-def test_every_image_encoder_of_open_clip_can_be_built_without_values() -> None:
+def test_every_image_encoder_of_open_clip_can_be_built_on_the_meta_device() -> None:
     for name in open_clip.list_models():
         encoder = build_image_encoder(open_clip.get_model_config(name))
         assert all(parameter.is_meta for parameter in encoder.parameters()), name
         assert not any(buffer.is_meta for buffer in encoder.buffers()), name
 
 
-class LooksAtItsWeight(nn.Module):
+class ReadsItsWeight(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.rand(3))
@@ -67,8 +69,8 @@ class CopiesItsWeight(nn.Module):
         self.register_buffer("start", self.weight.detach() * 2, persistent=False)
 
 
-@pytest.mark.parametrize("tower", [LooksAtItsWeight, CopiesItsWeight])
-def test_tower_that_needs_its_values_is_built_with_them(
+@pytest.mark.parametrize("tower", [ReadsItsWeight, CopiesItsWeight])
+def test_tower_that_needs_its_values_is_built_normally(
     tower: type[nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_encoder, "_build_vision_tower", lambda *_arguments: tower())
@@ -80,7 +82,7 @@ def test_tower_that_needs_its_values_is_built_with_them(
 
 
 @pytest.mark.parametrize("family", ["vit", "convnext", "vitamin"])
-def test_building_leaves_the_global_generator_as_it_was(family: str) -> None:
+def test_building_preserves_the_global_generator(family: str) -> None:
     before = torch.get_rng_state()
     build_image_encoder(FAMILIES[family])
     assert torch.equal(torch.get_rng_state(), before)
@@ -94,7 +96,7 @@ def test_assigned_weights_are_not_copied_and_can_be_trained() -> None:
         assert parameter.requires_grad
 
 
-def test_config_keeps_what_decides_the_image_encoder_and_nothing_else() -> None:
+def test_config_keeps_only_the_fields_of_the_image_encoder() -> None:
     assert image_encoder_config(FAMILIES["coca"]) == {
         "embed_dim": 24,
         "quick_gelu": False,
@@ -107,7 +109,7 @@ def test_config_keeps_what_decides_the_image_encoder_and_nothing_else() -> None:
     }
 
 
-def test_timm_never_fetches_weights_of_its_own() -> None:
+def test_timms_pretrained_weights_are_turned_off() -> None:
     config = {
         "embed_dim": 24,
         "vision_cfg": {"timm_model_name": "test_vit", "timm_model_pretrained": True},
@@ -125,18 +127,60 @@ def test_quick_gelu_changes_the_encoder() -> None:
 
 
 @pytest.mark.parametrize("field", ["embed_dim", "vision_cfg"])
-def test_config_without_a_field_is_refused(field: str) -> None:
+def test_config_without_a_required_field_is_rejected(field: str) -> None:
     config = {name: value for name, value in FAMILIES["vit"].items() if name != field}
     with pytest.raises(ModelError) as caught:
         build_image_encoder(config)
-    assert caught.value.message == (
-        f"the model config has no {field}, so no image encoder can be built"
-    )
+    assert caught.value.message == f"the model config has no {field}"
 
 
-def test_config_that_no_tower_takes_is_refused() -> None:
+def test_invalid_config_is_rejected_with_the_reason() -> None:
     config = {"embed_dim": 24, "vision_cfg": {**VIT, "colour": "blue"}}
     with pytest.raises(
         ModelError, match=r"image encoder cannot be built from its config: .*colour"
     ):
         build_image_encoder(config)
+
+
+def build_layers() -> nn.Module:
+    layers = nn.Sequential(
+        nn.Linear(4, 4), nn.Conv2d(3, 4, 2), nn.Embedding(5, 4), nn.MultiheadAttention(4, 2)
+    )
+    layers.register_buffer("counts", torch.empty(3).fill_(7))
+    return layers
+
+
+def test_skipped_initialization_draws_no_numbers_and_sets_buffers() -> None:
+    before = torch.get_rng_state()
+    with SkipInitialization():
+        layers = build_layers()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert layers.counts.tolist() == [7, 7, 7]
+    assert not any(parameter.is_meta for parameter in layers.parameters())
+
+
+def test_skipped_initialization_terminates_on_uninitialized_values() -> None:
+    """Newer torch redraws values that are out of bounds; here they are whatever memory held."""
+    weight = nn.Parameter(torch.tensor([float("nan"), float("inf"), 1e30, 0.0]))
+    with SkipInitialization():
+        nn.init.trunc_normal_(weight)
+        nn.init.trunc_normal_(weight, mean=5.0, std=1.0, a=-1.0, b=3.0)
+
+
+def test_parameters_on_meta_draws_no_numbers_and_sets_buffers() -> None:
+    before = torch.get_rng_state()
+    with parameters_on_meta():
+        layers = build_layers()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert layers.counts.tolist() == [7, 7, 7]
+    assert all(parameter.is_meta for parameter in layers.parameters())
+
+
+@pytest.mark.parametrize("context", [SkipInitialization, parameters_on_meta])
+def test_layers_are_initialized_again_after_the_context(context: type) -> None:
+    with context():
+        build_layers()
+    layers = nn.Linear(4, 4)
+    assert not layers.weight.is_meta
+    with torch.no_grad():
+        assert layers.weight.fill_(3).eq(3).all()

@@ -1,4 +1,4 @@
-"""Trimmed prompts give the features of fully padded ones, and only where that is exact."""
+"""Prompts without padding give the features of padded ones, and are used only where exact."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from wiseft_cli.model.full_clip import build_untrained_clip
 from wiseft_cli.model.text_encoder import TextEncoder
 
 TEXTS = ["a", "a photo of a cat.", "two words", "zzz qqq xxx vvv www", ""]
-FORBIDDEN = {"coca", "siglip"}
-TRIMMING = [family for family in FAMILIES if family not in FORBIDDEN]
+PADDED = {"coca", "siglip"}
+UNPADDED = [family for family in FAMILIES if family not in PADDED]
 
 
 def full_features(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """open_clip's own text features on fully padded tokens, normalised."""
+    """Return open_clip's normalized text features of fully padded tokens."""
     with torch.no_grad():
         return functional.normalize(model.encode_text(tokens), dim=-1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_trimming_is_used_where_the_tower_ignores_padding_and_nowhere_else(family: str) -> None:
-    assert TextEncoder(random_clip(family)).trims == (family in TRIMMING)
+def test_padding_is_omitted_only_for_towers_that_ignore_it(family: str) -> None:
+    assert TextEncoder(random_clip(family)).ignores_padding == (family in UNPADDED)
 
 
 @pytest.mark.parametrize(
@@ -38,15 +38,15 @@ def test_trimming_is_used_where_the_tower_ignores_padding_and_nowhere_else(famil
         {"embed_cls": True},
     ],
 )
-def test_each_condition_alone_forbids_trimming(field: dict[str, Any]) -> None:
+def test_each_property_alone_requires_padding(field: dict[str, Any]) -> None:
     config = FAMILIES["custom-text-eos"]
     changed = {**config, "text_cfg": {**config["text_cfg"], **field}}
-    assert TextEncoder(build_untrained_clip(config)).trims
-    assert not TextEncoder(build_untrained_clip(changed)).trims
+    assert TextEncoder(build_untrained_clip(config)).ignores_padding
+    assert not TextEncoder(build_untrained_clip(changed)).ignores_padding
 
 
-@pytest.mark.parametrize("family", TRIMMING)
-def test_trimmed_features_equal_fully_padded_ones(
+@pytest.mark.parametrize("family", UNPADDED)
+def test_features_without_padding_equal_padded_ones(
     family: str, simple_tokenizer: open_clip.SimpleTokenizer
 ) -> None:
     model = random_clip(family)
@@ -61,8 +61,8 @@ def test_trimmed_features_equal_fully_padded_ones(
     torch.testing.assert_close(found, full_features(model, tokens), rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("family", sorted(FORBIDDEN))
-def test_untrimmed_towers_go_through_open_clips_own_encoder(
+@pytest.mark.parametrize("family", sorted(PADDED))
+def test_padded_towers_use_open_clips_encode_text(
     family: str, simple_tokenizer: open_clip.SimpleTokenizer
 ) -> None:
     model = random_clip(family)
@@ -73,10 +73,10 @@ def test_untrimmed_towers_go_through_open_clips_own_encoder(
         assert torch.equal(encode(tokens), full_features(model, tokens))
 
 
-def test_padding_does_change_the_features_of_the_towers_that_forbid_trimming(
+def test_padding_changes_the_features_of_siglip(
     simple_tokenizer: open_clip.SimpleTokenizer,
 ) -> None:
-    """The rule is needed: SigLIP's last position is another one in a shorter batch."""
+    """SigLIP pools the last position, which is another one in a shorter batch."""
     model = random_clip("siglip")
     tokens = simple_tokenizer(["a cat"])
     longer, shorter = tokens, tokens[:, :-1]

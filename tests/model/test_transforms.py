@@ -1,4 +1,4 @@
-"""Images reach the model exactly as open_clip would feed it."""
+"""The transforms give the model exactly the input that open_clip gives it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_train_transform_equals_open_clips_training_crop() -> None:
         assert torch.equal(ours(noise_image(seed=seed)), theirs)
 
 
-def test_crop_draws_from_torchs_global_generator_alone() -> None:
+def test_crop_uses_only_torchs_global_generator() -> None:
     transform = train_transform(PREPROCESS, augment="crop")
     np_before, torch_before = np.random.get_state()[1].copy(), torch.get_rng_state()  # type: ignore[union-attr,index]
     torch.manual_seed(3)
@@ -77,7 +77,7 @@ def test_crop_draws_from_torchs_global_generator_alone() -> None:
 
 
 def test_crops_cover_nine_tenths_of_the_area_and_are_never_flipped() -> None:
-    """On a horizontal ramp a crop keeps the ramp's direction and nearly all of its range."""
+    """A crop of a horizontal ramp keeps its direction and most of its range."""
     ramp = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (64, 64, 3))
     transform = train_transform({**PREPROCESS, "mean": [0.0] * 3, "std": [1.0] * 3}, augment="crop")
     torch.manual_seed(0)
@@ -94,14 +94,14 @@ def test_no_augmentation_is_the_eval_transform() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_unknown_fields_are_left_out_and_absent_ones_take_defaults() -> None:
+def test_unknown_fields_are_ignored_and_missing_ones_have_defaults() -> None:
     image = noise_image()
     found = eval_transform({"size": 32, "colour": "blue"})(image)
     assert torch.equal(found, image_transform(32, is_train=False)(image))
 
 
-def test_unknown_value_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"preprocessing .* is not one that open_clip knows"):
+def test_unsupported_value_is_rejected() -> None:
+    with pytest.raises(ModelError, match=r"open_clip does not support the preprocessing .*fold"):
         eval_transform({**PREPROCESS, "resize_mode": "fold"})
 
 
@@ -115,10 +115,10 @@ def test_unknown_value_is_refused() -> None:
         {"std": [0, 0, 0]},
     ],
 )
-def test_preprocessing_that_no_image_passes_is_found_without_images(field: dict[str, Any]) -> None:
+def test_unusable_preprocessing_is_found_without_images(field: dict[str, Any]) -> None:
     check_preprocessing({"size": 8})
     with pytest.raises(
-        ModelError, match=r"^the preprocessing \{.*\} is not one that open_clip knows"
+        ModelError, match=r"^open_clip does not support the preprocessing \{.*\}"
     ) as caught:
         check_preprocessing({"size": 8, **field})
     assert caught.value.hint == (

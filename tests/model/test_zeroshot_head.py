@@ -1,4 +1,4 @@
-"""The head equals open_clip's own and the formula, whatever the batching."""
+"""The head equals open_clip's and the formula, for any batch size."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ def head_of(
     features = encode_prompts(
         model, tokenizer, class_prompts(names, templates), class_count=len(names), **options
     )
+    bias = 0.0 if model.logit_bias is None else float(model.logit_bias)
     return build_zeroshot_head(
-        features, logit_scale=model.logit_scale, logit_bias=model.logit_bias, class_ids=names
+        features, scale=float(model.logit_scale.exp()), bias=bias, class_ids=names
     )
 
 
@@ -88,14 +89,14 @@ def test_heads_of_one_and_two_classes_work(names: list[str], tokenizer: PromptTo
     torch.testing.assert_close(norms, model.logit_scale.exp().expand(len(names)))
 
 
-def test_bias_is_the_models_logit_bias_or_zero(tokenizer: PromptTokenizer) -> None:
+def test_bias_is_the_logit_bias_of_the_model_or_zero(tokenizer: PromptTokenizer) -> None:
     siglip = random_clip("siglip")
     head = head_of(siglip, tokenizer, NAMES, TEMPLATES)
     assert torch.equal(head.bias, siglip.logit_bias.detach().expand(len(NAMES)))
     assert not head_of(random_clip("vit"), tokenizer, NAMES, TEMPLATES).bias.any()
 
 
-def test_siglip_logits_equal_the_full_models(tokenizer: PromptTokenizer) -> None:
+def test_siglip_logits_equal_those_of_the_full_model(tokenizer: PromptTokenizer) -> None:
     model = random_clip("siglip")
     head = head_of(model, tokenizer, NAMES, ["{}"])
     images = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
@@ -106,7 +107,7 @@ def test_siglip_logits_equal_the_full_models(tokenizer: PromptTokenizer) -> None
 
 
 @pytest.mark.parametrize(("batch_size", "window_batches"), [(1, 1), (7, 1), (2, 3), (256, 64)])
-def test_head_does_not_depend_on_batches_and_windows(
+def test_head_does_not_depend_on_batch_and_window_sizes(
     batch_size: int,
     window_batches: int,
     tokenizer: PromptTokenizer,
@@ -119,8 +120,8 @@ def test_head_does_not_depend_on_batches_and_windows(
     assert_close_relative(found.weight, expected.weight)
 
 
-def test_batches_hold_prompts_of_one_length(tokenizer: PromptTokenizer) -> None:
-    """The positions computed are those of the prompts, without a single one of padding."""
+def test_batches_contain_no_padding(tokenizer: PromptTokenizer) -> None:
+    """The number of computed positions is the number of tokens in the prompts."""
     model = random_clip("vit")
     positions: list[int] = []
     model.transformer.register_forward_pre_hook(
@@ -132,7 +133,7 @@ def test_batches_hold_prompts_of_one_length(tokenizer: PromptTokenizer) -> None:
     assert sum(positions) == 8 * sum(lengths)
 
 
-def test_prompts_are_read_in_windows_and_never_held_at_once(
+def test_prompts_are_read_one_window_at_a_time(
     tokenizer: PromptTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(zeroshot_head, "WINDOW_BATCHES", 2)
@@ -156,25 +157,25 @@ def test_prompts_are_read_in_windows_and_never_held_at_once(
     assert read_when_encoded == [10, 10, 20, 20, 30, 30, 40, 40]
 
 
-class Watched:
-    """Counts the rows of the tensors that are alive, each time a new one is made."""
+class PeakRows:
+    """Record the largest number of rows of all tensors that are alive at once."""
 
     def __init__(self) -> None:
         self.alive: list[tuple[weakref.ref[torch.Tensor], int]] = []
-        self.most = 0
+        self.peak = 0
 
     def add(self, tensor: torch.Tensor) -> torch.Tensor:
         self.alive.append((weakref.ref(tensor), len(tensor)))
-        self.most = max(self.most, sum(rows for ref, rows in self.alive if ref() is not None))
+        self.peak = max(self.peak, sum(rows for ref, rows in self.alive if ref() is not None))
         return tensor
 
 
-def test_tokens_and_features_never_lie_in_memory_at_once(
+def test_memory_of_tokens_and_features_is_bounded(
     tokenizer: PromptTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 900 prompts, at most two windows of tokens and two batches of features are alive."""
+    """For 900 prompts, at most two windows of tokens and two batches of features are alive."""
     batch_size, window = 5, 10
-    tokens, features = Watched(), Watched()
+    tokens, features = PeakRows(), PeakRows()
     encode = TextEncoder.__call__
     monkeypatch.setattr(zeroshot_head, "WINDOW_BATCHES", window // batch_size)
     monkeypatch.setattr(
@@ -185,11 +186,11 @@ def test_tokens_and_features_never_lie_in_memory_at_once(
     )
     prompts = ((index // 9, f"x {index}") for index in range(900))
     encode_prompts(random_clip("vit"), watched, prompts, class_count=100, batch_size=batch_size)
-    assert 0 < tokens.most <= 2 * window
-    assert 0 < features.most <= 2 * batch_size
+    assert 0 < tokens.peak <= 2 * window
+    assert 0 < features.peak <= 2 * batch_size
 
 
-def test_classes_may_have_different_numbers_of_prompts(tokenizer: PromptTokenizer) -> None:
+def test_classes_can_have_different_numbers_of_prompts(tokenizer: PromptTokenizer) -> None:
     model = random_clip("vit")
     prompts = [(1, "a cat"), (0, "x"), (1, "the cat"), (1, "cat")]
     found = encode_prompts(model, tokenizer, prompts, class_count=2)
@@ -199,7 +200,7 @@ def test_classes_may_have_different_numbers_of_prompts(tokenizer: PromptTokenize
     torch.testing.assert_close(found[1], alone[0], rtol=1e-5, atol=1e-6)
 
 
-def test_progress_counts_every_prompt_once(tokenizer: PromptTokenizer) -> None:
+def test_progress_counts_each_prompt_once(tokenizer: PromptTokenizer) -> None:
     counts: list[int] = []
     encode_prompts(
         random_clip("vit"),
@@ -213,19 +214,19 @@ def test_progress_counts_every_prompt_once(tokenizer: PromptTokenizer) -> None:
     assert max(counts) <= 8
 
 
-def test_class_whose_features_cancel_is_an_error() -> None:
+def test_class_with_cancelling_features_is_an_error() -> None:
     features = torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
     with pytest.raises(ModelError) as caught:
-        build_zeroshot_head(features, logit_scale=torch.tensor(1.0), class_ids=["cat", "dog"])
-    assert caught.value.message == "the text features of 1 class cancel out: dog"
+        build_zeroshot_head(features, scale=1.0, class_ids=["cat", "dog"])
+    assert caught.value.message == "the text features of 1 class cancel out:\n  dog"
 
 
-def test_class_without_prompt_is_an_error(tokenizer: PromptTokenizer) -> None:
-    with pytest.raises(ModelError, match=r"^1 class has no prompt$"):
+def test_class_without_a_prompt_is_an_error(tokenizer: PromptTokenizer) -> None:
+    with pytest.raises(ModelError, match=r"^1 class without a prompt$"):
         encode_prompts(random_clip("vit"), tokenizer, [(0, "x")], class_count=2)
 
 
-def test_features_that_are_not_finite_name_the_prompt(tokenizer: PromptTokenizer) -> None:
+def test_non_finite_features_name_the_prompt(tokenizer: PromptTokenizer) -> None:
     model = random_clip("vit")
     with torch.no_grad():
         model.text_projection[0, 0] = float("nan")
@@ -234,6 +235,6 @@ def test_features_that_are_not_finite_name_the_prompt(tokenizer: PromptTokenizer
     assert caught.value.message == "the text feature of 'a cat' is not finite"
 
 
-def test_long_prompts_are_an_error_and_not_cut(tokenizer: PromptTokenizer) -> None:
-    with pytest.raises(TemplatesError, match="1 prompt has more than the 20 tokens"):
+def test_prompts_that_exceed_the_context_are_an_error(tokenizer: PromptTokenizer) -> None:
+    with pytest.raises(TemplatesError, match="1 prompt longer than the 20 tokens"):
         encode_prompts(random_clip("vit"), tokenizer, [(0, "zq " * 40)], class_count=1)

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from wiseft_cli.errors import OutputError
@@ -63,6 +63,24 @@ def progress(total: int, description: str) -> Iterator[Advance]:
             yield advance
     else:
         yield _plain_lines(total, description)
+
+
+@contextmanager
+def deferred_progress(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Show progress of work whose size is known only when it starts.
+
+    Yields `on_progress(total, n)`: n more of `total` steps are done.
+    """
+    with ExitStack() as stack:
+        advance: Advance | None = None
+
+        def on_progress(total: int, n: int) -> None:
+            nonlocal advance
+            if advance is None:
+                advance = stack.enter_context(progress(total, description))
+            advance(n)
+
+        yield on_progress
 
 
 @contextmanager

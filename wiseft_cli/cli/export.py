@@ -1,4 +1,4 @@
-"""`wiseft export`: a checkpoint back to a whole CLIP model that open_clip loads by itself."""
+"""`wiseft export`: write a checkpoint as a whole CLIP model that open_clip loads."""
 
 from __future__ import annotations
 
@@ -10,78 +10,100 @@ import typer
 from wiseft_cli.cli.console import print_json, print_message, print_result
 from wiseft_cli.errors import UsageError
 
+EXAMPLES = """
+wiseft export merged.safetensors --model ViT-B-32 --pretrained openai -o clip
+wiseft export merged.safetensors --model local-dir:original-clip -o clip --force
+"""
+
 
 def export(
     checkpoint: Annotated[
         Path,
-        typer.Argument(
-            metavar="CHECKPOINT", help="A zero-shot, fine-tuned or merged checkpoint of wiseft."
-        ),
+        typer.Argument(metavar="CHECKPOINT", help="A zero-shot, fine-tuned or merged checkpoint."),
     ],
     model: Annotated[
         str,
         typer.Option(
-            help="CLIP model that CHECKPOINT was made from: an open_clip name such as ViT-B-32, "
-            "hf-hub:ORG/REPO, or local-dir:FOLDER. Its text tower is taken."
+            metavar="NAME",
+            help="CLIP model that CHECKPOINT was made from, which provides the text tower: an "
+            "open_clip name such as ViT-B-32, hf-hub:ORG/REPO, or local-dir:DIR.",
+            rich_help_panel="Model",
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The open_clip model folder to write.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="open_clip model folder to write.",
+            rich_help_panel="Output",
+        ),
     ],
     pretrained: Annotated[
         str | None,
         typer.Option(
-            help="Weights of an open_clip name: one of its tags, or a local file (.safetensors, "
-            ".bin, .pt). A hub or folder model brings its own."
+            metavar="TAG",
+            help="Weights for an open_clip name: one of its tags, or a local file (.safetensors, "
+            ".bin, .pt). hf-hub: and local-dir: models include their weights.",
+            rich_help_panel="Model",
         ),
     ] = None,
     random_weights: Annotated[
         bool,
         typer.Option(
-            "--random-weights", help="Draw the weights at random, as zeroshot-head did; for trials."
+            "--random-weights",
+            help="Use the random weights that zeroshot-head used, for trials.",
+            rich_help_panel="Model",
         ),
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace a folder that export wrote before.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace a folder that an earlier export wrote.",
+            rich_help_panel="Output",
+        ),
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON instead of the path alone.")
+        bool,
+        typer.Option(
+            "--json",
+            help="Print the result as JSON instead of the path alone.",
+            rich_help_panel="Output",
+        ),
     ] = False,
 ) -> None:
-    """Write a checkpoint's image encoder and its text tower as an open_clip model folder.
+    """Write a checkpoint as a whole CLIP model that open_clip loads.
 
-    `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads it. The classification
-    head is not part of it. The path of the folder is printed.
+    The folder holds the image encoder and the text tower, but not the classification head;
+    `open_clip.create_model_and_transforms("local-dir:DIR")` loads it. Prints the path of the
+    folder.
     """
     if random_weights and pretrained is not None:
         raise UsageError("--random-weights and --pretrained exclude each other")
-    warnings: list[str] = []
 
-    def note(text: str) -> None:
-        warnings.append(text)
-        print_message(f"note: {text}")
+    from wiseft_cli.model.export import export_checkpoint  # lazy: torch and open_clip cost seconds
 
-    from wiseft_cli.model.export import export_clip  # lazy: torch and open_clip cost seconds
-
-    written = export_clip(
+    exported = export_checkpoint(
         checkpoint,
         output,
         model=model,
         pretrained=pretrained,
         random_weights=random_weights,
         force=force,
-        on_model=lambda description: print_message(f"model: {description}"),
-        on_note=note,
+        on_message=print_message,
     )
     if as_json:
+        card = exported.card
         print_json(
             {
                 "path": str(output),
-                "digest": written.digest,
-                "checkpoint": written.checkpoint,
-                "role": written.role,
-                "alpha": written.alpha,
-                "warnings": warnings,
+                "digest": exported.digest,
+                "checkpoint": str(card.digest),
+                "role": card.role,
+                "alpha": card.alpha,
+                "warnings": list(exported.notes),
             }
         )
     else:

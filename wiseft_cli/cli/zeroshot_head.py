@@ -1,178 +1,184 @@
-"""`wiseft zeroshot-head`: CLIP weights, class names and prompts to a zero-shot checkpoint."""
+"""`wiseft zeroshot-head`: build a zero-shot checkpoint from CLIP weights and class names."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from wiseft_cli.checkpoint.atomic import check_output
-from wiseft_cli.cli.console import print_json, print_message, print_result, progress, warn
-from wiseft_cli.cli.zeroshot_prompts import read_classes, read_prompt_templates, template_files
+from wiseft_cli.cli.console import deferred_progress, print_json, print_message, print_result
 from wiseft_cli.errors import UsageError
 from wiseft_cli.prompts.templates import DEFAULT_TEMPLATES
 
-if TYPE_CHECKING:
-    from wiseft_cli.prompts.class_names import ClassList
+EXAMPLES = """
+wiseft zeroshot-head --model ViT-B-32 --pretrained openai --classes imagenet --templates openai \
+-o zeroshot.safetensors
+wiseft zeroshot-head --model local-dir:clip --classes classes.txt --template "a photo of a {}." \
+-o zeroshot.safetensors
+"""
 
 
 def zeroshot_head(
     model: Annotated[
         str,
         typer.Option(
+            metavar="NAME",
             help="CLIP model: an open_clip name such as ViT-B-32, hf-hub:ORG/REPO, or "
-            "local-dir:FOLDER."
+            "local-dir:DIR.",
+            rich_help_panel="Model",
         ),
     ],
     classes: Annotated[
         str,
         typer.Option(
-            help="Classes in the order of the head: a text file with `name` or `id<TAB>name` a "
-            "line, a YAML or JSON file (also with synonyms or prompts of each class), a folder "
-            "with one subfolder a class, or imagenet or another published set "
-            "that `wiseft datasets` lists, or torchvision:CLASS."
+            metavar="SPEC",
+            help="Classes in the order of the head: a text file with one `name` or `id<TAB>name` "
+            "per line; a YAML or JSON file, which may also give synonyms or prompts; a folder with "
+            "one subfolder per class; imagenet or another set that `wiseft datasets` lists; or "
+            "torchvision:CLASS.",
+            rich_help_panel="Classes and prompts",
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Where the zero-shot checkpoint is written.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Zero-shot checkpoint to write.",
+            rich_help_panel="Output",
+        ),
     ],
     pretrained: Annotated[
         str | None,
         typer.Option(
-            help="Weights of an open_clip name: one of its tags, or a local file (.safetensors, "
-            ".bin, .pt). A hub or folder model brings its own."
+            metavar="TAG",
+            help="Weights for an open_clip name: one of its tags, or a local file (.safetensors, "
+            ".bin, .pt). hf-hub: and local-dir: models include their weights.",
+            rich_help_panel="Model",
         ),
     ] = None,
     templates: Annotated[
         list[str] | None,
         typer.Option(
-            help="Prompt templates, {} for the class: a text file with one a line, a YAML file "
-            "with a list, a built-in set, openai (80) or simple (7), or those of a set that "
-            "`wiseft datasets` lists; repeatable."
+            metavar="SPEC",
+            help="Prompt templates with {} for the class name: a text file with one per line, a "
+            "YAML file with a list, a built-in set, openai (80) or simple (7), or the templates of "
+            "a set that `wiseft datasets` lists. Repeatable.",
+            rich_help_panel="Classes and prompts",
         ),
     ] = None,
     template: Annotated[
         list[str] | None,
         typer.Option(
-            help="One prompt template, {} for the class; repeatable.  [default: "
+            metavar="TEXT",
+            help="One prompt template with {} for the class name. Repeatable.  [default: "
             f"{DEFAULT_TEMPLATES[0]}]",
             show_default=False,
-        ),
-    ] = None,
-    image_encoder: Annotated[
-        Path | None,
-        typer.Option(
-            help="Checkpoint whose image encoder gets the head, fine-tuned or merged from --model; "
-            "the text tower stays that of --model."
+            rich_help_panel="Classes and prompts",
         ),
     ] = None,
     truncate: Annotated[
         bool,
         typer.Option(
             "--truncate",
-            help="Cut prompts longer than the model's context, keeping the end-of-text token, "
-            "instead of refusing them.",
+            help="Cut prompts that exceed the model's context, keeping the end-of-text token, "
+            "instead of rejecting them.",
+            rich_help_panel="Classes and prompts",
         ),
     ] = False,
+    image_encoder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Checkpoint, fine-tuned or merged from --model, whose image encoder gets the "
+            "head. The text tower remains that of --model.",
+            rich_help_panel="Model",
+        ),
+    ] = None,
     quick_gelu: Annotated[
         bool | None,
         typer.Option(
             "--quick-gelu/--no-quick-gelu",
-            help="Build the model with QuickGELU, or with GELU, whatever its weights say.",
-            show_default="what the weights say",
+            help="Build the model with QuickGELU or with GELU, overriding its weights.",
+            show_default="as the weights state",
+            rich_help_panel="Model",
         ),
     ] = None,
-    precision: Annotated[
-        Literal["fp32", "bf16"],
-        typer.Option(help="What the text tower computes in; the file is float32 always."),
-    ] = "fp32",
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts a forward pass.")] = 256,
-    device: Annotated[
-        str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:N or mps.")
-    ] = "auto",
     random_weights: Annotated[
         bool,
         typer.Option(
-            "--random-weights", help="Draw the weights at random, from a fixed seed; for trials."
+            "--random-weights",
+            help="Use random weights from a fixed seed, for trials.",
+            rich_help_panel="Model",
         ),
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")] = False,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Device to compute on: auto, cpu, cuda, cuda:N or mps.",
+            rich_help_panel="Compute",
+        ),
+    ] = "auto",
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Prompts per forward pass.", rich_help_panel="Compute"
+        ),
+    ] = 256,
+    precision: Annotated[
+        Literal["fp32", "bf16"],
+        typer.Option(
+            help="Precision of the text tower. The file is always float32.",
+            rich_help_panel="Compute",
+        ),
+    ] = "fp32",
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Overwrite an existing output.", rich_help_panel="Output"),
+    ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON instead of the path alone.")
+        bool,
+        typer.Option(
+            "--json",
+            help="Print the result as JSON instead of the path alone.",
+            rich_help_panel="Output",
+        ),
     ] = False,
 ) -> None:
-    """Build a zero-shot classifier from a CLIP model, class names and prompt templates.
+    """Build a zero-shot classifier from a CLIP model and class names.
 
-    Each class's weight is the mean of its normalised prompt features, normalised again, times
-    exp(logit_scale). No images are needed. The path of the checkpoint is printed.
+    The weight of each class is the normalized mean of its normalized prompt features, times
+    exp(logit_scale). No images are needed. Prints the path of the checkpoint.
     """
     if random_weights and pretrained is not None:
         raise UsageError("--random-weights and --pretrained exclude each other")
-    inputs = [Path(classes), *template_files(templates or [])]
-    inputs += [Path(pretrained)] if pretrained else []
-    inputs += [image_encoder] if image_encoder else []
-    check_output(output, force=force, inputs=inputs)
-    class_list = read_classes(classes)
-    template_list = read_prompt_templates(class_list, templates or [], template or [])
-    prompt_count = sum(1 for _ in class_list.prompts(template_list))
-    print_message(f"classes: {len(class_list.entries)} from {classes} ({class_list.source_kind})")
-    print_message(
-        _describe_templates(class_list, template_list, prompt_count, bool(templates or template))
-    )
-    warnings = [*class_list.notes]
 
-    def note(text: str) -> None:
-        warnings.append(text)
-        if isinstance(text, Doubt):
-            warn(text)
-        else:
-            print_message(f"note: {text}")
+    from wiseft_cli.model.zeroshot_checkpoint import build_zeroshot_checkpoint  # lazy: --help
 
-    for text in class_list.notes:
-        print_message(f"note: {text}")
-
-    # lazy: torch and open_clip cost seconds
-    from wiseft_cli.compute.devices import resolve_device
-    from wiseft_cli.model.full_clip import Doubt
-    from wiseft_cli.model.zeroshot_checkpoint import ZeroshotRequest, write_zeroshot_checkpoint
-
-    with progress(prompt_count, "encoding prompts") as advance:
-        digest = write_zeroshot_checkpoint(
+    with deferred_progress("encoding prompts") as on_progress:
+        written = build_zeroshot_checkpoint(
             output,
-            ZeroshotRequest(
-                model,
-                pretrained,
-                class_list,
-                template_list,
-                random_weights,
-                quick_gelu=quick_gelu,
-                truncate=truncate,
-                image_encoder=image_encoder,
-                precision=precision,
-            ),
-            device=resolve_device(device),
+            model=model,
+            pretrained=pretrained,
+            classes=classes,
+            templates=template or [],
+            template_sources=templates or [],
+            image_encoder=image_encoder,
+            truncate=truncate,
+            quick_gelu=quick_gelu,
+            precision=precision,
             batch_size=batch_size,
+            device=device,
+            random_weights=random_weights,
             force=force,
-            on_model=lambda description: print_message(f"model: {description}"),
-            on_note=note,
-            on_progress=advance,
+            on_message=print_message,
+            on_progress=on_progress,
         )
-    result = {"path": str(output), "digest": digest, "role": "zeroshot", "alpha": None}
     if as_json:
-        print_json({**result, "warnings": warnings})
+        result = {"path": str(output), "digest": written.digest, "role": "zeroshot", "alpha": None}
+        print_json({**result, "warnings": list(written.notes)})
     else:
         print_result(str(output))
-
-
-def _describe_templates(
-    class_list: ClassList, templates: Sequence[str], prompt_count: int, were_given: bool
-) -> str:
-    own = len(class_list.own_prompts)
-    prompts = "1 prompt" if prompt_count == 1 else f"{prompt_count} prompts"
-    if not templates:
-        return f"templates: none, every class brings its own prompts; {prompts}"
-    origin = "as given" if were_given else "the default"
-    brought = f", {own} of {len(class_list.entries)} classes bring their own" if own else ""
-    return f"templates: {len(templates)}, {origin}; {prompts}{brought}"

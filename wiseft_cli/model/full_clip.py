@@ -220,8 +220,7 @@ def replace_image_encoder(
     scale = card.logit_scale
     if scale is not None and not math.isclose(full.logit_scale, scale, rel_tol=1e-5):
         notes.append(
-            f"the logit scale of {full.name} is {full.logit_scale:.6g}, that of {path} "
-            f"{scale:.6g}"
+            f"the logit scale of {full.name} is {full.logit_scale:.6g}, that of {path} {scale:.6g}"
         )
     return tuple(notes)
 

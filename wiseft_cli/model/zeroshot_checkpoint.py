@@ -164,9 +164,7 @@ def _load_model(
     from wiseft_cli.model.full_clip import load_full_clip, replace_image_encoder
 
     if image_encoder is None:
-        return load_full_clip(
-            source, device=device, quick_gelu=quick_gelu, truncate=truncate
-        ), None
+        return load_full_clip(source, device=device, quick_gelu=quick_gelu, truncate=truncate), None
     path = Path(image_encoder)
     classifier, card = load_classifier(path)
     full = load_full_clip(source, device=device, quick_gelu=quick_gelu, truncate=truncate)

@@ -2,7 +2,7 @@
 
 A class list is a text file, a YAML or JSON file, or a folder with one subfolder per class. Image
 sets are joined by class id; without ids, the name is also the id.
-The class names of the built-in sets come from open_clip, so `model/builtin_sets.py` holds them.
+The class names of the built-in sets come from open_clip, so `model/zeroshot_prompts.py` holds them.
 """
 
 from __future__ import annotations

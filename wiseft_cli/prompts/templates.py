@@ -3,7 +3,7 @@
 Only `{}` is replaced; every other brace is literal.
 Paper: Radford et al. 2021, arXiv:2103.00020, section 3.1.4 (prompt ensembling).
 This module knows neither tokens nor models. The texts of the built-in sets come from open_clip, so
-`model/builtin_sets.py` holds them.
+`model/zeroshot_prompts.py` holds them.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""Zero-shot heads: this package's encoding against open_clip's and against a loop over classes.
+"""Compare building a zero-shot head with open_clip's function and with a loop over classes.
 
     python tests/benchmarks/bench_zeroshot_head.py [--model ViT-B-32] [--classes 20] [--repeats 2]
     python tests/benchmarks/bench_zeroshot_head.py --memory
 
-ImageNet names, an even spread over the classes, with OpenAI's 80 templates; random weights,
-float32, CPU. Each side runs in processes of its own, the sides in turns, so that load on the
-machine meets all; of each the run with the fewest CPU seconds counts, and the ratios are of these.
-Seconds are those of tokenizing and encoding alone, the peak is the largest resident set of the
-process. The ceiling is what leaving out padding alone can give: the context over the mean length,
-of the sample and of all 80,000 prompts. With --memory: the peaks over the number of classes, and of
-writing a checkpoint.
+The classes are a sample of ImageNet's, evenly spaced, with OpenAI's 80 templates; weights are
+random, float32, on the CPU. Each run is a process of its own, and the sides alternate, so that load
+on the machine affects all of them. The run with the fewest CPU seconds of each side is reported.
+Seconds are those of tokenizing and encoding alone; the peak is the largest resident set of the
+process. The ceiling is the speed-up that omitting padding alone can give: the context length over
+the mean length, for the sample and for all 80,000 prompts. With --memory: peaks for several numbers
+of classes, and while a checkpoint is written.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ SIDE_NAMES = {
 MIB = 2**20
 TOLERANCE = 1e-5
 CLASS_COUNTS = (1_000, 21_000)
-"""Numbers of classes whose peaks are compared: ImageNet-1k's and about ImageNet-21k's."""
+"""Numbers of classes whose peaks are compared: about those of ImageNet-1k and ImageNet-21k."""
 
 TINY: dict[str, Any] = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1},
 }
-"""A CLIP whose text tower costs little more than its tokenizer."""
+"""A CLIP model whose text tower is about as fast as its tokenizer."""
 
 
 def run_side(side: str, *, model_name: str, class_count: int, out: Path) -> None:
-    """Build one head, save it, and print what it cost as JSON."""
+    """Build one head, save it, and print time and memory as JSON."""
     import open_clip
 
     from wiseft_cli.model.full_clip import load_full_clip
@@ -77,12 +77,12 @@ def run_side(side: str, *, model_name: str, class_count: int, out: Path) -> None
 
 
 def sample(names: Sequence[str], count: int) -> list[str]:
-    """An even spread of `count` names."""
+    """Return `count` evenly spaced names."""
     return [names[index * len(names) // count] for index in range(count)]
 
 
 def open_clip_head(full: Any, names: list[str]) -> np.ndarray:
-    """The peer's head, scaled; (C, D)."""
+    """Return open_clip's head, scaled; (C, D)."""
     import open_clip
     import torch
 
@@ -94,7 +94,7 @@ def open_clip_head(full: Any, names: list[str]) -> np.ndarray:
 
 
 def loop_head(full: Any, names: list[str]) -> np.ndarray:
-    """One class at a time, as wise-ft's own script does; (C, D)."""
+    """Return the head of a loop over classes, as in wise-ft's script; (C, D)."""
     import open_clip
     import torch
     from torch.nn import functional
@@ -110,7 +110,7 @@ def loop_head(full: Any, names: list[str]) -> np.ndarray:
 
 
 def our_head(full: Any, names: list[str]) -> np.ndarray:
-    """This package's head; (C, D)."""
+    """Return the head of this package; (C, D)."""
     import open_clip
 
     from wiseft_cli.model.zeroshot_head import build_zeroshot_head, encode_prompts
@@ -121,12 +121,12 @@ def our_head(full: Any, names: list[str]) -> np.ndarray:
         for template in open_clip.OPENAI_IMAGENET_TEMPLATES
     )
     features = encode_prompts(full.model, full.tokenizer, prompts, class_count=len(names))
-    head = build_zeroshot_head(features, logit_scale=full.model.logit_scale, class_ids=names)
+    head = build_zeroshot_head(features, scale=full.logit_scale, class_ids=names)
     return head.weight.detach().numpy()
 
 
 def measure(model_name: str, class_count: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Run the sides in turns; return the fastest run of each, after comparing their heads."""
+    """Run the sides alternately, compare their heads, and return the fastest run of each."""
     best: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         heads = {side: Path(scratch) / f"{side}.npy" for side in SIDES}
@@ -146,7 +146,7 @@ def measure(model_name: str, class_count: int, repeats: int) -> dict[str, dict[s
 
 
 def run_self(*arguments: str) -> Any:
-    """Run this file in a process of its own; return what it printed."""
+    """Run this file in a process of its own; return the JSON that it prints."""
     command = [sys.executable, __file__, *arguments]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
@@ -154,7 +154,7 @@ def run_self(*arguments: str) -> Any:
 def report(best: dict[str, dict[str, float]]) -> None:
     """Print the table and the ratios."""
     ours = best["wiseft"]
-    print("| side | seconds | CPU seconds | peak MiB | positions a prompt | times | difference |")
+    print("| side | seconds | CPU seconds | peak MiB | positions per prompt | times | difference |")
     print("|---|---|---|---|---|---|---|")
     for side in SIDES:
         found = best[side]
@@ -168,7 +168,7 @@ def report(best: dict[str, dict[str, float]]) -> None:
 
 
 def whole_ceiling() -> float:
-    """Context over mean length of all ImageNet names in all 80 templates."""
+    """Return context length over mean length for all ImageNet names in all 80 templates."""
     import open_clip
 
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
@@ -181,12 +181,12 @@ def whole_ceiling() -> float:
 
 
 def peak_mib() -> float:
-    """The largest resident set of this process so far."""
+    """Return the largest resident set of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
 
 
 def encode_many(class_count: int) -> None:
-    """Encode 80 prompts for each of many classes with a tiny text tower; print the cost."""
+    """Encode 80 prompts for each of many classes with a tiny text tower; print the peaks."""
     import open_clip
 
     from wiseft_cli.checkpoint.card import ClassEntry
@@ -208,17 +208,15 @@ def encode_many(class_count: int) -> None:
 
 
 def write_one(model_name: str) -> None:
-    """Write the checkpoint of a model with random weights; print memory before and while."""
-    import torch
-
-    from wiseft_cli.checkpoint.card import ClassEntry
+    """Write the checkpoint of a model with random weights; print the memory that it takes."""
     from wiseft_cli.model import zeroshot_checkpoint
-    from wiseft_cli.prompts.class_names import ClassList
 
     seen: dict[str, float] = {}
     write = zeroshot_checkpoint.write_checkpoint
 
-    def watched(path: Path, tensors: dict[str, np.ndarray], *rest: Any, **options: Any) -> str:
+    def write_and_measure(
+        path: Path, tensors: dict[str, np.ndarray], *rest: Any, **options: Any
+    ) -> str:
         process, done = psutil.Process(), threading.Event()
         peaks = [process.memory_info().rss]
 
@@ -236,18 +234,20 @@ def write_one(model_name: str) -> None:
             seen["before"], seen["peak"] = peaks[0] / MIB, max(peaks) / MIB
             seen["encoder"] = sum(array.nbytes for array in tensors.values()) / MIB
 
-    zeroshot_checkpoint.write_checkpoint = watched
-    classes = ClassList((ClassEntry("cat", "cat"), ClassEntry("dog", "dog")), "text")
-    request = zeroshot_checkpoint.ZeroshotRequest(model_name, None, classes, ("a {}",), True)
+    zeroshot_checkpoint.write_checkpoint = write_and_measure
     with tempfile.TemporaryDirectory() as scratch:
-        zeroshot_checkpoint.write_zeroshot_checkpoint(
-            Path(scratch) / "z.safetensors", request, device=torch.device("cpu")
+        zeroshot_checkpoint.build_zeroshot_checkpoint(
+            Path(scratch) / "z.safetensors",
+            model=model_name,
+            classes=["cat", "dog"],
+            device="cpu",
+            random_weights=True,
         )
     print(json.dumps({**seen, "start": peak_mib()}))
 
 
 def report_memory(models: Sequence[str]) -> None:
-    """Print peaks over the number of classes, and of writing."""
+    """Print peaks for several numbers of classes, and while writing."""
     print(
         "| classes | prompts | seconds | MiB before | peak MiB |\n|---|---|---|---|---|", flush=True
     )
@@ -293,7 +293,7 @@ def main() -> None:
 
 @pytest.mark.benchmark
 @pytest.mark.timeout(0)
-def test_head_equals_the_peers_and_is_reported() -> None:
+def test_head_equals_open_clips_and_report_its_cost() -> None:
     report(measure("ViT-B-32", 20, repeats=1))
 
 

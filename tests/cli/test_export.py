@@ -1,4 +1,4 @@
-"""`wiseft export`: open_clip loads the folder, and its features are those of the parts."""
+"""`wiseft export` writes a folder that open_clip loads with the features of both towers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_open_clip_loads_the_folder_with_the_features_of_both_towers(
     assert list(model.visual.preprocess_cfg["mean"]) == (card.preprocess or {})["mean"]
 
 
-def test_the_manifest_holds_the_history_and_no_path(trained: str, place: Path) -> None:
+def test_manifest_has_the_history_and_no_path(trained: str, place: Path) -> None:
     assert export(trained, "-o", "clip") == 0
     text = Path("clip/wiseft_export.json").read_text()
     document = json.loads(text)
@@ -56,7 +56,7 @@ def test_the_manifest_holds_the_history_and_no_path(trained: str, place: Path) -
     ]
 
 
-def test_an_existing_folder_is_refused_and_one_with_files_of_others_always(
+def test_existing_folder_is_rejected_and_never_replaced_if_it_has_other_files(
     trained: str, capsys: Captured
 ) -> None:
     assert export(trained, "-o", "clip") == 0
@@ -69,15 +69,15 @@ def test_an_existing_folder_is_refused_and_one_with_files_of_others_always(
     assert Path("clip/notes.txt").read_text() == "precious"
 
 
-def test_a_model_that_is_not_the_checkpoints_is_refused_and_leaves_nothing(
-    trained: str, capsys: Captured
-) -> None:
+def test_wrong_model_is_rejected_and_leaves_no_folder(trained: str, capsys: Captured) -> None:
     assert export(trained, "-o", "clip", model="local-dir:tiny-siglip") == 1
-    assert "its image encoder is not that of tiny-siglip" in capsys.readouterr().err
+    assert "its image encoder differs from that of tiny-siglip" in capsys.readouterr().err
     assert not list(Path().glob("*clip*"))
 
 
-def test_a_head_from_the_folder_is_that_of_the_checkpoints_encoder(trained: str) -> None:
+def test_head_built_from_the_folder_equals_the_head_on_the_checkpoints_encoder(
+    trained: str,
+) -> None:
     assert export(trained, "-o", "clip") == 0
     assert head("-o", "a.safetensors", model="local-dir:clip") == 0
     assert head("-o", "b.safetensors", "--image-encoder", trained) == 0

@@ -1,4 +1,4 @@
-"""`wiseft zeroshot-head` with built-in sets, synonyms and prompts of a class's own."""
+"""`wiseft zeroshot-head` with built-in sets, synonyms and own prompts of classes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def head_weight(path: str) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.usefixtures("place")
-def test_imagenet_has_its_ids_and_a_folder_of_that_name_is_told_of(capsys: Captured) -> None:
+def test_imagenet_has_its_ids_and_a_folder_of_that_name_is_noted(capsys: Captured) -> None:
     Path("imagenet").mkdir()
     assert head("--template", "{}", "--truncate", "-o", "z.safetensors", classes="imagenet") == 0
     card = read_card(Path("z.safetensors"))
@@ -36,27 +36,29 @@ def test_imagenet_has_its_ids_and_a_folder_of_that_name_is_told_of(capsys: Captu
     lines = capsys.readouterr().err.splitlines()
     assert lines[:3] == [
         "classes: 1000 from imagenet (built-in)",
-        "templates: 1, as given; 1000 prompts",
-        "note: imagenet is the built-in set; the file or folder of that name would be ./imagenet",
+        "templates: 1, as given; 1,000 prompts",
+        "note: imagenet is the built-in set; for the file or folder of that name use ./imagenet",
     ]
 
 
 @pytest.mark.usefixtures("place")
-def test_folder_named_as_a_built_in_set_is_meant_with_a_leading_dot() -> None:
+def test_folder_named_like_a_built_in_set_is_used_with_a_leading_dot() -> None:
     Path("imagenet/sea_lion").mkdir(parents=True)
     assert head("-o", "z.safetensors", classes="./imagenet") == 0
     assert [entry.id for entry in read_card(Path("z.safetensors")).classes] == ["sea_lion"]
 
 
 @pytest.mark.usefixtures("place")
-def test_template_sets_go_into_the_card_as_templates() -> None:
+def test_card_holds_the_templates_of_a_built_in_set() -> None:
     assert head("--templates", "simple", "--template", "{}", "-o", "z.safetensors") == 0
     expected = [template("{}") for template in open_clip.SIMPLE_IMAGENET_TEMPLATES]
     assert read_card(Path("z.safetensors")).templates == (*expected, "{}")
 
 
 @pytest.mark.usefixtures("place")
-def test_own_prompts_give_the_head_of_the_same_prompts_and_their_digest(capsys: Captured) -> None:
+def test_own_prompts_give_the_head_of_the_same_templates_and_a_digest_in_the_card(
+    capsys: Captured,
+) -> None:
     Path("own.yaml").write_text(
         "cat: {prompts: [a cat., the cat]}\ndog: [dog]\nowl: {prompts: [a owl., the owl]}\n"
     )
@@ -65,7 +67,7 @@ def test_own_prompts_give_the_head_of_the_same_prompts_and_their_digest(capsys: 
     arguments = ("--templates", "templates.txt", "-o", "own.safetensors")
     assert head(*arguments, classes="own.yaml") == 0
     assert capsys.readouterr().err.splitlines()[1] == (
-        "templates: 2, as given; 6 prompts, 2 of 3 classes bring their own"
+        "templates: 2, as given; 6 prompts, 2 of 3 classes have their own"
     )
     assert np.array_equal(head_weight("own.safetensors"), head_weight("plain.safetensors"))
     prompts = [[name, f"{word} {name}{end}"] for name in ("cat", "dog", "owl")
@@ -78,7 +80,7 @@ def test_own_prompts_give_the_head_of_the_same_prompts_and_their_digest(capsys: 
 
 
 @pytest.mark.usefixtures("place")
-def test_synonyms_are_averaged_as_further_prompts() -> None:
+def test_synonyms_are_averaged_like_more_prompts() -> None:
     Path("synonyms.json").write_text('{"x": ["cat", "dog"]}')
     Path("both.yaml").write_text("x: {prompts: [a cat, a dog]}\n")
     assert head("--template", "a {}", "-o", "s.safetensors", classes="synonyms.json") == 0
@@ -88,27 +90,27 @@ def test_synonyms_are_averaged_as_further_prompts() -> None:
 
 
 @pytest.mark.usefixtures("place")
-def test_templates_nobody_uses_are_a_usage_error(capsys: Captured) -> None:
+def test_unused_templates_are_a_usage_error(capsys: Captured) -> None:
     Path("own.yaml").write_text("cat: {prompts: [a cat]}\n")
     assert head("--templates", "openai", "-o", "z.safetensors", classes="own.yaml") == 2
     assert capsys.readouterr().err.splitlines() == [
-        "error: templates were given, but every class brings its own prompts",
-        "hint: leave --templates and --template out, or the prompts of the class file",
+        "error: templates are given, but every class has prompts of its own",
+        "hint: omit --templates and --template, or remove the prompts from the class file",
     ]
 
 
 @pytest.mark.usefixtures("place")
-def test_source_that_is_not_there_shows_the_built_in_sets(capsys: Captured) -> None:
+def test_missing_source_lists_the_built_in_sets(capsys: Captured) -> None:
     assert head("-o", "z.safetensors", classes="imagnet") == 1
     error, hint = capsys.readouterr().err.splitlines()
-    assert error == "error: --classes imagnet: no such file or folder, and no built-in set"
+    assert error == "error: imagnet: neither a file or folder nor a built-in class list"
     assert hint.startswith("hint: did you mean imagenet or ")
     assert "? built-in sets: imagenet, " in hint
     assert head("--templates", "a photo of a {}", "-o", "z.safetensors") == 1
     error, hint = capsys.readouterr().err.splitlines()
-    assert error == "error: --templates a photo of a {}: no such file, and no built-in set"
+    assert error == "error: a photo of a {}: neither a file nor a built-in template set"
     assert hint.startswith("hint: built-in sets: openai, simple, ")
-    assert hint.endswith("; a template itself goes after --template")
+    assert hint.endswith("; give a template itself with --template")
 
 
 def test_help_names_every_built_in_set() -> None:

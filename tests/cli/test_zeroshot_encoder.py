@@ -1,4 +1,4 @@
-"""`wiseft zeroshot-head --image-encoder`: a head for other classes on a trained encoder."""
+"""`wiseft zeroshot-head --image-encoder` builds a head for new classes on a trained encoder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tensors(path: str) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
 
 @pytest.fixture
 def trained(place: Path) -> str:
-    """A checkpoint whose encoder is away from the model's, as fine-tuning leaves it."""
+    """A checkpoint whose encoder differs from the model's, as after fine-tuning."""
     assert head("-o", "base.safetensors") == 0
     arrays = tensors("base.safetensors")
     generator = np.random.default_rng(0)
@@ -41,7 +41,7 @@ def trained(place: Path) -> str:
     return "trained.safetensors"
 
 
-def test_file_holds_the_trained_encoder_and_the_head_of_the_text_tower(trained: str) -> None:
+def test_checkpoint_holds_the_trained_encoder_and_the_head_of_the_text_tower(trained: str) -> None:
     assert head("-o", "plain.safetensors") == 0
     assert head("--image-encoder", trained, "-o", "z.safetensors") == 0
     found, expected = tensors("z.safetensors"), tensors(trained)
@@ -54,7 +54,7 @@ def test_file_holds_the_trained_encoder_and_the_head_of_the_text_tower(trained: 
     load_classifier(Path("z.safetensors"))
 
 
-def test_history_joins_that_of_the_encoder(trained: str) -> None:
+def test_history_continues_that_of_the_encoder(trained: str) -> None:
     assert head("--image-encoder", trained, "-o", "z.safetensors") == 0
     encoder, card = read_card(Path(trained)), read_card(Path("z.safetensors"))
     assert card.role == "zeroshot"
@@ -66,7 +66,7 @@ def test_history_joins_that_of_the_encoder(trained: str) -> None:
     assert [entry.name for entry in card.classes] == ["boat", "plane"]
 
 
-def test_encoder_of_another_model_is_refused_with_every_difference(
+def test_encoder_of_another_model_is_rejected_with_all_differences(
     trained: str, capsys: Captured
 ) -> None:
     capsys.readouterr()
@@ -75,9 +75,9 @@ def test_encoder_of_another_model_is_refused_with_every_difference(
     model = read_card(Path(trained)).model
     assert model is not None
     assert capsys.readouterr().err.splitlines()[-3:] == [
-        f"error: {trained}: its image encoder is not that of tiny",
+        f"error: {trained}: its image encoder differs from that of tiny:",
         "  quick_gelu: False, and True in the model",
-        f"hint: give the model it was made from: --model tiny, weights {model.source}",
+        f"hint: use the model it was made from: --model tiny, weights {model.source}",
     ]
     assert head("--image-encoder", trained, "-o", "z.safetensors", model="local-dir:tiny-siglip")
     lines = capsys.readouterr().err.splitlines()
@@ -85,7 +85,7 @@ def test_encoder_of_another_model_is_refused_with_every_difference(
     assert not Path("z.safetensors").exists()
 
 
-def test_text_tower_of_other_weights_is_told(trained: str, capsys: Captured) -> None:
+def test_text_tower_with_other_weights_is_noted(trained: str, capsys: Captured) -> None:
     capsys.readouterr()
     arguments = ("--image-encoder", trained, "--random-weights", "-o", "z.safetensors")
     assert head(*arguments) == 0
@@ -93,23 +93,23 @@ def test_text_tower_of_other_weights_is_told(trained: str, capsys: Captured) -> 
     assert model is not None
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert notes[0] == (
-        f"note: the image encoder of {trained} was made from {model.source}, the text tower is "
+        f"note: the image encoder of {trained} was made from {model.source}, the text tower "
         "from random weights; they may not share a feature space"
     )
     assert notes[1].startswith("note: the logit scale of tiny is 14.2857, that of trained.")
 
 
-def test_file_without_a_classifier_is_refused(trained: str, capsys: Captured) -> None:
+def test_file_without_a_classifier_is_rejected(trained: str, capsys: Captured) -> None:
     capsys.readouterr()
     weights = "tiny/open_clip_model.safetensors"
     assert head("--image-encoder", weights, "-o", "z.safetensors") == 1
     assert capsys.readouterr().err.splitlines()[-2:] == [
         f"error: {weights}: has no wiseft card, expected a checkpoint written by wiseft",
-        "hint: make one with `wiseft zeroshot-head`",
+        "hint: create one with `wiseft zeroshot-head`",
     ]
 
 
-def test_output_over_the_encoder_is_refused(trained: str, capsys: Captured) -> None:
+def test_output_that_is_the_encoder_is_rejected(trained: str, capsys: Captured) -> None:
     before = Path(trained).read_bytes()
     assert head("--image-encoder", trained, "-o", trained, "--force") == 1
     assert f"error: {trained}: is also an input" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`wiseft zeroshot-head` from its options to its file: streams, exit codes, bytes, refusals."""
+"""`wiseft zeroshot-head`: output streams, exit codes, bytes of the file, and errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def head(*arguments: str, model: str = "local-dir:tiny", classes: str = "classes
 
 
 @pytest.mark.usefixtures("place")
-def test_path_alone_goes_to_stdout_and_talk_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+def test_stdout_has_the_path_alone_and_stderr_the_messages(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert head("-o", "z.safetensors", "--device", "cpu") == 0
     out, err = capsys.readouterr()
     assert out == "z.safetensors\n"
@@ -55,7 +57,7 @@ def test_path_alone_goes_to_stdout_and_talk_to_stderr(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.usefixtures("place")
-def test_json_names_path_digest_role_and_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_path_digest_role_and_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     Path("pets/sea_lion").mkdir(parents=True)
     assert head("-o", "z.safetensors", "--json", classes="pets") == 0
     out, err = capsys.readouterr()
@@ -76,7 +78,7 @@ def test_json_names_path_digest_role_and_warnings(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.usefixtures("place")
-def test_card_holds_all_that_later_commands_need() -> None:
+def test_card_holds_what_later_commands_need() -> None:
     arguments = ("--templates", "templates.txt", "--template", "{}!", "-o", "z.safetensors")
     assert head(*arguments) == 0
     card = read_card(Path("z.safetensors"), roles=["zeroshot"])
@@ -103,7 +105,7 @@ def test_card_holds_all_that_later_commands_need() -> None:
 
 @pytest.mark.parametrize("folder", ["tiny", "tiny-siglip"])
 @pytest.mark.usefixtures("place")
-def test_classifier_in_the_file_scores_as_open_clip_does(folder: str) -> None:
+def test_classifier_gives_the_logits_of_open_clip(folder: str) -> None:
     assert head("-o", "z.safetensors", model=f"local-dir:{folder}") == 0
     classifier, card = load_classifier(Path("z.safetensors"))
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
@@ -125,7 +127,7 @@ def test_classifier_in_the_file_scores_as_open_clip_does(folder: str) -> None:
 
 
 @pytest.mark.usefixtures("place")
-def test_file_holds_the_image_tower_and_the_head_alone() -> None:
+def test_file_holds_only_the_image_tower_and_the_head() -> None:
     assert head("-o", "z.safetensors") == 0
     with open_checkpoint(Path("z.safetensors")) as reader:
         names = set(reader.tensors)
@@ -136,7 +138,7 @@ def test_file_holds_the_image_tower_and_the_head_alone() -> None:
     assert dtypes == {"F32"}
 
 
-def test_two_processes_write_the_same_bytes_and_hold_no_path(
+def test_two_processes_write_the_same_bytes_without_any_path(
     place: Path, run_wiseft: RunWiseft
 ) -> None:
     other = place / "elsewhere"
@@ -163,9 +165,7 @@ def test_two_processes_write_the_same_bytes_and_hold_no_path(
     assert runs[0].stdout == f"{first}\n"
 
 
-def test_refusal_in_a_process_has_no_traceback_and_leaves_nothing(
-    place: Path, run_wiseft: RunWiseft
-) -> None:
+def test_error_has_no_traceback_and_leaves_no_file(place: Path, run_wiseft: RunWiseft) -> None:
     run = run_wiseft(
         "zeroshot-head",
         "--model",
@@ -180,17 +180,16 @@ def test_refusal_in_a_process_has_no_traceback_and_leaves_nothing(
     assert run.returncode == 1
     assert run.stdout == ""
     assert run.stderr.splitlines()[-2:] == [
-        "error: the weights openai of RN101: not on this machine, and HF_HUB_OFFLINE forbids "
+        "error: weights openai of RN101: not in the local cache, and HF_HUB_OFFLINE forbids "
         "downloads",
-        "hint: unset HF_HUB_OFFLINE, or fetch them where there is a network, "
-        "and give them with --pretrained FILE",
+        "hint: unset HF_HUB_OFFLINE, or download them elsewhere and use --pretrained FILE",
     ]
     assert "Traceback" not in run.stderr
     assert not list(place.glob("*z.safetensors*"))
 
 
 @pytest.mark.usefixtures("place")
-def test_existing_output_is_refused_before_the_model_is_looked_for(
+def test_existing_output_is_rejected_before_the_model_is_searched(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     Path("z.safetensors").write_text("precious")
@@ -206,7 +205,7 @@ def test_existing_output_is_refused_before_the_model_is_looked_for(
     "output",
     ["classes.txt", "templates.txt", "tiny/open_clip_model.safetensors", "tiny/bpe.txt.gz"],
 )
-def test_output_that_is_an_input_is_refused_even_with_force(
+def test_output_that_is_an_input_is_rejected_even_with_force(
     output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = Path(output).read_bytes()
@@ -216,19 +215,21 @@ def test_output_that_is_an_input_is_refused_even_with_force(
 
 
 @pytest.mark.usefixtures("place")
-def test_long_prompts_are_told_and_nothing_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_prompts_are_named_and_no_file_is_written(capsys: pytest.CaptureFixture[str]) -> None:
     Path("classes.txt").write_text("cat\n" + "zq" * 20 + "\n")
     assert head("-o", "z.safetensors") == 1
     assert capsys.readouterr().err.splitlines()[-3:] == [
-        "error: 1 prompt has more than the 20 tokens that the model reads",
+        "error: 1 prompt longer than the 20 tokens of the model's context:",
         f"  a photo of a {'zq' * 20}.",
-        "hint: shorten the templates or the class names, or cut the prompts with --truncate",
+        "hint: shorten the templates or the class names, or cut prompts with --truncate",
     ]
     assert not Path("z.safetensors").exists()
 
 
 @pytest.mark.usefixtures("place")
-def test_random_weights_exclude_pretrained_ones(capsys: pytest.CaptureFixture[str]) -> None:
+def test_random_and_pretrained_weights_exclude_each_other(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     arguments = ("--random-weights", "--pretrained", "openai", "-o", "z.safetensors")
     assert head(*arguments, model="RN50") == 2
     assert capsys.readouterr().err == (
@@ -237,7 +238,7 @@ def test_random_weights_exclude_pretrained_ones(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.usefixtures("place")
-def test_folder_with_random_weights_has_no_source(capsys: pytest.CaptureFixture[str]) -> None:
+def test_random_weights_have_no_source_in_the_card(capsys: pytest.CaptureFixture[str]) -> None:
     Path("tiny/open_clip_model.safetensors").unlink()
     assert head("--random-weights", "-o", "z.safetensors") == 0
     card = read_card(Path("z.safetensors"))
@@ -248,7 +249,7 @@ def test_folder_with_random_weights_has_no_source(capsys: pytest.CaptureFixture[
 
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("names", ["cat\n", "cat\ndog\n"])
-def test_one_and_two_classes_work(names: str) -> None:
+def test_heads_of_one_and_two_classes_work(names: str) -> None:
     Path("classes.txt").write_text(names)
     assert head("-o", "z.safetensors") == 0
     classifier, card = load_classifier(Path("z.safetensors"))

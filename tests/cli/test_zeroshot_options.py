@@ -1,4 +1,4 @@
-"""`wiseft zeroshot-head` where the person overrules it: long prompts, activation, precision."""
+"""`wiseft zeroshot-head` with --truncate, --quick-gelu and --precision."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Captured = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("place")
 
 
-def test_cut_prompts_are_told_and_recorded(capsys: Captured) -> None:
+def test_truncated_prompts_are_noted_and_recorded(capsys: Captured) -> None:
     long, fitting = "zq" * 9 + " zq", "zq" * 9
     Path("classes.txt").write_text(f"{long}\n")
     assert head("--template", "{}", "--truncate", "-o", "long.safetensors") == 0
-    note = f"note: 1 prompt is cut to 20 tokens, the end-of-text token included: '{long}'"
+    note = f"note: 1 prompt cut to 20 tokens, including the end-of-text token: '{long}'"
     assert capsys.readouterr().err.splitlines()[-1] == note
     Path("classes.txt").write_text(f"{fitting}\n")
     assert head("--template", "{}", "--truncate", "-o", "fits.safetensors") == 0
@@ -32,14 +32,14 @@ def test_cut_prompts_are_told_and_recorded(capsys: Captured) -> None:
     assert "truncate" not in read_card(Path("fits.safetensors")).history[-1].options
 
 
-def test_activation_asked_for_is_built_said_and_kept(capsys: Captured) -> None:
+def test_requested_activation_is_built_noted_and_stored(capsys: Captured) -> None:
     assert head("-o", "gelu.safetensors") == 0
     assert head("--no-quick-gelu", "-o", "same.safetensors") == 0
     assert "note:" not in capsys.readouterr().err
     assert head("--quick-gelu", "-o", "quick.safetensors") == 0
     lines = capsys.readouterr().err.splitlines()
     assert ", QuickGELU, " in lines[2]
-    assert lines[3] == "note: QuickGELU is used as asked for, though the model says GELU"
+    assert lines[3] == "note: QuickGELU is used as requested, although the model states GELU"
     plain, same, quick = (head_weight(f"{n}.safetensors") for n in ("gelu", "same", "quick"))
     assert np.array_equal(plain, same)
     assert not np.allclose(plain, quick, rtol=1e-4)
@@ -53,7 +53,7 @@ def test_activation_asked_for_is_built_said_and_kept(capsys: Captured) -> None:
 
 
 @pytest.mark.parametrize("folder", ["tiny", "tiny-siglip"])
-def test_bfloat16_is_near_float32_and_the_file_stays_float32(folder: str) -> None:
+def test_bf16_is_close_to_fp32_and_the_file_is_float32(folder: str) -> None:
     model = f"local-dir:{folder}"
     assert head("-o", "f.safetensors", model=model) == 0
     assert head("--precision", "bf16", "-o", "b.safetensors", model=model) == 0

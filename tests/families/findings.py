@@ -25,7 +25,7 @@ def find_row(family: Family, place: Path) -> str:
 
 def row_of(family: Family, run: Run) -> str:
     """The row of a family that went through all commands."""
-    trims = TextEncoder(run.model).trims
+    trims = TextEncoder(run.model).ignores_padding
     from_hub = not isinstance(run.tokenizer, open_clip.SimpleTokenizer)
     return render_row(
         family.title,

@@ -181,11 +181,11 @@ def test_memory_of_tokens_and_features_is_bounded(
     monkeypatch.setattr(
         TextEncoder, "__call__", lambda self, batch: features.add(encode(self, batch))
     )
-    watched = replace(
+    recording = replace(
         tokenizer, tokenize=lambda *args, **kw: tokens.add(tokenizer.tokenize(*args, **kw))
     )
     prompts = ((index // 9, f"x {index}") for index in range(900))
-    encode_prompts(random_clip("vit"), watched, prompts, class_count=100, batch_size=batch_size)
+    encode_prompts(random_clip("vit"), recording, prompts, class_count=100, batch_size=batch_size)
     assert 0 < tokens.peak <= 2 * window
     assert 0 < features.peak <= 2 * batch_size
 

@@ -182,7 +182,8 @@ def _resolve_template_source(source: str) -> str:
     if not Path(source).exists():
         raise TemplatesError(
             f"{source}: neither a file nor a built-in template set",
-            hint=f"{_builtin_sets(source, BUILTIN_TEMPLATES)}; use --template for a template",
+            hint=f"{_builtin_sets(source, BUILTIN_TEMPLATES)}; give a template itself with "
+            "--template",
         )
     return source
 

@@ -247,7 +247,7 @@ def test_a_class_in_two_columns_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         join_labels(["dog"], HEAD, set_name="s", label_map=label_map)
     assert caught.value.message == (
-        f"{tmp_path}/map.yaml: 2 classes of the head belong to more than one column:\n"
+        f"{tmp_path}/map.yaml: 2 classes of the head in more than one column:\n"
         "  'n1' is in 'dog / pet', 'animal'\n"
         "  'n2' is in 'animal', 'any_of alone'"
     )

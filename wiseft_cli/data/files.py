@@ -1,6 +1,6 @@
-"""Find image files, and check paths: a path that cannot be looked up raises, it is never missing.
+"""Find image files and check paths; a path that cannot be looked up raises an error.
 
-The answers of `pathlib` to a path in a folder without permissions differ between Python releases.
+`pathlib` reports a path in a folder without permissions as missing in some releases of Python.
 """
 
 from __future__ import annotations

@@ -17,13 +17,13 @@ from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.label_map import LabelMap
-from wiseft_cli.errors import DatasetError, list_some
+from wiseft_cli.errors import DatasetError, counted, list_some
 
 MatchKind = Literal["id", "name", "normalized-name"]
 JoinKind = Literal[MatchKind, "index", "map"]
 
-MAX_UNKNOWN_SHOWN = 1000
-"""Unknown labels that a message lists; whoever renames folders needs the whole list."""
+_MAX_UNKNOWN_SHOWN = 1000
+"""Unknown labels that a message lists: renaming folders requires the whole list."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ def join_labels(
     if labels_are_indices:
         index = _parse_indices(labels, len(classes), set_name=set_name)
         return _plain_join("index", index, classes, all_classes=all_classes)
-    matches = match_classes(labels, classes)
-    wider = match_classes([*dict.fromkeys([*labels, *competing])], classes) if competing else ()
-    for match in (*(match.without_ambiguous_but({*labels}) for match in wider), *matches):
+    matches = _match_classes(labels, classes)
+    wider = _match_classes([*dict.fromkeys([*labels, *competing])], classes) if competing else ()
+    for match in (*(match.drop_ambiguous(keep={*labels}) for match in wider), *matches):
         if match.index is not None and len({*match.index.values()}) == len(match.index):
             return _plain_join(match.kind, match.index, classes, all_classes=all_classes)
     raise _no_match_error(
@@ -145,7 +145,7 @@ def require_one_class(image_set: ImageSet, join: LabelJoin) -> None:
     several = [repr(label) for label in image_set.labels if label not in join.index]
     if several:
         raise DatasetError(
-            f"image set {image_set.name!r}: {len(several)} labels do not stand for exactly one"
+            f"image set {image_set.name!r}: {counted(len(several), 'label')} without exactly one"
             " class of the head, as training requires",
             faults=several,
             hint="map each label to one class for training, or leave it out",
@@ -153,7 +153,7 @@ def require_one_class(image_set: ImageSet, join: LabelJoin) -> None:
 
 
 def is_of_other_classes(image_set: ImageSet, classes: Sequence[ClassEntry]) -> bool:
-    """Return whether a head knows less than half of a set's classes, so that they do not belong.
+    """Return whether a head is of other classes: it knows less than half of the classes of a set.
 
     Unrelated sets can share a few names: a daisy is a class of ImageNet and of Flowers-102.
     """
@@ -161,12 +161,12 @@ def is_of_other_classes(image_set: ImageSet, classes: Sequence[ClassEntry]) -> b
     wanted = {*image_set.labels, *image_set.join_options.competing}
     if label_map is not None:
         wanted = {name for names in label_map.classes.values() for name in names}
-    unknown = _nearest(match_classes(sorted(wanted), classes)).unknown
+    unknown = _nearest(_match_classes(sorted(wanted), classes)).unknown
     return len(unknown) > len(wanted) / 2
 
 
 @dataclass(frozen=True)
-class ClassMatch:
+class _Match:
     """The classes that texts match in one way of comparing.
 
     Attributes:
@@ -189,13 +189,13 @@ class ClassMatch:
         """Texts that match no class, sorted."""
         return sorted(text for text, at in self.positions.items() if not at)
 
-    def without_ambiguous_but(self, needed: Collection[str]) -> ClassMatch:
-        """Drop the texts outside `needed` that do not match exactly one class."""
-        kept = {text: at for text, at in self.positions.items() if text in needed or len(at) == 1}
-        return ClassMatch(self.kind, kept)
+    def drop_ambiguous(self, *, keep: Collection[str]) -> _Match:
+        """Drop the texts outside `keep` that do not match exactly one class."""
+        kept = {text: at for text, at in self.positions.items() if text in keep or len(at) == 1}
+        return _Match(self.kind, kept)
 
 
-def match_classes(texts: Sequence[str], classes: Sequence[ClassEntry]) -> tuple[ClassMatch, ...]:
+def _match_classes(texts: Sequence[str], classes: Sequence[ClassEntry]) -> tuple[_Match, ...]:
     """Compare texts with a head's classes in every way, the strictest first."""
     ways: tuple[tuple[MatchKind, Sequence[str], Callable[[str], str]], ...] = (
         ("id", [entry.id for entry in classes], str),
@@ -207,7 +207,7 @@ def match_classes(texts: Sequence[str], classes: Sequence[ClassEntry]) -> tuple[
         positions: dict[str, list[int]] = {}
         for position, key in enumerate(keys):
             positions.setdefault(key, []).append(position)
-        matches.append(ClassMatch(kind, {text: positions.get(key_of(text), []) for text in texts}))
+        matches.append(_Match(kind, {text: positions.get(key_of(text), []) for text in texts}))
     return tuple(matches)
 
 
@@ -317,7 +317,7 @@ def _columns_of_map(
     """Return the classes of each label of a map, and of each class that only `any_of` names."""
     single = {name for names in label_map.any_of.values() for name in names} - {*label_map.labels}
     names = {name for names in label_map.classes.values() for name in names} | single
-    matches = match_classes(sorted(names), classes)
+    matches = _match_classes(sorted(names), classes)
     index = next((match.index for match in matches if match.index is not None), None)
     if index is None:
         raise _no_match_error(
@@ -354,20 +354,21 @@ def _reject_overlap(
     ]
     if shared:
         raise DatasetError(
-            f"{label_map.path}: {len(shared)} classes of the head belong to more than one column",
+            f"{label_map.path}: {counted(len(shared), 'class', plural='classes')} of the head in"
+            " more than one column",
             faults=shared,
             hint="such columns would tie; list an image with several correct answers under"
             " `any_of:`",
         )
 
 
-def _nearest(matches: Sequence[ClassMatch]) -> ClassMatch:
+def _nearest(matches: Sequence[_Match]) -> _Match:
     """Return the way of comparing that leaves the fewest texts without a class."""
     return min(matches, key=lambda match: len(match.unknown))
 
 
 def _no_match_error(
-    matches: Sequence[ClassMatch],
+    matches: Sequence[_Match],
     classes: Sequence[ClassEntry],
     *,
     subject: str,
@@ -385,7 +386,7 @@ def _no_match_error(
         f"{subject}: {len(nearest.unknown)} of {len(nearest.positions)} {noun} are not classes of"
         f" the head ({len(classes)} classes, the first {classes[0].id!r}):"
     )
-    shown = list_some([repr(text) for text in nearest.unknown], limit=MAX_UNKNOWN_SHOWN)
+    shown = list_some([repr(text) for text in nearest.unknown], limit=_MAX_UNKNOWN_SHOWN)
     return DatasetError("\n  ".join([message, *shown]), hint=hint)
 
 
@@ -410,7 +411,7 @@ def _ambiguities(
 
 
 def _label_hint(
-    matches: Sequence[ClassMatch], classes: Sequence[ClassEntry], *, is_published: bool
+    matches: Sequence[_Match], classes: Sequence[ClassEntry], *, is_published: bool
 ) -> str:
     if is_published:
         return (

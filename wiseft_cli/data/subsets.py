@@ -16,7 +16,7 @@ from wiseft_cli.errors import DatasetError, UsageError, list_some
 
 
 @dataclass(frozen=True)
-class Split:
+class ValidationSplit:
     """An image set in two parts.
 
     Attributes:
@@ -43,7 +43,7 @@ class Subset:
     record: Mapping[str, Any]
 
 
-def stratified_split(image_set: ImageSet, fraction: float, seed: int) -> Split:
+def stratified_split(image_set: ImageSet, fraction: float, seed: int) -> ValidationSplit:
     """Set aside a fraction of each class's images for validation.
 
     The fraction holds for the whole set to the nearest image, and for each class to within one
@@ -84,7 +84,7 @@ def stratified_split(image_set: ImageSet, fraction: float, seed: int) -> Split:
         "n_val": len(val.records),
         "val_fingerprint": data_fingerprint(val),
     }
-    return Split(train, replace(val, name=f"{image_set.name}-val", notes=()), record)
+    return ValidationSplit(train, replace(val, name=f"{image_set.name}-val", notes=()), record)
 
 
 def few_shot(image_set: ImageSet, k: int, seed: int) -> Subset:

@@ -1,4 +1,4 @@
-"""Every example of docs/use-elsewhere.md runs as it stands, and gives what wiseft itself gives."""
+"""The examples of docs/use-elsewhere.md run unchanged and give the results of wiseft."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "use-elsewhere.md").read_text()
 
 
 def write_merged(path: Path) -> None:
-    """A checkpoint of the embedded model whose encoder is away from it, as after fine-tuning."""
+    """Write a checkpoint whose encoder differs from the embedded model's, as after fine-tuning."""
     path.with_name("classes.txt").write_text("0\n1\n2\n")
     head = ["zeroshot-head", "--model", "local-dir:tiny-clip", "--classes", "classes.txt"]
     assert main([*head, "-o", "start.safetensors"]) == 0
@@ -39,7 +39,7 @@ def write_merged(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The folder in which the page's blocks ran, and the names their Python left."""
+    """The folder in which the blocks of the page ran, and the variables of their Python code."""
     folder = tmp_path_factory.mktemp("elsewhere")
     names: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -57,13 +57,13 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return folder, names
 
 
-def test_the_page_has_one_command_and_its_python_runs(ran: Any) -> None:
+def test_page_has_one_command_and_its_python_code_runs(ran: Any) -> None:
     assert re.findall(r"^\$ wiseft (\w+)", PAGE, re.M) == ["export"]
     _, names = ran
     assert names["probabilities"].shape == (1, 2)
 
 
-def test_exported_model_and_plain_model_have_the_encoder_of_the_checkpoint(ran: Any) -> None:
+def test_exported_and_plain_models_have_the_checkpoints_encoder(ran: Any) -> None:
     folder, names = ran
     classifier, _ = load_classifier(folder / "merged.safetensors")
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_exported_model_and_plain_model_have_the_encoder_of_the_checkpoint(ran: 
     assert "logit_scale" in names["missing"]
 
 
-def test_classifier_without_wiseft_gives_its_logits(ran: Any) -> None:
+def test_classifier_without_wiseft_gives_the_logits_of_wiseft(ran: Any) -> None:
     folder, names = ran
     classifier, card = load_classifier(folder / "merged.safetensors")
     transform = eval_transform(card.preprocess or {})

@@ -1,9 +1,9 @@
-"""Every model family that open_clip ships, each with a small variant of one of its own configs.
+"""All model families of open_clip, each with a small variant of one of its configs.
 
-A variant keeps every field of the config that says how a tower works (masks, pooling,
-projections, biases, activations) and makes its numbers small: layers, widths, image and
-vocabulary. Image towers of timm keep their own architecture (`small_towers.py`), and tokenizers
-of the hub their special tokens (`small_tokenizers.py`).
+A variant keeps all fields that determine how a tower works (masks, pooling, projections, biases,
+activations) and has fewer layers, smaller widths, images and vocabularies. timm's image towers
+keep their architecture (`small_towers.py`), tokenizers of the hub their special tokens
+(`small_tokenizers.py`).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Family:
     """A row of docs/models.md.
 
     Attributes:
-        title: What it is called there.
-        like: The open_clip model whose config is made small.
-        names: Pattern of the open_clip names that are of this family.
+        title: Name of the family in that row.
+        like: The open_clip model whose config the small variant is made from.
+        names: Pattern of the open_clip names in this family.
         tokenizer: `clip`, or a kind of `small_tokenizers.py`.
-        hub_tower: Text tower of `small_tokenizers.py` that stands for the one on the hub.
-        embed_dim: Of the small variant.
-        refusal: What `zeroshot-head` says of it, where it cannot work.
+        hub_tower: Text tower of `small_tokenizers.py` that replaces the one on the hub.
+        embed_dim: Feature dimension of the small variant.
+        error: Error of `zeroshot-head` for a family that is not supported.
     """
 
     title: str
@@ -44,7 +44,7 @@ class Family:
     tokenizer: str = "clip"
     hub_tower: str | None = None
     embed_dim: int = EMBED_DIM
-    refusal: str | None = None
+    error: str | None = None
 
 
 PLAIN_VIT = (
@@ -80,7 +80,7 @@ FAMILIES = (
         "CoCa, base",
         "coca_base",
         r"coca_base",
-        refusal="the tokenizer of coca_base has 49408 tokens, but its text tower has 64000",
+        error="the tokenizer of coca_base has 49408 tokens, but its text tower has 64000",
     ),
     Family(
         "CoCa, RoBERTa text tower",
@@ -145,13 +145,13 @@ FAMILIES = (
 
 
 def family_of(name: str) -> Family:
-    """The one family an open_clip name is of."""
+    """Return the family of an open_clip name; there is exactly one."""
     (family,) = (family for family in FAMILIES if re.fullmatch(family.names, name))
     return family
 
 
 def small_config(family: Family) -> dict[str, Any]:
-    """The config of `family.like` with small numbers and everything else as it is."""
+    """Return the config of `family.like` with small sizes and all other fields unchanged."""
     config = copy.deepcopy(open_clip.get_model_config(family.like))
     assert config is not None, family.like
     config["embed_dim"] = family.embed_dim

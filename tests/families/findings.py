@@ -1,4 +1,4 @@
-"""What the commands do with a family's small model, as its row of docs/models.md."""
+"""Run the commands on a family's small model, and return its row of docs/models.md."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from wiseft_cli.model.text_encoder import TextEncoder
 def find_row(family: Family, place: Path) -> str:
     """Run a family and return its row."""
     place.mkdir()
-    if family.refusal is None:
+    if family.error is None:
         return row_of(family, run_family(family, place))
-    return refused_row(family, refusal_of(family, place))
+    return error_row(family, find_error(family, place))
 
 
 def row_of(family: Family, run: Run) -> str:
-    """The row of a family that went through all commands."""
-    trims = TextEncoder(run.model).ignores_padding
+    """Return the row of a supported family."""
+    ignores_padding = TextEncoder(run.model).ignores_padding
     from_hub = not isinstance(run.tokenizer, open_clip.SimpleTokenizer)
     return render_row(
         family.title,
         names_of(family.names),
         "yes",
-        "left out" if trims else "kept",
+        "omitted" if ignores_padding else "kept",
         "0" if getattr(run.model, "logit_bias", None) is None else "the model's",
         "hf" if from_hub else "",
     )
 
 
-def refused_row(family: Family, message: str) -> str:
-    """The row of a family that `zeroshot-head` refuses with a message."""
+def error_row(family: Family, message: str) -> str:
+    """Return the row of a family that `zeroshot-head` rejects with a message."""
     return render_row(family.title, names_of(family.names), f"no: {message}", "", "", "")
 
 
-def refusal_of(family: Family, place: Path) -> str:
-    """The error with which `zeroshot-head` refuses the very model of a family."""
+def find_error(family: Family, place: Path) -> str:
+    """Return the error of `zeroshot-head` for the full-size model of a family."""
     arguments = head_arguments(place, place, place / "z.safetensors")
     arguments[arguments.index("--model") + 1] = family.like
     out = StringIO()

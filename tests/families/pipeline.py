@@ -1,4 +1,4 @@
-"""The commands on a family's small model, and what open_clip itself makes of it."""
+"""Run the commands on a family's small model, and load it with open_clip."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from wiseft_cli.model.full_clip import build_untrained_clip, read_clip_merges
 NAMES = ("cat", "sea lion")
 TEMPLATES = ("a {}.", "one {} here", "{}")
 IMAGES = 3
-"""Images a class."""
+"""Images per class."""
 PREPROCESS = {"mean": [0.5] * 3, "std": [0.25] * 3, "resize_mode": "squash"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the commands wrote for one family, beside open_clip's own model.
+    """The outputs of the commands for one family, and open_clip's model.
 
     Attributes:
-        model: What `open_clip.create_model_and_transforms` loads from `folder`.
+        model: The model that `open_clip.create_model_and_transforms` loads from `folder`.
         transform: Its evaluation transform.
-        tokenizer: What `open_clip.get_tokenizer` gives for it.
-        rows: What `eval --json` says of the zero-shot, the fine-tuned and the merged file.
+        tokenizer: Its tokenizer from `open_clip.get_tokenizer`.
+        rows: Rows of `eval --json` for the zero-shot, fine-tuned and merged checkpoints.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ class Run:
 
 
 def run_family(family: Family, place: Path) -> Run:
-    """Take a family's small model through zeroshot-head, finetune, merge, eval and export."""
+    """Run zeroshot-head, finetune, merge, eval and export on a family's small model."""
     folder = write_small_model(family, place / "model")
     size = small_config(family)["vision_cfg"]["image_size"]
     images = write_pictures(place / "images", size)
@@ -84,7 +84,7 @@ def run_family(family: Family, place: Path) -> Run:
 
 
 def head_arguments(folder: Path, place: Path, output: Path) -> list[str]:
-    """The command line of zeroshot-head, whose class list it writes into `place`."""
+    """Write a class list into `place` and return the command line of zeroshot-head."""
     classes = place / "classes.txt"
     classes.write_text("".join(f"{name.replace(' ', '_')}\t{name}\n" for name in NAMES))
     templates = [argument for text in TEMPLATES for argument in ("--template", text)]
@@ -93,7 +93,7 @@ def head_arguments(folder: Path, place: Path, output: Path) -> list[str]:
 
 
 def command(*arguments: object) -> str:
-    """Run a command of wiseft in this process; return its stdout."""
+    """Run a wiseft command in this process and return its stdout."""
     out = StringIO()
     with redirect_stdout(out):
         code = main([str(argument) for argument in arguments])
@@ -102,7 +102,7 @@ def command(*arguments: object) -> str:
 
 
 def write_small_model(family: Family, folder: Path) -> Path:
-    """An open_clip `local-dir` folder of the family's small model with random weights."""
+    """Write an open_clip `local-dir` folder of the family's small model with random weights."""
     folder.mkdir(parents=True)
     if family.hub_tower is not None:
         put_small_tower_on_the_hub(family.hub_tower)
@@ -120,7 +120,7 @@ def write_small_model(family: Family, folder: Path) -> Path:
 
 
 def random_weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Weights with every parameter away from its initial value, normalisation's statistics too."""
+    """Return random weights; no parameter or running statistic has its initial value."""
     torch.manual_seed(0)
     model = build_untrained_clip(config)
     generator = torch.Generator().manual_seed(0)
@@ -134,13 +134,13 @@ def random_weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def bpe_option(folder: Path) -> dict[str, str]:
-    """open_clip looks for a relative `bpe_path` in the working directory."""
+    """Return the option for a folder's merges; open_clip expects them in the working directory."""
     path = folder / "bpe.txt.gz"
     return {"bpe_path": str(path)} if path.exists() else {}
 
 
 def write_pictures(folder: Path, size: int) -> Path:
-    """A few PNG files of noise a class, of the model's size."""
+    """Write a few PNG files of noise per class, in the model's image size."""
     generator = np.random.default_rng(0)
     for name in NAMES:
         parent = folder / name.replace(" ", "_")

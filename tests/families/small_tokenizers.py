@@ -1,8 +1,8 @@
-"""Small text towers and tokenizers of the hub: those of the real ones with 300 tokens.
+"""Small versions of the hub's text towers and tokenizers, with 300 tokens.
 
-A tokenizer knows the 256 bytes and, at the ids of the real one, its special tokens; it puts
-them where the real one puts them. A tower is the real architecture with small numbers, written
-as a config into the hub client's cache, where open_clip finds it by name without a network.
+A tokenizer has the 256 bytes and the special tokens of the real one, with the same ids and at the
+same positions. A tower has the real architecture with small sizes; its config is written into the
+cache of the hub's client, where open_clip finds it by name without a network.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REVISION = "0" * 40
 
 @dataclass(frozen=True)
 class Kind:
-    """Special tokens of a tokenizer, in the order of their ids, and where they stand."""
+    """Special tokens of a tokenizer, in the order of their ids, and their positions."""
 
     specials: tuple[str, ...]
     template: str
@@ -94,12 +94,12 @@ def write_small_tokenizer(folder: Path, kind: str) -> None:
 
 
 def put_small_tower_on_the_hub(name: str) -> None:
-    """Write the config of a text tower where the hub's client keeps `tiny/NAME`."""
+    """Write the config of a text tower into the hub's cache as `tiny/NAME`."""
     put_on_the_hub(f"tiny/{name}", lambda folder: TOWERS[name]().save_pretrained(str(folder)))
 
 
 def put_on_the_hub(repository: str, fill: Any) -> None:
-    """Fill the folder in which the hub's client keeps a repository that was downloaded."""
+    """Create a repository in the hub's cache and fill its folder."""
     home = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
     folder = home / "snapshots" / REVISION
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Small variants of timm's image towers, under names of their own in timm's registry.
+"""Small variants of timm's image towers, registered in timm under names of their own.
 
-timm's entry points take every number of a tower as an argument; open_clip passes none on. So an
-entry point is registered that calls the real one with small numbers.
+timm's entry points accept the sizes of a tower as arguments, but open_clip does not pass any. So an
+entry point is registered that calls the real one with small sizes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NUMBERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     (r"fastvit_.*", {"layers": (1, 1, 1, 1), "embed_dims": (16, 16, 32, 32)}),
     (r"vitamin_.*", {**_VIT, "embed_dim": 32, "embed_cfg": _VITAMIN, "img_size": 32}),
-    # Its convolutional stem is as wide as the tower, and no argument makes it narrower.
+    # Its convolutional stem is as wide as the tower; no argument changes that.
     (r"vit_base_mci_.*", {"depth": 1, "num_heads": 2, "mlp_ratio": 0.25, "img_size": 32}),
     (r".*patch14.*", {**_VIT, "img_size": 28}),
     (r".*patch16.*", {**_VIT, "img_size": 32}),
@@ -43,8 +43,8 @@ def small_tower(name: str, embed_dim: int) -> tuple[str, int]:
     """Register a small variant of a timm tower; return its name and its image size.
 
     Args:
-        name: timm's name of the real one.
-        embed_dim: Width of towers that end without a projection of their own.
+        name: timm's name of the real tower.
+        embed_dim: Width of towers without a projection.
     """
     numbers = next(numbers for pattern, numbers in _NUMBERS if re.fullmatch(pattern, name))
     if numbers.get("depth") == 2 and "embed_dim" not in numbers:

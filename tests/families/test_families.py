@@ -1,7 +1,8 @@
-"""Every family of open_clip goes through the commands and stays what open_clip makes of it."""
+"""All commands work for every family of open_clip, with the results of open_clip itself."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,20 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from tests.families.catalog import CONTEXT_LENGTH, FAMILIES, Family, family_of
-from tests.families.findings import refusal_of, refused_row, row_of
+from tests.families.findings import error_row, find_error, row_of
 from tests.families.models_page import PAGE
 from tests.families.pipeline import NAMES, TEMPLATES, Run, bpe_option, run_family
 from wiseft_cli.model.classifier import load_classifier
 from wiseft_cli.model.text_encoder import TextEncoder
 
-WORKING = [family for family in FAMILIES if family.refusal is None]
-REFUSED = [family for family in FAMILIES if family.refusal is not None]
+SUPPORTED = [family for family in FAMILIES if family.error is None]
+UNSUPPORTED = [family for family in FAMILIES if family.error is not None]
 PROMPTS = [template.replace("{}", name) for name in NAMES for template in TEMPLATES]
 
 
-@pytest.fixture(scope="module", params=WORKING, ids=lambda family: family.like)
+@pytest.fixture(scope="module", params=SUPPORTED, ids=lambda family: family.like)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A family and what the commands wrote for it."""
+    """A family and the outputs of the commands for it."""
     family: Family = request.param
     return family, run_family(family, tmp_path_factory.mktemp("family"))
 
@@ -43,13 +44,13 @@ def pictures(run: Run) -> torch.Tensor:
 
 def tower_features(visual: Any, images: torch.Tensor) -> torch.Tensor:
     features = visual(images)
-    # CoCa's image tower returns its tokens beside its features.
+    # CoCa's image tower also returns its tokens.
     return features[0] if isinstance(features, tuple) else features
 
 
-def with_encoder_of(run: Run, path: Path) -> Any:
-    """A plain open_clip model that was given the `visual.*` of a checkpoint."""
-    model = open_clip.create_model(f"local-dir:{run.folder}").eval()
+def model_with_encoder_of(run: Run, path: Path) -> Any:
+    """Return a copy of open_clip's model with the `visual.*` tensors of a checkpoint."""
+    model = copy.deepcopy(run.model)
     encoder = {name: t for name, t in load_file(path).items() if name.startswith("visual.")}
     missing, unexpected = model.load_state_dict(encoder, strict=False)
     assert not unexpected
@@ -57,22 +58,22 @@ def with_encoder_of(run: Run, path: Path) -> Any:
     return model
 
 
-def open_clips_weights(run: Run) -> torch.Tensor:
-    """open_clip's own head, times the scale; (C, D)."""
+def open_clip_head(run: Run) -> torch.Tensor:
+    """Return open_clip's head, times the scale; (C, D)."""
     weights = open_clip.build_zero_shot_classifier(run.model, run.tokenizer, NAMES, TEMPLATES)
     scaled: torch.Tensor = weights.T * run.model.logit_scale.exp()
     return scaled.detach()
 
 
-def test_head_is_open_clips_classifier_times_the_scale_and_the_models_bias(run: Run) -> None:
-    found, expected = load_file(run.zeroshot), open_clips_weights(run)
+def test_head_equals_open_clips_classifier_times_scale_plus_bias(run: Run) -> None:
+    found, expected = load_file(run.zeroshot), open_clip_head(run)
     difference = (found["classification_head.weight"] - expected).abs().max()
     assert difference <= 1e-5 * expected.abs().max()
     bias = getattr(run.model, "logit_bias", None)
     assert (found["classification_head.bias"] == (0 if bias is None else bias)).all()
 
 
-def test_image_tensors_are_exactly_those_open_clip_loads(run: Run) -> None:
+def test_image_tensors_are_those_that_open_clip_loads(run: Run) -> None:
     found = load_file(run.zeroshot)
     expected = {n: t for n, t in run.model.state_dict().items() if n.startswith("visual.")}
     assert found.keys() - expected.keys() == {
@@ -83,14 +84,14 @@ def test_image_tensors_are_exactly_those_open_clip_loads(run: Run) -> None:
         assert torch.equal(found[name], tensor), name
 
 
-def test_encoder_from_the_card_gives_the_bits_of_the_full_model(run: Run) -> None:
+def test_encoder_rebuilt_from_the_card_is_bit_equal_to_the_full_model(run: Run) -> None:
     classifier, _ = load_classifier(run.zeroshot)
     with torch.no_grad():
         expected = tower_features(run.model.visual, pictures(run))
         assert torch.equal(classifier.visual(pictures(run)), expected)
 
 
-def test_finetuning_moved_the_encoder_and_the_merge_lies_between(run: Run) -> None:
+def test_finetuning_changes_the_encoder_and_the_merge_is_the_mean(run: Run) -> None:
     start, end, merged = (load_file(path) for path in (run.zeroshot, run.finetuned, run.merged))
     moved = [name for name in start if not torch.equal(start[name], end[name])]
     assert any(name.startswith("visual.") for name in moved)
@@ -101,19 +102,19 @@ def test_finetuning_moved_the_encoder_and_the_merge_lies_between(run: Run) -> No
             assert torch.equal(merged[name], between.float()), name
 
 
-def test_evaluation_scores_as_a_plain_open_clip_model_does(run: Run) -> None:
+def test_accuracy_equals_that_of_a_plain_open_clip_model(run: Run) -> None:
     labels = torch.arange(len(NAMES)).repeat_interleave(len(pictures(run)) // len(NAMES))
     for row, path in zip(run.rows, (run.zeroshot, run.finetuned, run.merged), strict=True):
         head = load_file(path)
         with torch.no_grad():
-            model = with_encoder_of(run, path)
+            model = model_with_encoder_of(run, path)
             features = functional.normalize(tower_features(model.visual, pictures(run)), dim=-1)
             logits = features @ head["classification_head.weight"].T
             predicted = (logits + head["classification_head.bias"]).argmax(dim=1)
         assert row["metrics"]["top1"]["value"] == (predicted == labels).double().mean().item()
 
 
-def test_padding_is_left_out_only_where_features_stay_the_same(run: Run) -> None:
+def test_padding_is_omitted_only_if_features_stay_the_same(run: Run) -> None:
     encode = TextEncoder(run.model)
     tokens = run.tokenizer(PROMPTS)
     lengths = encode.lengths(tokens)
@@ -128,7 +129,7 @@ def test_padding_is_left_out_only_where_features_stay_the_same(run: Run) -> None
         assert torch.equal(found, expected)
 
 
-def test_bfloat16_is_near_float32(run: Run) -> None:
+def test_bf16_features_are_close_to_fp32(run: Run) -> None:
     tokens = run.tokenizer(PROMPTS)
     with torch.no_grad():
         exact = TextEncoder(run.model)(tokens)
@@ -137,10 +138,10 @@ def test_bfloat16_is_near_float32(run: Run) -> None:
     assert 0 < (exact - rough).abs().max() < 0.03
 
 
-def test_export_is_loaded_by_open_clip_with_the_features_of_both_towers(run: Run) -> None:
+def test_open_clip_loads_the_export_with_the_features_of_both_towers(run: Run) -> None:
     exported, _, _ = open_clip.create_model_and_transforms(f"local-dir:{run.exported}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{run.exported}", **bpe_option(run.exported))
-    merged = with_encoder_of(run, run.merged)
+    merged = model_with_encoder_of(run, run.merged)
     tokens = tokenizer(PROMPTS)
     assert torch.equal(tokens, run.tokenizer(PROMPTS))
     with torch.no_grad():
@@ -152,26 +153,26 @@ def test_export_is_loaded_by_open_clip_with_the_features_of_both_towers(run: Run
     assert getattr(exported, "logit_bias", None) == getattr(run.model, "logit_bias", None)
 
 
-def test_row_of_the_page_is_what_was_found(case: tuple[Family, Run]) -> None:
+def test_row_of_the_page_is_true(case: tuple[Family, Run]) -> None:
     assert row_of(*case) in PAGE.read_text().splitlines(), (
         "run `python -m tests.families.models_page`"
     )
 
 
-@pytest.mark.parametrize("family", REFUSED, ids=lambda family: family.like)
-def test_family_that_cannot_work_is_refused_with_the_reason(family: Family, tmp_path: Path) -> None:
-    message = refusal_of(family, tmp_path)
-    assert message == family.refusal
-    assert refused_row(family, message) in PAGE.read_text().splitlines()
+@pytest.mark.parametrize("family", UNSUPPORTED, ids=lambda family: family.like)
+def test_unsupported_family_is_rejected_with_the_reason(family: Family, tmp_path: Path) -> None:
+    message = find_error(family, tmp_path)
+    assert message == family.error
+    assert error_row(family, message) in PAGE.read_text().splitlines()
 
 
-def test_every_name_of_open_clip_is_of_one_family() -> None:
+def test_every_open_clip_name_is_in_exactly_one_family() -> None:
     for name in open_clip.list_models():
         assert family_of(name)
 
 
-def test_page_has_no_row_that_no_test_makes() -> None:
+def test_page_has_no_other_rows() -> None:
     rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
     assert len(rows) == len(FAMILIES) + 1
     version = ".".join(open_clip.__version__.split(".")[:2])
-    assert f"every name of open_clip {version} stands" in PAGE.read_text()
+    assert f"every model name of open_clip {version} is" in PAGE.read_text()

@@ -42,15 +42,14 @@ from wiseft_cli.cli.finetune_run import follow
 from wiseft_cli.data.loading import ImageDataset, collate_images
 from wiseft_cli.model.transforms import train_transform
 from wiseft_cli.training.finetune import open_run
-from wiseft_cli.training.listener import Listener
+from wiseft_cli.training.callbacks import Callbacks
 from wiseft_cli.training.loop import train
 from wiseft_cli.training.placement import Placement
 from wiseft_cli.training.plan import FinetunePlan, make_plan
 from wiseft_cli.training.recipe import Recipe
-from wiseft_cli.training.save_interval import DEFAULT_INTERVAL, Saving
-from wiseft_cli.training.saver import StateSaver
+from wiseft_cli.training.saving import DEFAULT_INTERVAL, Saving
+from wiseft_cli.training.saving import StateSaver
 from wiseft_cli.training.state import Run
-from wiseft_cli.training.training_data import DataChoice
 
 CPU = torch.device("cpu")
 
@@ -60,9 +59,9 @@ def run_ours(run: Run, plan: FinetunePlan, workers: int) -> None:
     saver = StateSaver(plan, Saving(DEFAULT_INTERVAL), run, on_warning=print)
     log = RunLog(plan.output.with_name("log.jsonl"), appends=False, force=True)
     reporter = Reporter(plan, lambda n=1, note="": None)
-    listener = Listener(on_step=follow(reporter.count_step, log.count_step))
+    callbacks = Callbacks(on_step=follow(reporter.count_step, log.count_step))
     with torch.random.fork_rng(devices=[]):
-        assert train(run, plan, Placement(CPU, workers), listener=listener, saver=saver)
+        assert train(run, plan, Placement(CPU, workers), callbacks=callbacks, saver=saver)
     log.end()
 
 
@@ -132,7 +131,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, list[Cost]]:
     write_images(folder / "train", count=options.images, size=options.image_size, ids=ids)
     plan = make_plan(
         parent=checkpoint,
-        data=DataChoice(str(folder / "train")),
+        data=DataOptions(str(folder / "train")),
         output=folder / "out",
         recipe=Recipe(epochs=options.epochs, batch_size=options.batch_size),
     )

@@ -34,7 +34,7 @@ import pytest
 
 from tests.benchmarks.finetune_inputs import write_images, write_random_checkpoint
 from wiseft_cli.checkpoint.reader import read_card
-from wiseft_cli.training.save_interval import DEFAULT_INTERVAL
+from wiseft_cli.training.saving import DEFAULT_INTERVAL
 
 FIRST_BATCH = """
 import os, sys, time
@@ -81,14 +81,13 @@ import sys, time
 from pathlib import Path
 import torch
 from wiseft_cli.training.finetune import open_run
-from wiseft_cli.training.plan import make_plan
+from wiseft_cli.training.plan import DataOptions, make_plan
 from wiseft_cli.training.recipe import Recipe
-from wiseft_cli.training.save_interval import DEFAULT_INTERVAL, Saving
-from wiseft_cli.training.saver import StateSaver
+from wiseft_cli.training.saving import DEFAULT_INTERVAL, Saving
+from wiseft_cli.training.saving import StateSaver
 from wiseft_cli.training.state import state_bytes
-from wiseft_cli.training.training_data import DataChoice
 torch.set_num_threads(int(sys.argv[4]))
-plan = make_plan(parent=Path(sys.argv[1]), data=DataChoice(sys.argv[2]), output=Path(sys.argv[3]),
+plan = make_plan(parent=Path(sys.argv[1]), data=DataOptions(sys.argv[2]), output=Path(sys.argv[3]),
                  recipe=Recipe())
 run = open_run(plan, torch.device("cpu"))
 run.make_moments({f"step.{name}" for name in run.trained})

@@ -18,8 +18,9 @@ from safetensors.numpy import save_file as save_arrays
 from tests.training.tiny import write_images, write_zeroshot
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
+from wiseft_cli.cli.finetune_log import RunLog
 from wiseft_cli.cli.finetune_report import Reporter
-from wiseft_cli.training.listener import Readiness
+from wiseft_cli.training.callbacks import StartReport
 
 
 @pytest.fixture
@@ -43,12 +44,12 @@ def test_stdout_is_the_path_and_stderr_tells_the_plan_and_each_epoch(folder, cap
     assert out == "out.safetensors\n"
     assert err.startswith(
         "model    tiny-vit, 3 classes, from zeroshot.safetensors\n"
-        "train    train: 12 images of 3 classes (joined by id), 4 a class\n"
+        "train    train: 12 images of 3 classes (joined by id), 4 per class\n"
         "classes  tench 4, tree frog 4, lamp 4\n"
-        "val      held-out: 3 images of 2 classes (joined by id), 1 to 2 a class\n"
+        "val      held-out: 3 images of 2 classes (joined by id), 1 to 2 per class\n"
         "steps    6 = 2 epochs x 3, batch size 5, warm-up 0\n"
-        "recipe   AdamW, lr 3e-05 to 0 by cosine, weight decay 0.1, clip 1, label smoothing 0,"
-        " augment crop, batch norm train, seed 0\n"
+        "recipe   AdamW, lr 3e-5, weight decay 0.1, schedule cosine, clip grad norm 1, label"
+        " smoothing 0, batch norm train, augment crop, seed 0\n"
         "warning: only 6 optimizer steps; --epochs 34 would make 102\n"
         "trains   image encoder and classification head: "
     )
@@ -75,8 +76,8 @@ def test_precision_and_on_a_gpu_tf32_are_printed(capsys, monkeypatch, precision,
     monkeypatch.setattr("torch.get_float32_matmul_precision", lambda: "high")
     monkeypatch.setattr("torch.backends.cudnn.allow_tf32", False)
     plan = SimpleNamespace(recipe=SimpleNamespace(precision=precision, freeze="none"))
-    reporter = Reporter(plan, lambda *_, **__: None)
-    reporter.tell_readiness(Readiness(n_tensors=3, n_parameters=1234, device=torch.device(kind)))
+    reporter = Reporter(plan, lambda *_, **__: None, RunLog(None, plan, appends=False))
+    reporter.report_start(StartReport(n_tensors=3, n_parameters=1234, device=torch.device(kind)))
     assert capsys.readouterr().err == (
         "trains   image encoder and classification head: 1,234 parameters in 3 tensors,"
         f" on {kind}, {told}\n"
@@ -135,7 +136,7 @@ def test_the_linear_classifier_needs_no_further_option(folder, capsys):
         (
             ["--epochs", "0"],
             2,
-            "error: --epochs is 0, expected at least 1\n",
+            "error: --epochs is 0, expected an integer of at least 1\n",
         ),
         (
             ["--lr", "-1e-5"],
@@ -219,8 +220,7 @@ def test_an_unreadable_image_is_named(folder, capsys):
     assert main([*WORDS, *QUICK]) == 1
     assert capsys.readouterr().err.endswith(
         "error: cannot read image train/n01/002.png: the file is empty\n"
-        "hint: replace or remove the files, then start again; --max-bad N leaves up to N of them"
-        " out\n"
+        "hint: replace or remove the files; --max-bad N ignores up to N unreadable images\n"
     )
     assert not (folder / "out.safetensors").exists()
 
@@ -279,8 +279,8 @@ def test_a_stopped_run_saves_its_state_and_says_how_to_go_on(folder, number, cod
     names = sorted(path.name for path in (folder / "out.safetensors.state").iterdir())
     assert re.search(
         r"^stopped after step \d+ of 300000\n"
-        rf"the state is out\.safetensors\.state/{names[-1]}:"
-        " the same command with --resume goes on",
+        rf"the state is out\.safetensors\.state/{names[-1]};"
+        " --resume in the same command continues",
         err,
         re.MULTILINE,
     )
@@ -296,7 +296,7 @@ def test_a_stopped_run_saves_its_state_and_says_how_to_go_on(folder, number, cod
 
 
 def test_ctrl_c_before_the_options_are_read_has_its_code_and_no_traceback(monkeypatch, capsys):
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("wiseft_cli.cli.app.build_app", interrupted)
@@ -311,9 +311,9 @@ def test_a_state_is_gone_on_from_with_resume_and_nothing_else(folder, capsys):
     capsys.readouterr()
     assert main(words) == 1
     assert capsys.readouterr().err == (
-        "error: out.safetensors.state: holds the state of a run that did not end"
+        "error: out.safetensors.state: holds the state of an unfinished run"
         " (step-00000004.safetensors)\n"
-        "hint: go on from it with --resume, or begin anew and remove it with --force\n"
+        "hint: continue it with --resume, or remove it and start again with --force\n"
     )
     assert main([*words, "--resume"]) == 0
     out, err = capsys.readouterr()
@@ -323,7 +323,7 @@ def test_a_state_is_gone_on_from_with_resume_and_nothing_else(folder, capsys):
     out, err = capsys.readouterr()
     assert (out, err) == (
         "out.safetensors\n",
-        "out.safetensors is there already, made by this very run\n",
+        "out.safetensors: this run has written it already\n",
     )
     assert main([*WORDS, *QUICK, "--force"]) == 0
     assert not (folder / "out.safetensors.state").exists()
@@ -348,5 +348,5 @@ def test_resume_of_a_finished_run_clears_its_own_states_and_no_others(folder, ca
     assert main([*WORDS, *QUICK, "--resume"]) == 0
     out, err = capsys.readouterr()
     assert out == "out.safetensors\n"
-    assert "out.safetensors is there already, made by this very run\n" in err
+    assert "out.safetensors: this run has written it already\n" in err
     assert len(list(Path("out.safetensors.state").glob("step-*"))) == (2 if stay else 0)

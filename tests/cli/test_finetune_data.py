@@ -35,7 +35,7 @@ def train_record(path: str = "out.safetensors") -> dict:
 def test_a_validation_fraction_is_taken_per_class_and_recorded(folder, capsys):
     assert main([*WORDS, *QUICK, "--val-fraction", "0.25"]) == 0
     err = capsys.readouterr().err
-    assert "train    train: 14 images of 3 classes (joined by id), 3 to 6 a class\n" in err
+    assert "train    train: 14 images of 3 classes (joined by id), 3 to 6 per class\n" in err
     assert "classes  tench 6, tree frog 5, lamp 3\n" in err
     assert re.search(r"^epoch 2/2: loss .*, train-val \d+\.\d\d % \(\d/4\)$", err, re.MULTILINE)
     split = train_record()["split"]
@@ -52,7 +52,7 @@ def test_a_validation_fraction_is_taken_per_class_and_recorded(folder, capsys):
 def test_shots_take_k_images_per_class_and_are_recorded_in_the_log(folder, capsys):
     words = [*WORDS, *QUICK, "--shots", "2", "--log", "run.jsonl"]
     assert main(words) == 0
-    assert "train    train: 6 images of 3 classes (joined by id), 2 a class\n" in (
+    assert "train    train: 6 images of 3 classes (joined by id), 2 per class\n" in (
         capsys.readouterr().err
     )
     assert train_record()["selection"]["shots"] == 2
@@ -104,7 +104,7 @@ def test_the_log_has_a_line_for_each_step_and_epoch(folder, capsys):
     assert main(words) == 1
     assert capsys.readouterr().err.endswith(
         "error: run.jsonl: exists already\n"
-        "hint: name another --log, overwrite with --force, or go on with --resume\n"
+        "hint: name another --log, overwrite with --force, or continue with --resume\n"
     )
     assert main([*words, "--resume"]) == 0
     assert len(Path("run.jsonl").read_text().splitlines()) == 2 * len(lines)
@@ -204,45 +204,50 @@ def test_a_damaged_or_unwritable_feature_cache_gives_a_warning(folder, capsys):
         kept.write_bytes(damage)
         capsys.readouterr()
         assert main([*words, "--feature-cache", "kept"]) == 0
-        assert "; features are computed again\n" in capsys.readouterr().err
+        assert "; the features are computed again\n" in capsys.readouterr().err
         assert Path("out.safetensors").read_bytes() == first
     Path("file").touch()
     assert main([*words, "--feature-cache", "file"]) == 0
-    assert "; the features are not kept for another run\n" in capsys.readouterr().err
+    assert "; the features are not cached\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "reason"),
     [
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
-        MemoryError(),
+        (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."),
+            "DefaultCPUAllocator: can't allocate memory: you tried 9 bytes.",
+        ),
+        (MemoryError(), "out of memory"),
     ],
     ids=["cuda", "cpu", "host"],
 )
-def test_an_out_of_memory_error_suggests_a_smaller_micro_batch(folder, capsys, monkeypatch, error):
+def test_out_of_memory_is_reported_with_a_smaller_micro_batch(
+    folder, capsys, monkeypatch, error, reason
+):
     def full(*_: object) -> None:
         raise error
 
     monkeypatch.setattr("wiseft_cli.model.classifier.ImageClassifier.forward", full)
     assert main([*WORDS, *QUICK, "--micro-batch-size", "4"]) == 1
     assert capsys.readouterr().err.endswith(
-        "error: cpu is out of memory with 4 images in a forward pass\n"
+        f"error: not enough memory for a forward pass of 4 images on cpu: {reason}\n"
         "hint: try --micro-batch-size 2, which makes the same update; --grad-checkpointing and"
         " --precision bf16 need less too\n"
     )
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["run", "dry run"])
-def test_a_model_that_does_not_fit_the_device_is_reported(folder, capsys, monkeypatch, more):
+def test_model_that_does_not_fit_into_memory_is_reported(folder, capsys, monkeypatch, more):
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("wiseft_cli.training.finetune.load_classifier", full)
+    monkeypatch.setattr("wiseft_cli.training.state.load_classifier", full)
     assert main([*WORDS, *QUICK, *more]) == 1
     assert capsys.readouterr().err.endswith(
-        "error: cpu is out of memory before the first step: the model does not fit\n"
-        "hint: end what else runs there, or take another --device\n"
+        "error: not enough memory for the model on cpu: CUDA out of memory\n"
+        "hint: end other programs that use it, or choose another --device\n"
     )
 
 

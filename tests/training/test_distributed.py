@@ -11,9 +11,9 @@ from torch import nn
 from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group
 from wiseft_cli.compute.torchrun import Launch
 from wiseft_cli.training.batches import MicroBatches
-from wiseft_cli.training.ddp import wrap_ddp
-from wiseft_cli.training.optimization import build_optimizer, run_steps
+from wiseft_cli.training.optimizer import build_optimizer
 from wiseft_cli.training.recipe import Recipe, resolve
+from wiseft_cli.training.step import run_steps, wrap_ddp
 
 CPU = torch.device("cpu")
 
@@ -23,7 +23,7 @@ N_IMAGES = 11  # batches of 5, 5 and 1: uneven shares, and a process without an 
 
 
 class Model(nn.Module):
-    """Two layers, and a parameter that has no part in the result."""
+    """Two layers, and a parameter without influence on the result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Model(nn.Module):
 
 
 def passes_of(processes: ProcessGroup) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The forward passes of one process; image 3 of epoch 1 is one that cannot be read."""
+    """Yield the forward passes of one process; image 3 of epoch 1 is unreadable."""
     generator = torch.Generator().manual_seed(3)
     inputs = torch.randn(N_IMAGES, 6, generator=generator, dtype=torch.float64)
     targets = torch.randint(0, 4, (N_IMAGES,), generator=generator)
@@ -50,10 +50,10 @@ def passes_of(processes: ProcessGroup) -> Iterator[tuple[torch.Tensor, torch.Ten
 
 
 def train(processes: ProcessGroup) -> list[object]:
-    """Weights, reports, and how often an image was missing."""
-    model, missing = Model(), []
+    """Return the weights and the reports."""
+    model = Model()
     if processes.rank:
-        nn.init.zeros_(model.layers[0].weight)  # process 0's weights are everybody's
+        nn.init.zeros_(model.layers[0].weight)  # every process gets the weights of process 0
     recipe = resolve(Recipe(**RECIPE), N_IMAGES)
     reports = list(
         run_steps(
@@ -61,15 +61,16 @@ def train(processes: ProcessGroup) -> list[object]:
             build_optimizer(list(model.parameters()), recipe),
             passes_of(processes),
             recipe,
-            device=CPU,
             stop=lambda: processes.rank == processes.world_size - 1,
-            on_missing=lambda: missing.append(1),
             processes=processes,
         )
     )
     weights = [parameter.flatten().tolist() for parameter in model.parameters()]
-    told = [(step.n_images, step.is_stopped, step.loss, step.grad_norm) for step in reports]
-    return [weights, told, len(missing)]
+    values = [
+        (step.n_images, step.n_missing, step.is_stopped, step.loss, step.grad_norm)
+        for step in reports
+    ]
+    return [weights, values]
 
 
 def work(rank: int, port: int, results: mp.SimpleQueue) -> None:
@@ -83,26 +84,26 @@ def work(rank: int, port: int, results: mp.SimpleQueue) -> None:
     with join_process_group(Launch(rank, rank, 2, 2), CPU) as processes:
         found = [processes.sum([rank + 1.0, 2.0]), processes.broadcast({"step": rank})]
         results.put((train(processes), found))
-    # torch never frees DDP's reducer, so gloo's threads are there until the end, and an
-    # interpreter that tears down beside them is aborted once in some hundred runs.
+    # torch never frees DDP's reducer, so gloo's threads live until the end, and the teardown of an
+    # interpreter beside them is aborted about once in a hundred runs.
     os._exit(0)
 
 
-def test_two_processes_with_uneven_shares_take_the_steps_of_one() -> None:
-    # As torchrun does: the store is the parent's, so that no other program can take its port.
+def test_two_processes_with_uneven_shares_take_the_steps_of_one_process() -> None:
+    # As with torchrun, the parent owns the store, so that no other program can take its port.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = mp.get_context("spawn")
     results = context.SimpleQueue()
     mp.spawn(work, args=(store.port, results), nprocs=2)
-    weights, told, n_missing = train(SINGLE_PROCESS)
-    assert sum(line[0] for line in told) == 2 * N_IMAGES - 1
-    assert all(line[1] for line in told)
+    weights, reports = train(SINGLE_PROCESS)
+    assert sum(report[0] for report in reports) == 2 * N_IMAGES - 1
+    assert sum(report[1] for report in reports) == 1
+    assert all(report[2] for report in reports)
     for _ in range(2):
-        (found, told_there, missing_there), exchanged = results.get()
+        (found, other_reports), exchanged = results.get()
         assert exchanged == [[3.0, 4.0], {"step": 0}]
-        assert [line[:2] for line in told_there] == [line[:2] for line in told]
-        assert missing_there == n_missing == 1
-        for ours, theirs in ((weights, found), (told, told_there)):
+        assert [report[:3] for report in other_reports] == [report[:3] for report in reports]
+        for ours, theirs in ((weights, found), (reports, other_reports)):
             for row, other in zip(ours, theirs, strict=True):
                 torch.testing.assert_close(
                     torch.tensor(other, dtype=torch.float64),

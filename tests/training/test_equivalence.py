@@ -1,8 +1,8 @@
-"""Runs that are divided in other ways take the same steps: in float64, to 1e-10.
+"""A step that is divided in any way makes the same update: in float64, to 1e-10.
 
-The command's own loop over images, with the crops of training and a ViT: in one pass, in passes of
-two, with checkpointed activations, on two processes with an uneven last batch, and on features
-from disk. In float32 Adam would make steps out of the rounding of a gradient that is zero.
+The training loop of the command runs a ViT on images with random crops: in one pass, in passes of
+two, with gradient checkpointing, in two processes with an uneven last batch, and on cached
+features. In float32, Adam would turn the rounding errors of a zero gradient into steps.
 """
 
 from __future__ import annotations
@@ -25,14 +25,11 @@ from wiseft_cli.compute.torchrun import Launch
 from wiseft_cli.model.classifier import load_classifier
 from wiseft_cli.model.transforms import eval_transform
 from wiseft_cli.training.batches import epoch_order
-from wiseft_cli.training.finetune import open_run
-from wiseft_cli.training.listener import Listener
+from wiseft_cli.training.callbacks import Callbacks, StepReport
 from wiseft_cli.training.loop import train
-from wiseft_cli.training.optimization import StepReport
-from wiseft_cli.training.placement import Placement
-from wiseft_cli.training.plan import make_plan
+from wiseft_cli.training.plan import DataOptions, make_plan
 from wiseft_cli.training.recipe import Recipe, resolve
-from wiseft_cli.training.training_data import DataChoice
+from wiseft_cli.training.state import open_run
 
 CPU = torch.device("cpu")
 KEYS = {"epochs": 3, "batch_size": 5, "lr": 1e-3, "label_smoothing": 0.1}
@@ -62,23 +59,24 @@ def steps_of(
     feature_cache: Path | None = None,
     **keys: Any,
 ) -> tuple[Weights, list[StepReport], list[str]]:
-    """Take the steps of a run; return the weights after it, its steps, and what it noted."""
+    """Take the steps of a run; return its weights, its steps and its notes."""
     plan = make_plan(
         parent=folder / "vit.safetensors",
-        data=DataChoice(str(folder / "train")),
+        data=DataOptions(str(folder / "train")),
         output=folder / "out",
         recipe=Recipe(**{**KEYS, **keys}),
     )
-    run = open_run(plan, CPU, processes)
+    run = open_run(plan, processes)
     run.classifier.double()
     steps: list[StepReport] = []
     notes: list[str] = []
-    place = Placement(CPU, 0, processes, feature_cache)
-    listener = Listener(on_step=steps.append, on_note=notes.append)
+    callbacks = Callbacks(on_step=steps.append, on_note=notes.append)
     with torch.random.fork_rng():
-        assert train(run, plan, place, listener=listener, saver=None)
-    assert all(tensor.dtype == torch.float64 for tensor in run.trained.values())
-    return {name: tensor.detach() for name, tensor in run.trained.items()}, steps, notes
+        assert train(
+            run, plan, processes=processes, feature_cache=feature_cache, callbacks=callbacks
+        )
+    assert all(tensor.dtype == torch.float64 for tensor in run.trainable.values())
+    return {name: tensor.detach() for name, tensor in run.trainable.items()}, steps, notes
 
 
 def assert_same(found: tuple[Weights, list[StepReport]], expected: tuple[Weights, Any]) -> None:
@@ -95,7 +93,7 @@ def assert_same(found: tuple[Weights, list[StepReport]], expected: tuple[Weights
     [{"micro_batch_size": 2}, {"micro_batch_size": 1}, {"grad_checkpointing": True}],
     ids=["passes of 2", "passes of 1", "checkpointing"],
 )
-def test_a_divided_batch_makes_the_same_steps(folder, keys):
+def test_divided_batch_makes_the_same_steps(folder, keys):
     whole = steps_of(folder)[:2]
     assert_same(steps_of(folder, **keys)[:2], whole)
 
@@ -116,7 +114,7 @@ def work(rank: int, port: int, folder: Path) -> None:
     with join_process_group(Launch(rank, rank, 2, 2), CPU) as processes:
         for number, keys in enumerate(DIVIDED):
             torch.save(steps_of(folder, processes, **keys), folder / f"{number}-{rank}")
-    os._exit(0)  # before gloo's threads, which are there until the end
+    os._exit(0)  # gloo's threads can abort the teardown of the interpreter
 
 
 def test_two_processes_with_an_uneven_last_batch_make_the_same_steps(folder):
@@ -129,25 +127,25 @@ def test_two_processes_with_an_uneven_last_batch_make_the_same_steps(folder):
             assert_same(found[:2], expected)
 
 
-def test_features_from_disk_make_the_steps_of_an_encoder_that_is_run_each_time(folder):
+def test_cached_features_make_the_steps_of_an_encoder_run_in_each_step(folder):
     keys = {"freeze": "encoder", "lr": 0.1}
     computed, steps, _ = steps_of(folder, feature_cache=folder / "kept", **keys)
     cached, again, notes = steps_of(folder, feature_cache=folder / "kept", **keys)
     assert notes[0].startswith("features of 11 images from ")
     assert_same((cached, again), (computed, steps))
-    # The same with the encoder in every step: nothing of it trains, and it sees no crop.
+    # The frozen encoder in every step gives the same, as images are not augmented.
     expected = linear_classifier_by_hand(folder)
     torch.testing.assert_close(cached, expected, rtol=0, atol=1e-10)
 
 
 def linear_classifier_by_hand(folder: Path) -> Weights:
-    """Run encoder and head on each batch, and let torch's default AdamW train the head."""
+    """Train the head with torch's default AdamW, running the encoder on each batch."""
     model, card = load_classifier(folder / "vit.safetensors")
     model.double()
     head = model.classification_head
     plan = make_plan(
         parent=folder / "vit.safetensors",
-        data=DataChoice(str(folder / "train")),
+        data=DataOptions(str(folder / "train")),
         output=folder / "out",
         recipe=Recipe(),
     )

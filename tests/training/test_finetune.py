@@ -20,11 +20,10 @@ from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.data.image_set import data_fingerprint
 from wiseft_cli.errors import CheckpointError, DatasetError, OutputError, RecipeError
 from wiseft_cli.training.batches import epoch_order
+from wiseft_cli.training.callbacks import Callbacks, EpochReport
 from wiseft_cli.training.finetune import finetune
-from wiseft_cli.training.listener import EpochReport, Listener
-from wiseft_cli.training.plan import make_plan
+from wiseft_cli.training.plan import DataOptions, make_plan
 from wiseft_cli.training.recipe import Recipe, resolve
-from wiseft_cli.training.training_data import DataChoice
 
 CPU = torch.device("cpu")
 QUICK = {"epochs": 2, "batch_size": 5, "lr": 1e-3}
@@ -32,15 +31,15 @@ FULL = {"epochs": 6, "batch_size": 12, "lr": 1e-3, "augment": "none"}
 
 
 def run(
-    zeroshot: Path, train: Path, output: Path, *, val=(), workers=0, listener=None, **keys
+    zeroshot: Path, train: Path, output: Path, *, val=(), workers=0, callbacks=None, **keys
 ) -> Path:
     plan = make_plan(
         parent=zeroshot,
-        data=DataChoice(str(train), val),
+        data=DataOptions(str(train), val),
         output=output,
         recipe=Recipe(**{**QUICK, **keys}),
     )
-    return finetune(plan, device=CPU, workers=workers, listener=listener).path
+    return finetune(plan, device=CPU, workers=workers, callbacks=callbacks).path
 
 
 def changed(before: Path, after: Path) -> set[str]:
@@ -50,7 +49,11 @@ def changed(before: Path, after: Path) -> set[str]:
 
 
 def plain_loop(zeroshot: Path, train: Path, family: str, *, in_our_order: bool):
-    """Six full-batch steps with torch and open_clip alone, and the logits before and after."""
+    """Take six full-batch steps with torch and open_clip alone.
+
+    Returns:
+        The logits of our fine-tuned checkpoint, and those of the plain loop.
+    """
     state = load_file(zeroshot)
     config = CONFIGS[family]
     visual = open_clip.CLIP(**config).visual
@@ -107,7 +110,7 @@ def test_six_full_batch_steps_equal_a_plain_torch_loop(tmp_path, family, in_our_
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
 
 
-def test_the_same_seed_gives_the_same_bytes_whatever_the_workers(
+def test_same_seed_gives_the_same_bytes_for_any_number_of_workers(
     tmp_path, zeroshot, train_folder, run_wiseft
 ):
     words = ["finetune", zeroshot, "--train", train_folder, "--threads", 1, "--epochs", 2]
@@ -121,7 +124,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_workers(
     assert here.read_bytes() != first
 
 
-def test_validation_sets_and_listeners_change_no_byte(tmp_path, train_folder):
+def test_validation_sets_and_callbacks_change_no_byte(tmp_path, train_folder):
     zeroshot = write_zeroshot(tmp_path / "zeroshot.safetensors", "vit-dropout")
     val = write_images(tmp_path / "val", (3, 2), seed=9)
     epochs: list[EpochReport] = []
@@ -131,7 +134,7 @@ def test_validation_sets_and_listeners_change_no_byte(tmp_path, train_folder):
         train_folder,
         tmp_path / "a.safetensors",
         val=[f"one={val}", f"two={train_folder}"],
-        listener=Listener(on_epoch=epochs.append, on_encoded=encoded.append),
+        callbacks=Callbacks(on_epoch=epochs.append, on_encoded=encoded.append),
     )
     without = run(zeroshot, train_folder, tmp_path / "b.safetensors")
     assert with_val.read_bytes() == without.read_bytes()
@@ -141,18 +144,16 @@ def test_validation_sets_and_listeners_change_no_byte(tmp_path, train_folder):
     assert encoded == []
 
 
-def test_the_global_random_state_is_left_alone(tmp_path, zeroshot, train_folder):
+def test_global_random_state_is_unchanged(tmp_path, zeroshot, train_folder):
     before = torch.get_rng_state()
     run(zeroshot, train_folder, tmp_path / "out.safetensors")
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_reported_loss_of_an_epoch_is_the_mean_over_its_images(
-    tmp_path, zeroshot, train_folder
-):
+def test_reported_loss_of_an_epoch_is_the_mean_over_its_images(tmp_path, zeroshot, train_folder):
     steps, epochs = [], []
-    listener = Listener(on_step=steps.append, on_epoch=epochs.append)
-    run(zeroshot, train_folder, tmp_path / "out.safetensors", listener=listener)
+    callbacks = Callbacks(on_step=steps.append, on_epoch=epochs.append)
+    run(zeroshot, train_folder, tmp_path / "out.safetensors", callbacks=callbacks)
     assert [step.n_images for step in steps] == [5, 5, 2] * 2
     assert [step.ends_epoch for step in steps] == [False, False, True] * 2
     for epoch in (0, 1):
@@ -161,12 +162,12 @@ def test_the_reported_loss_of_an_epoch_is_the_mean_over_its_images(
         assert epochs[epoch + 1].mean_loss == pytest.approx(mean)
 
 
-def test_by_default_every_tensor_of_encoder_and_head_trains(tmp_path, zeroshot, train_folder):
+def test_every_tensor_of_encoder_and_head_trains_by_default(tmp_path, zeroshot, train_folder):
     output = run(zeroshot, train_folder, tmp_path / "out.safetensors")
     assert changed(zeroshot, output) == load_file(zeroshot).keys()
 
 
-def test_a_frozen_encoder_keeps_its_bytes_and_its_statistics(tmp_path):
+def test_frozen_encoder_keeps_its_weights_and_statistics(tmp_path):
     zeroshot = write_zeroshot(tmp_path / "zeroshot.safetensors", "resnet")
     train = write_images(tmp_path / "train")
     encoded: list[int] = []
@@ -175,20 +176,20 @@ def test_a_frozen_encoder_keeps_its_bytes_and_its_statistics(tmp_path):
         train,
         tmp_path / "out.safetensors",
         freeze="encoder",
-        listener=Listener(on_encoded=encoded.append),
+        callbacks=Callbacks(on_encoded=encoded.append),
     )
     assert changed(zeroshot, output) == {"classification_head.weight", "classification_head.bias"}
     assert encoded == [5, 5, 2]
 
 
-def test_a_frozen_head_keeps_its_bytes(tmp_path, zeroshot, train_folder):
+def test_frozen_head_keeps_its_weights(tmp_path, zeroshot, train_folder):
     output = run(zeroshot, train_folder, tmp_path / "out.safetensors", freeze="head")
     names = load_file(zeroshot).keys()
     assert changed(zeroshot, output) == {name for name in names if name.startswith("visual.")}
 
 
 @pytest.mark.parametrize("batch_norm", ["train", "frozen"])
-def test_batch_norm_statistics_follow_the_recipe_and_its_weights_train(tmp_path, batch_norm):
+def test_batch_norm_statistics_follow_the_recipe_and_affine_weights_train(tmp_path, batch_norm):
     zeroshot = write_zeroshot(tmp_path / "zeroshot.safetensors", "resnet")
     train, val = write_images(tmp_path / "train"), write_images(tmp_path / "val", seed=1)
     output = run(
@@ -202,7 +203,7 @@ def test_batch_norm_statistics_follow_the_recipe_and_its_weights_train(tmp_path,
     assert load_file(output)["visual.bn1.num_batches_tracked"].dtype == torch.int64
 
 
-def test_the_card_says_what_was_done_to_what(tmp_path, zeroshot, train_folder):
+def test_card_records_recipe_seed_data_and_parent(tmp_path, zeroshot, train_folder):
     output = run(zeroshot, train_folder, tmp_path / "out.safetensors", seed=7)
     parent, card = read_card(zeroshot), read_card(output)
     kept = ("model", "preprocess", "classes", "templates", "logit_scale")
@@ -225,7 +226,7 @@ def test_the_card_says_what_was_done_to_what(tmp_path, zeroshot, train_folder):
     assert str(tmp_path) not in text
 
 
-def test_a_fine_tuned_checkpoint_can_be_trained_on(tmp_path, zeroshot, train_folder):
+def test_finetuned_checkpoint_can_be_finetuned_again(tmp_path, zeroshot, train_folder):
     first = run(zeroshot, train_folder, tmp_path / "lp.safetensors", freeze="encoder")
     second = run(first, train_folder, tmp_path / "ft.safetensors")
     card: Card = read_card(second)
@@ -234,26 +235,24 @@ def test_a_fine_tuned_checkpoint_can_be_trained_on(tmp_path, zeroshot, train_fol
     assert card.history[-1].inputs[0].digest == card.history[-2].output == read_card(first).digest
 
 
-def test_going_on_from_a_fine_tuned_checkpoint_is_noted(tmp_path, zeroshot, train_folder):
+def test_plan_notes_a_finetuned_parent(tmp_path, zeroshot, train_folder):
     first = run(zeroshot, train_folder, tmp_path / "a.safetensors")
     plan = make_plan(
         parent=first,
-        data=DataChoice(str(train_folder)),
+        data=DataOptions(str(train_folder)),
         output=tmp_path / "b.safetensors",
         recipe=Recipe(),
     )
-    assert plan.notes == (
-        "starting from a finetuned checkpoint: this run goes on from earlier training",
-    )
+    assert plan.notes == ("starting from a finetuned checkpoint, which continues its training",)
 
 
-def test_a_run_that_diverges_writes_nothing(tmp_path, zeroshot, train_folder):
+def test_diverging_run_writes_nothing(tmp_path, zeroshot, train_folder):
     with pytest.raises(RecipeError, match=r"^training diverged at step \d+ of 30 "):
         run(zeroshot, train_folder, tmp_path / "out.safetensors", lr=1e6, epochs=10)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train", "zeroshot.safetensors"]
 
 
-def test_an_unreadable_image_stops_the_run_and_is_named(tmp_path, zeroshot, train_folder):
+def test_unreadable_image_ends_the_run_with_its_path(tmp_path, zeroshot, train_folder):
     broken = train_folder / "n03" / "002.png"
     broken.write_bytes(b"no image")
     with pytest.raises(DatasetError) as caught:
@@ -264,27 +263,27 @@ def test_an_unreadable_image_stops_the_run_and_is_named(tmp_path, zeroshot, trai
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_batch_norm_refuses_a_batch_of_one_image(tmp_path, train_folder):
+def test_batch_norm_rejects_a_batch_of_one_image(tmp_path, train_folder):
     zeroshot = write_zeroshot(tmp_path / "zeroshot.safetensors", "resnet")
     with pytest.raises(RecipeError) as caught:
         run(zeroshot, train_folder, tmp_path / "out.safetensors", batch_size=11)
     assert caught.value.message == (
-        "a batch of each epoch has a single image, and BatchNorm has no statistics of one"
+        "a batch of each epoch has a single image, and BatchNorm cannot compute statistics of one"
         " (12 images, batch size 11)"
     )
     assert caught.value.hint == "use another --batch-size, or --batch-norm frozen"
 
 
-def test_a_vit_may_see_a_batch_of_one_image(tmp_path, zeroshot, train_folder):
+def test_vit_accepts_a_batch_of_one_image(tmp_path, zeroshot, train_folder):
     run(zeroshot, train_folder, tmp_path / "out.safetensors", batch_size=11)
 
 
-def test_labels_that_are_no_class_are_listed(tmp_path, zeroshot, train_folder):
+def test_labels_outside_the_head_are_listed(tmp_path, zeroshot, train_folder):
     (train_folder / "n03").rename(train_folder / "n99")
     with pytest.raises(DatasetError) as caught:
         make_plan(
             parent=zeroshot,
-            data=DataChoice(str(train_folder)),
+            data=DataOptions(str(train_folder)),
             output=tmp_path / "o.safetensors",
             recipe=Recipe(),
         )
@@ -294,11 +293,11 @@ def test_labels_that_are_no_class_are_listed(tmp_path, zeroshot, train_folder):
     )
 
 
-def test_classes_without_a_training_image_are_a_warning(tmp_path, zeroshot):
+def test_classes_without_training_images_are_a_warning(tmp_path, zeroshot):
     train = write_images(tmp_path / "train", (200,))
     plan = make_plan(
         parent=zeroshot,
-        data=DataChoice(str(train)),
+        data=DataOptions(str(train)),
         output=tmp_path / "out.safetensors",
         recipe=Recipe(batch_size=1),
     )
@@ -312,7 +311,7 @@ def test_folders_named_by_class_name_are_joined_by_name_not_by_position(
         (train_folder / entry.id).rename(train_folder / entry.name)
     plan = make_plan(
         parent=zeroshot,
-        data=DataChoice(str(train_folder)),
+        data=DataOptions(str(train_folder)),
         output=tmp_path / "o.safetensors",
         recipe=Recipe(),
     )
@@ -322,13 +321,13 @@ def test_folders_named_by_class_name_are_joined_by_name_not_by_position(
     assert plan.train.join.kind == "name"
 
 
-def test_a_file_without_a_card_is_refused(tmp_path, train_folder):
+def test_file_without_a_card_is_rejected(tmp_path, train_folder):
     foreign = tmp_path / "foreign.safetensors"
     save_file({"x": torch.zeros(1)}, foreign)
     with pytest.raises(CheckpointError) as caught:
         make_plan(
             parent=foreign,
-            data=DataChoice(str(train_folder)),
+            data=DataOptions(str(train_folder)),
             output=tmp_path / "o.safetensors",
             recipe=Recipe(),
         )
@@ -338,7 +337,7 @@ def test_a_file_without_a_card_is_refused(tmp_path, train_folder):
     assert caught.value.hint == "make one with `wiseft zeroshot-head`"
 
 
-def test_a_merge_of_foreign_files_is_refused(tmp_path, train_folder):
+def test_merge_of_foreign_files_is_rejected(tmp_path, train_folder):
     from wiseft_cli.checkpoint.writer import write_checkpoint
 
     merged = tmp_path / "merged.safetensors"
@@ -346,7 +345,7 @@ def test_a_merge_of_foreign_files_is_refused(tmp_path, train_folder):
     with pytest.raises(CheckpointError) as caught:
         make_plan(
             parent=merged,
-            data=DataChoice(str(train_folder)),
+            data=DataOptions(str(train_folder)),
             output=tmp_path / "o.safetensors",
             recipe=Recipe(),
         )
@@ -357,25 +356,24 @@ def test_a_merge_of_foreign_files_is_refused(tmp_path, train_folder):
     assert caught.value.hint == "start from a checkpoint that `wiseft zeroshot-head` wrote"
 
 
-def test_an_output_that_is_the_input_is_refused_even_with_force(zeroshot, train_folder):
+def test_output_that_is_the_input_is_rejected_even_with_force(zeroshot, train_folder):
     with pytest.raises(OutputError, match="is also an input"):
         make_plan(
             parent=zeroshot,
-            data=DataChoice(str(train_folder)),
+            data=DataOptions(str(train_folder)),
             output=zeroshot,
             recipe=Recipe(),
             force=True,
         )
 
 
-def test_a_plan_is_made_where_torch_cannot_be_imported(tmp_path, zeroshot, train_folder):
+def test_plan_is_made_without_torch(tmp_path, zeroshot, train_folder):
     program = (
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
-        "from wiseft_cli.training.plan import make_plan\n"
+        "from wiseft_cli.training.plan import DataOptions, make_plan\n"
         "from wiseft_cli.training.recipe import Recipe\n"
-        "from wiseft_cli.training.training_data import DataChoice\n"
-        f"plan = make_plan(parent=Path({str(zeroshot)!r}), data=DataChoice({str(train_folder)!r}),"
+        f"plan = make_plan(parent=Path({str(zeroshot)!r}), data=DataOptions({str(train_folder)!r}),"
         f" output=Path({str(tmp_path / 'o.safetensors')!r}), recipe=Recipe())\n"
         "print(plan.recipe.steps)"
     )

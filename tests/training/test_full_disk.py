@@ -1,4 +1,4 @@
-"""A disk that is too small for a run, or that fills up while it saves; a real one, of tmpfs."""
+"""A disk (tmpfs) that is too small for a run, or that fills up while the run saves."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ MOUNT = 'mount -t tmpfs -o size="$1" none "$2" || exit 77; shift 2; exec "$@"'
 RUN = """
 import contextlib, io, json, os, sys
 from wiseft_cli.cli.app import main
-from wiseft_cli.training.saver import StateSaver
+from wiseft_cli.training.saving import StateSaver
 
 fills_at, frees_at, *words = sys.argv[1:]
 save = StateSaver.save
 def save_on_a_disk_that_fills_up(saver, run):
-    # Another program takes all the room before one state, and gives it back before another.
+    # Another program fills the disk before one state, and frees it before another.
     if run.steps_done == int(fills_at):
         with contextlib.suppress(OSError), open("disk/ballast", "wb", buffering=0) as ballast:
             while ballast.write(bytes(1 << 12)):
                 pass
     if run.steps_done == int(frees_at):
         os.unlink("disk/ballast")
-    save(saver, run)
+    return save(saver, run)
 def run(*more):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(
         io.StringIO()
@@ -84,7 +84,7 @@ def run(folder: Path, size: str, *, fills_at: int = 0, frees_at: int = 0) -> lis
     return found
 
 
-def test_a_disk_without_room_for_three_states_is_refused_before_training(folder):
+def test_disk_without_space_for_three_states_is_rejected_before_training(folder):
     (found,) = run(folder, "2m")
     assert (found["code"], found["out"], found["left"]) == (1, "", [])
     error, hint = found["err"][-2:]
@@ -93,24 +93,24 @@ def test_a_disk_without_room_for_three_states_is_refused_before_training(folder)
         " 1,441,156), and 2,097,152 are free"
     )
     assert hint == (
-        "hint: free space in disk, or name another place with -o; --save-every never needs none"
-        " for states"
+        "hint: free space in disk, or name another place with -o; --save-every never needs no"
+        " space for states"
     )
 
 
-def test_states_that_find_no_room_are_warnings_and_the_run_ends_well(folder):
+def test_states_that_cannot_be_saved_are_warnings_and_the_run_finishes(folder):
     (found,) = run(folder, "8m", fills_at=3, frees_at=5)
     assert (found["code"], found["out"], found["left"]) == (0, "disk/out\n", ["out"])
-    told = [line for line in found["err"] if "missing" in line]
-    for step, line in zip((3, 4), told, strict=True):
+    warnings = [line for line in found["err"] if "without this state" in line]
+    for step, line in zip((3, 4), warnings, strict=True):
         assert re.fullmatch(
             rf"warning: disk/out\.state/step-0000000{step}\.safetensors: needs 415,\d+ bytes, and 0"
-            " are free; training goes on, and this state is missing",
+            " are free; training continues without this state",
             line,
         )
 
 
-def test_an_output_that_finds_no_room_leaves_states_to_go_on_from(folder):
+def test_output_that_cannot_be_written_leaves_states_to_resume_from(folder):
     first, second = run(folder, "8m", fills_at=3)
     assert (first["code"], first["out"]) == (1, "")
     error, hint = first["err"][-2:]

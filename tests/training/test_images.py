@@ -47,7 +47,7 @@ def test_batches_are_the_same_for_any_number_of_workers(train_folder):
         assert torch.equal(targets, other_targets)
 
 
-def test_an_augmentation_follows_seed_epoch_and_image_and_nothing_else(train_folder):
+def test_augmentation_depends_only_on_seed_epoch_and_image(train_folder):
     (alone, _), (in_company, _) = load(
         train_folder, [[Draw(1, 3)], [Draw(1, 0), Draw(1, 3), Draw(2, 3)]]
     )
@@ -57,7 +57,7 @@ def test_an_augmentation_follows_seed_epoch_and_image_and_nothing_else(train_fol
     assert not torch.equal(alone[0], other_seed[0])
 
 
-def test_two_images_of_the_same_pixels_are_cropped_differently(tmp_path):
+def test_images_with_the_same_pixels_are_cropped_differently(tmp_path):
     folder = write_images(tmp_path / "twins", (1,), size=40)
     first = folder / "n01" / "000.png"
     (folder / "n01" / "001.png").write_bytes(first.read_bytes())
@@ -66,14 +66,14 @@ def test_two_images_of_the_same_pixels_are_cropped_differently(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_the_global_random_state_is_left_alone(train_folder, workers):
+def test_global_random_state_is_unchanged(train_folder, workers):
     before = torch.get_rng_state()
     load(train_folder, [[Draw(0, 0)], [Draw(0, 1)]], workers=workers)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_is_named(train_folder, workers):
+def test_unreadable_image_is_named(train_folder, workers):
     broken = train_folder / "n02" / "001.png"
     broken.write_bytes(broken.read_bytes()[:60])
     with pytest.raises(DatasetError) as caught:
@@ -81,11 +81,11 @@ def test_an_unreadable_image_is_named(train_folder, workers):
     assert caught.value.message.startswith(f"cannot read image {broken}: ")
     assert "\n" not in caught.value.message
     assert caught.value.hint == (
-        "replace or remove the files, then start again; --max-bad N leaves up to N of them out"
+        "replace or remove the files; --max-bad N ignores up to N unreadable images"
     )
 
 
-def test_a_worker_that_dies_is_told_without_a_traceback(train_folder):
+def test_dead_worker_is_reported_without_a_traceback(train_folder):
     with pytest.raises(DatasetError) as caught:
         load(train_folder, [[Draw(0, 0)]], workers=1, transform=die)
     assert caught.value.message.startswith("one of the 1 workers that decode images died: ")

@@ -19,9 +19,9 @@ from tests.training.tiny import write_images, write_zeroshot
 
 START = """
 import contextlib, json, os, random, shutil, signal, sys, time
-import wiseft_cli.cli.finetune_estimate, wiseft_cli.cli.finetune_run, wiseft_cli.training.finetune
+import wiseft_cli.cli.finetune_report, wiseft_cli.training.estimate
 from wiseft_cli.cli.app import main
-from wiseft_cli.training import finetune, plan, recipe_file, starting
+from wiseft_cli.training import finetune, plan, recipe_file
 with contextlib.redirect_stdout(sys.stderr):
     main(["finetune", "--print-recipe"])  # loads what parses options
 
@@ -180,4 +180,4 @@ def test_signals_at_random_moments_end_a_run_with_their_codes_and_no_traceback(f
     log = (folder / "log").read_text()
     assert "Traceback" not in log
     assert "Exception ignored" not in log
-    assert "the same command with --resume goes on from it" in log
+    assert "--resume in the same command continues" in log

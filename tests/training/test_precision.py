@@ -18,7 +18,7 @@ def test_grad_checkpointing_gives_the_same_update(tmp_path, zeroshot, train_fold
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_grad_checkpointing_is_refused_where_the_tower_ignores_it():
+def test_grad_checkpointing_is_rejected_if_the_encoder_ignores_it():
     with pytest.raises(RecipeError, match=r"^grad_checkpointing: the image encoder \(ModifiedRes"):
         enable_grad_checkpointing(random_classifier("resnet"))
 
@@ -38,14 +38,14 @@ def test_half_precision_stays_close_to_float32_with_float32_weights(
         torch.testing.assert_close(steps[precision][name], tensor, rtol=0, atol=2e-3)
 
 
-def test_deterministic_algorithms_are_asked_for_and_put_back():
+def test_deterministic_algorithms_are_set_and_restored():
     cpu = torch.device("cpu")
     with deterministic_algorithms(True, cpu):
         assert torch.are_deterministic_algorithms_enabled()
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_nine_images_in_passes_of_two_leave_batch_norm_a_single_one(tmp_path):
+def test_batch_norm_rejects_a_forward_pass_of_one_image(tmp_path):
     zeroshot = write_zeroshot(tmp_path / "zeroshot.safetensors", "resnet")
     train = write_images(tmp_path / "train", (3, 3, 3))
     with pytest.raises(RecipeError, match="a batch of each epoch has a single image"):

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from wiseft_cli.errors import RecipeError
 from wiseft_cli.training.batches import span_of
-from wiseft_cli.training.recipe import FEW_STEPS, Recipe, doubts, resolve
+from wiseft_cli.training.recipe import FEW_STEPS, Recipe, recipe_warnings, resolve
 
 
-def test_the_defaults_are_the_papers():
+def test_defaults_are_those_of_the_paper():
     recipe = resolve(Recipe(), 1_281_167)
     assert recipe.as_mapping() == {
         "epochs": 10,
@@ -36,22 +36,22 @@ def test_the_defaults_are_the_papers():
         "deterministic": False,
     }
     assert recipe.seed == 0
-    assert doubts(recipe) == ()
+    assert recipe_warnings(recipe) == ()
 
 
-def test_what_the_card_stores_survives_json():
+def test_mapping_for_the_card_survives_json():
     mapping = resolve(Recipe(lr=1e-3), 1000).as_mapping()
     assert json.loads(json.dumps(mapping)) == mapping
 
 
 @pytest.mark.parametrize(("n_images", "warmup"), [(64, 1), (63, 0), (640, 10), (64 * 6000, 500)])
-def test_warm_up_unset_is_a_tenth_of_the_steps_and_at_most_500(n_images, warmup):
+def test_default_warmup_is_a_tenth_of_the_steps_and_at_most_500(n_images, warmup):
     recipe = resolve(Recipe(epochs=10 if n_images != 63 else 9, batch_size=64), n_images)
-    assert recipe.warmup_steps == warmup
+    assert recipe.warmup == warmup
 
 
-def test_a_warm_up_that_is_not_shorter_than_the_run_is_refused():
-    assert resolve(Recipe(epochs=2, batch_size=5, warmup=3), 10).warmup_steps == 3
+def test_warmup_that_is_not_shorter_than_the_run_is_rejected():
+    assert resolve(Recipe(epochs=2, batch_size=5, warmup=3), 10).warmup == 3
     with pytest.raises(RecipeError) as caught:
         resolve(Recipe(epochs=2, batch_size=5, warmup=4), 10)
     assert caught.value.message == (
@@ -62,27 +62,27 @@ def test_a_warm_up_that_is_not_shorter_than_the_run_is_refused():
     )
 
 
-def test_the_last_batch_of_an_epoch_is_not_dropped():
+def test_last_batch_of_an_epoch_is_kept():
     recipe = resolve(Recipe(epochs=3, batch_size=4), 9)
     assert (recipe.steps, recipe.steps_per_epoch, recipe.last_batch_size) == (9, 3, 1)
 
 
 @pytest.mark.parametrize(("share", "warmup"), [(0.29, 29), (0.1, 10), (0.999, 99), (0.0, 0)])
-def test_a_warm_up_below_one_is_a_share_of_the_run_as_the_decimal_it_was_written(share, warmup):
+def test_fractional_warmup_is_the_exact_decimal_fraction_of_the_run(share, warmup):
     recipe = resolve(Recipe(steps=100, batch_size=4, warmup=share), 10)
-    assert recipe.warmup_steps == warmup
+    assert recipe.warmup == warmup
 
 
 @given(st.integers(1, 500), st.integers(1, 100), st.integers(1, 80))
-def test_a_run_of_steps_draws_as_many_images_as_its_batches_hold(n_images, steps, batch_size):
+def test_run_draws_as_many_images_as_its_batches_hold(n_images, steps, batch_size):
     recipe = resolve(Recipe(steps=steps, batch_size=batch_size), n_images)
     spans = [span_of(step, recipe) for step in range(steps)]
-    assert recipe.n_draws == sum(span.n_images for span in spans)
+    assert recipe.images_drawn(steps) == sum(span.n_images for span in spans)
     assert recipe.epochs == spans[-1].epoch + 1
     assert recipe.steps == steps
 
 
-def test_a_frozen_encoder_settles_augmentation_and_batch_norm():
+def test_frozen_encoder_decides_augmentation_and_batch_norm():
     recipe = resolve(Recipe(freeze="encoder"), 100)
     assert (recipe.augment, recipe.batch_norm) == ("none", "frozen")
 
@@ -90,8 +90,8 @@ def test_a_frozen_encoder_settles_augmentation_and_batch_norm():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"epochs": 0}, "recipe: epochs is 0, expected at least 1"),
-        ({"batch_size": 0}, "recipe: batch_size is 0, expected at least 1"),
+        ({"epochs": 0}, "recipe: epochs is 0, expected an integer of at least 1"),
+        ({"batch_size": 0}, "recipe: batch_size is 0, expected an integer of at least 1"),
         ({"lr": -0.1}, "recipe: lr is -0.1, expected a number above 0, at most 1e+06"),
         ({"lr": float("nan")}, "recipe: lr is nan, expected a number above 0, at most 1e+06"),
         ({"lr": float("inf")}, "recipe: lr is inf, expected a number above 0, at most 1e+06"),
@@ -102,7 +102,7 @@ def test_a_frozen_encoder_settles_augmentation_and_batch_norm():
             "recipe: warmup is -1, expected a number of steps, or a fraction of the run below 1",
         ),
         ({"label_smoothing": 1.0}, "recipe: label_smoothing is 1.0, expected a number in [0, 1)"),
-        ({"seed": -1}, "recipe: seed is -1, expected 0 to 4294967295"),
+        ({"seed": -1}, "recipe: seed is -1, expected an integer from 0 to 4294967295"),
         ({"freeze": "all"}, "recipe: freeze is 'all', expected one of none, encoder, head"),
         (
             {"micro_batch_size": 8, "batch_size": 4},
@@ -131,52 +131,51 @@ def test_a_frozen_encoder_settles_augmentation_and_batch_norm():
         ({"precision": "fp8"}, "recipe: precision is 'fp8', expected one of fp32, bf16, fp16"),
         (
             {"epochs": 0, "lr": 0.0},
-            "recipe: 2 keys are wrong\n"
-            "  epochs is 0, expected at least 1\n"
+            "recipe: 2 keys are wrong:\n"
+            "  epochs is 0, expected an integer of at least 1\n"
             "  lr is 0.0, expected a number above 0, at most 1e+06",
         ),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
-def test_a_key_out_of_range_is_named_with_what_was_expected(keys, message):
+def test_value_out_of_range_is_rejected_with_the_range(keys, message):
     with pytest.raises(RecipeError) as caught:
         Recipe(**keys)
     assert caught.value.message == message
 
 
-def test_a_batch_larger_than_the_training_set_is_doubted():
-    assert doubts(resolve(Recipe(batch_size=512, epochs=100), 30)) == (
-        "the batch size 512 is larger than the training set (30 images): every step is over"
-        " all of it",
+def test_batch_larger_than_the_training_set_is_a_warning():
+    assert recipe_warnings(resolve(Recipe(batch_size=512, epochs=100), 30)) == (
+        "the batch size 512 is larger than the training set (30 images): every step uses all of it",
     )
 
 
-def test_few_steps_are_doubted_with_a_batch_size_that_makes_enough():
-    assert doubts(resolve(Recipe(epochs=10, batch_size=512), 2000)) == (
+def test_few_steps_are_a_warning_that_proposes_a_batch_size():
+    assert recipe_warnings(resolve(Recipe(epochs=10, batch_size=512), 2000)) == (
         "only 40 optimizer steps; --batch-size 128 would make 160",
     )
 
 
-def test_too_few_images_for_any_batch_size_ask_for_epochs():
-    assert doubts(resolve(Recipe(epochs=1, batch_size=2), 30)) == (
+def test_few_images_are_a_warning_that_proposes_epochs():
+    assert recipe_warnings(resolve(Recipe(epochs=1, batch_size=2), 30)) == (
         "only 15 optimizer steps; --epochs 7 would make 105",
     )
-    assert doubts(resolve(Recipe(epochs=2, batch_size=32), 64)) == (
+    assert recipe_warnings(resolve(Recipe(epochs=2, batch_size=32), 64)) == (
         "only 4 optimizer steps; --batch-size 8 --epochs 13 would make 104",
     )
 
 
-def test_too_few_steps_asked_for_are_doubted_with_steps():
-    assert doubts(resolve(Recipe(steps=50, batch_size=8), 30)) == (
+def test_few_steps_of_the_recipe_are_a_warning_that_proposes_steps():
+    assert recipe_warnings(resolve(Recipe(steps=50, batch_size=8), 30)) == (
         "only 50 optimizer steps; --steps 100 would make 100",
     )
 
 
 @given(st.integers(1, 3000), st.integers(1, 12), st.integers(1, 600))
-def test_the_proposed_batch_size_keeps_its_word(n_images, epochs, batch_size):
+def test_proposed_settings_make_the_number_of_steps_they_name(n_images, epochs, batch_size):
     recipe = resolve(Recipe(epochs=epochs, batch_size=batch_size), n_images)
-    for doubt in doubts(recipe):
-        words = doubt.replace(";", "").split()
+    for warning in recipe_warnings(recipe):
+        words = warning.replace(";", "").split()
         if words[0] != "only":
             continue
         given_options = dict(itertools.pairwise(words))

@@ -22,52 +22,52 @@ def write(folder: Path, text: str) -> str:
     return str(folder / "r.yaml")
 
 
-def test_the_default_recipe_is_the_papers():
+def test_default_recipe_file_has_the_defaults():
     assert combine(read_recipe_file("wise-ft"), {}) == Recipe(epochs=10)
 
 
 @pytest.mark.parametrize("name", builtin_names())
-def test_each_built_in_recipe_says_where_it_is_from(name):
+def test_each_built_in_recipe_names_its_source(name):
     recipe = read_recipe_file(name)
     assert "arXiv" in recipe.source
     assert combine(recipe, {}).lr > 0
 
 
-def test_options_override_the_file_and_steps_displace_epochs(tmp_path):
+def test_options_override_the_file_and_steps_replace_epochs(tmp_path):
     file = read_recipe_file(write(tmp_path, "epochs: 3\nlr: 1e-4\nseed: 5\n"))
     assert combine(file, {"steps": 7, "lr": 0.5}) == Recipe(steps=7, lr=0.5, seed=5)
 
 
-def test_all_mistakes_of_a_file_are_told_with_their_lines(tmp_path):
+def test_all_mistakes_of_a_file_are_listed_with_their_lines(tmp_path):
     path = write(tmp_path, "learning_rate: 3\nlr: abc\nlr: 3\nbatchsize: 4\nepochs: 0\n")
     with pytest.raises(RecipeError) as caught:
         read_recipe_file(path)
     assert caught.value.message == (
-        "the recipe has 5 mistakes\n"
-        f"  {path}, line 1: 'learning_rate' is no recipe key; did you mean 'lr'?\n"
+        "the recipe has 5 mistakes:\n"
+        f"  {path}, line 1: unknown recipe key 'learning_rate'; did you mean 'lr'?\n"
         f"  {path}, line 2: lr is 'abc', expected a number above 0, at most 1e+06\n"
-        f"  {path}, line 3: lr stands twice (first in line 2)\n"
-        f"  {path}, line 4: 'batchsize' is no recipe key; did you mean 'batch_size'?\n"
-        f"  {path}, line 5: epochs is 0, expected at least 1"
+        f"  {path}, line 3: lr is set again (first in line 2)\n"
+        f"  {path}, line 4: unknown recipe key 'batchsize'; did you mean 'batch_size'?\n"
+        f"  {path}, line 5: epochs is 0, expected an integer of at least 1"
     )
 
 
-def test_a_range_is_told_with_the_line_or_the_option(tmp_path):
+def test_value_out_of_range_is_reported_with_its_line_or_option(tmp_path):
     file = read_recipe_file(write(tmp_path, "seed: 1\nlr: -1\n"))
     with pytest.raises(RecipeError) as caught:
         combine(file, {})
     assert caught.value.message == (
         f"{tmp_path}/r.yaml, line 2: lr is -1.0, expected a number above 0, at most 1e+06"
     )
-    with pytest.raises(UsageError, match=r"^--batch-size is 0, expected at least 1$"):
+    with pytest.raises(UsageError, match=r"^--batch-size is 0, expected an integer of at least 1$"):
         combine(read_recipe_file("wise-ft"), {"batch_size": 0})
 
 
-def test_an_unknown_recipe_is_answered_with_the_nearest_name():
+def test_unknown_recipe_is_reported_with_the_nearest_name():
     with pytest.raises(UsageError) as caught:
         read_recipe_file("wise-fit")
     assert caught.value.message == (
-        "--recipe wise-fit: no file and no built-in recipe; did you mean 'wise-ft'?"
+        "--recipe wise-fit: not a file, and not a built-in recipe; did you mean 'wise-ft'?"
     )
 
 
@@ -78,7 +78,7 @@ def test_an_unknown_recipe_is_answered_with_the_nearest_name():
     st.one_of(st.none(), st.floats(0, 0.99)),
     st.floats(1e-12, 1e3),
 )
-def test_a_printed_recipe_read_again_resolves_to_the_same(
+def test_printed_recipe_resolves_to_the_same_run(
     tmp_path_factory, n_images, steps, batch_size, warmup, lr
 ):
     recipe = Recipe(steps=steps, batch_size=batch_size, warmup=warmup, lr=lr)

@@ -1,4 +1,4 @@
-"""The commands of docs/recipes.md, run as they stand there, in their order."""
+"""The commands of docs/recipes.md run in their order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMMANDS = [
 
 def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("wiseft_cli.cli.finetune_run.default_workers", lambda *_: 0)
+    monkeypatch.setattr("wiseft_cli.training.finetune.default_workers", lambda *_: 0)
     write_zeroshot(tmp_path / "zeroshot.safetensors")
     write_images(tmp_path / "train", (10, 10, 10))
     assert len(COMMANDS) == 8
@@ -37,5 +37,5 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", builtin_names())
-def test_each_built_in_recipe_stands_on_the_page(name):
+def test_each_built_in_recipe_is_on_the_page(name):
     assert f"| `{name}` |" in PAGE

@@ -116,7 +116,7 @@ def test_a_stopped_run_goes_on_to_the_bytes_of_one_that_was_not(folder):
     wait_for(process, "epoch 2/")
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
-    assert "the same command with --resume goes on from it" in err
+    assert "--resume in the same command continues" in err
     assert not (folder / "out.safetensors").exists()
     code, out, err = torchrun(*words, "-o", "out.safetensors", "--resume")
     assert (code, out) == (0, "out.safetensors\n"), err
@@ -124,7 +124,7 @@ def test_a_stopped_run_goes_on_to_the_bytes_of_one_that_was_not(folder):
     assert Path("out.safetensors").read_bytes() == Path("whole.safetensors").read_bytes()
     code, out, err = torchrun(*words, "-o", "out.safetensors", "--resume")
     assert (code, out) == (0, "out.safetensors\n")
-    assert "is there already, made by this very run" in err
+    assert "this run has written it already" in err
 
 
 def child_of_rank(parent: int, rank: int) -> int:
@@ -196,24 +196,24 @@ def test_processes_with_other_images_are_refused(folder):
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (1, "")
     assert (
-        "error: process 1 of 2 has another checkpoint, recipe or training set under the same"
-        " names than process 0 (1 differ)\n"
+        "error: process 1 of 2 has another checkpoint, recipe or training set than process 0 under"
+        " the same names (1 differ)\n"
     ) in err
     assert not (folder / "out.safetensors").exists()
 
 
 def test_one_process_beside_idle_gpus_says_how_to_use_them(monkeypatch, capsys):
-    from wiseft_cli.cli.finetune_run import _tell_idle_devices
+    from wiseft_cli.cli.finetune_report import note_idle_gpus
     from wiseft_cli.compute.torchrun import Launch
 
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setattr("sys.argv", ["wiseft", "finetune", "a b.safetensors"])
-    _tell_idle_devices("auto", torch.device("cuda"), Launch())
+    note_idle_gpus("auto", torch.device("cuda"), Launch())
     assert capsys.readouterr().err == (
-        "note: this machine has 4 GPUs and this run takes one; all of them:"
+        "note: this machine has 4 GPUs and this run uses one; to use all of them:"
         " torchrun --nproc-per-node 4 -m wiseft_cli finetune 'a b.safetensors'\n"
     )
-    _tell_idle_devices("auto", torch.device("cpu"), Launch())
-    _tell_idle_devices("cuda:1", torch.device("cuda:1"), Launch())
-    _tell_idle_devices("auto", torch.device("cuda"), Launch(1, 1, 4, 4))
+    note_idle_gpus("auto", torch.device("cpu"), Launch())
+    note_idle_gpus("cuda:1", torch.device("cuda:1"), Launch())
+    note_idle_gpus("auto", torch.device("cuda"), Launch(1, 1, 4, 4))
     assert capsys.readouterr().err == ""

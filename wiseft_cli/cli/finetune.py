@@ -2,108 +2,291 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import inspect
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from wiseft_cli.cli import finetune_options as options
-from wiseft_cli.cli.console import print_json, print_message, print_result
-from wiseft_cli.cli.finetune_recipe import check_device_name
-from wiseft_cli.errors import UsageError
+import typer
+
+from wiseft_cli.cli.console import print_json, print_result, progress
+from wiseft_cli.compute.workers import MAX_DEFAULT_WORKERS
+from wiseft_cli.errors import (
+    DatasetError,
+    LostProcessError,
+    ModelError,
+    OutputError,
+    UsageError,
+)
+from wiseft_cli.training.recipe import RECIPE_KEYS, Recipe, RecipeKey
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from wiseft_cli.compute.torchrun import Launch
+    from wiseft_cli.training.finetune import Finetuned
     from wiseft_cli.training.plan import FinetunePlan
+    from wiseft_cli.training.saving import SaveInterval
+
+EXAMPLES = """
+wiseft finetune zeroshot.safetensors --train photos/train --val photos/val -o finetuned.safetensors
+wiseft finetune zeroshot.safetensors --train photos/train -o finetuned.safetensors --dry-run
+"""
+
+_DATA, _RECIPE, _COMPUTE, _OUTPUT = "Data", "Recipe", "Compute", "State and output"
+
+Command = TypeVar("Command", bound=Callable[..., None])
 
 
+def _with_recipe_options(command: Command) -> Command:
+    """Give a command an option for each recipe key, in place of its `**` parameter."""
+    signature = inspect.signature(command, eval_str=True)
+    own = [at for at in signature.parameters.values() if at.kind is not at.VAR_KEYWORD]
+    options = [_recipe_option(key) for key in RECIPE_KEYS.values()]
+    command.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    return command
+
+
+def _recipe_option(key: RecipeKey) -> inspect.Parameter:
+    """Return the option of a recipe key; None, if it is not given, leaves the key to the recipe."""
+    is_switch, is_pair = isinstance(key.default, bool), isinstance(key.default, tuple)
+    option = typer.Option(
+        f"{key.option}/--no-{key.option[2:]}" if is_switch else key.option,
+        metavar=key.metavar or None,
+        help=key.help,
+        show_default=key.default_text or False,
+        rich_help_panel=_RECIPE,
+        autocompletion=(lambda: key.choices) if key.choices else None,
+    )
+    kind = bool | None if is_switch else tuple[str, str] | None if is_pair else str | None
+    return inspect.Parameter(
+        key.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
+    )
+
+
+def _complete_recipe(incomplete: str) -> list[str]:
+    # lazy: yaml takes time that --help does not need
+    from wiseft_cli.training.recipe_file import builtin_names
+
+    return [name for name in builtin_names() if name.startswith(incomplete)]
+
+
+@_with_recipe_options
 def finetune(
-    zeroshot: options.Zeroshot = None,
-    train: options.Train = None,
-    output: options.Output = None,
-    val: options.Val = None,
-    val_fraction: options.ValFraction = None,
-    shots: options.Shots = None,
-    labels_are_indices: options.LabelsAreIndices = False,
-    max_bad: options.MaxBad = 0,
-    recipe_name: options.RecipeName = None,
-    print_recipe: options.PrintRecipe = False,
-    epochs: options.Epochs = None,
-    steps: options.Steps = None,
-    batch_size: options.BatchSize = None,
-    micro_batch_size: options.MicroBatchSize = None,
-    lr: options.Lr = None,
-    weight_decay: options.WeightDecay = None,
-    betas: options.Betas = None,
-    eps: options.Eps = None,
-    warmup: options.Warmup = None,
-    schedule: options.Schedule = None,
-    clip_grad_norm: options.ClipGradNorm = None,
-    label_smoothing: options.LabelSmoothing = None,
-    freeze: options.Freeze = None,
-    batch_norm: options.BatchNorm = None,
-    augment: options.Augment = None,
-    precision: options.Precision = None,
-    grad_checkpointing: options.GradCheckpointing = None,
-    seed: options.Seed = None,
-    deterministic: options.Deterministic = None,
-    device: options.Device = "auto",
-    workers: options.Workers = None,
-    threads: options.Threads = None,
-    feature_cache: options.FeatureCache = None,
-    no_feature_cache: options.NoFeatureCache = False,
-    resume: options.Resume = False,
-    save_every: options.SaveEvery = None,
-    keep_state: options.KeepState = False,
-    log: options.Log = None,
-    dry_run: options.DryRun = False,
-    force: options.Force = False,
-    as_json: options.Json = False,
+    zeroshot: Annotated[
+        Path | None, typer.Argument(metavar="ZEROSHOT", help="Checkpoint to start from.")
+    ] = None,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[NAME=]SPEC",
+            help="Training images: a folder with one subfolder per class (id or name), a manifest,"
+            " shards, or a published set.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    val: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]SPEC",
+            help="Image set whose accuracy is reported after each epoch. It has no influence on"
+            " training. Repeatable.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    val_fraction: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FRACTION",
+            help="Hold out this fraction of each class's training images as a validation set. The"
+            " images are chosen by the seed.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Train on N images per class, chosen by the seed.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    labels_are_indices: Annotated[
+        bool,
+        typer.Option(
+            "--labels-are-indices",
+            help="Read numeric labels as positions among the head's classes, from 0.",
+            rich_help_panel=_DATA,
+        ),
+    ] = False,
+    max_bad: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Maximum number of unreadable training images; they are left out.",
+            rich_help_panel=_DATA,
+        ),
+    ] = 0,
+    recipe_name: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            metavar="NAME|FILE",
+            help="wise-ft, wise-ft-16shot, linear-classifier, patching, model-soups, or a YAML"
+            " file. The options below replace its values.",
+            show_default="wise-ft",
+            rich_help_panel=_RECIPE,
+            autocompletion=_complete_recipe,
+        ),
+    ] = None,
+    print_recipe: Annotated[
+        bool,
+        typer.Option(
+            "--print-recipe",
+            help="Print the recipe as YAML and exit. With --train, every value is resolved.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = False,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Device: auto, cpu, cuda, cuda:N or mps.",
+            rich_help_panel=_COMPUTE,
+        ),
+    ] = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Processes that decode images; 0 decodes in the main process.",
+            show_default=f"one per CPU, up to {MAX_DEFAULT_WORKERS}",
+            rich_help_panel=_COMPUTE,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="CPU threads of torch.",
+            show_default="chosen by torch",
+            rich_help_panel=_COMPUTE,
+        ),
+    ] = None,
+    feature_cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of cached features of a frozen encoder, used by later runs too.",
+            show_default="wiseft/features in $XDG_CACHE_HOME or ~/.cache",
+            rich_help_panel=_COMPUTE,
+        ),
+    ] = None,
+    no_feature_cache: Annotated[
+        bool,
+        typer.Option(
+            "--no-feature-cache",
+            help="Compute features again, and do not cache them.",
+            rich_help_panel=_COMPUTE,
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Fine-tuned checkpoint to write.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Overwrite an existing output, and remove the state of an unfinished run.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check the data, print the plan and the memory and disk space that the run would"
+            " need, and exit.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue from the newest state of this run, or start if there is none.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    save_every: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STEPS|TIME|never",
+            help="Save the state of the run at this interval: steps (3) or a time (90s, 10m, 2h).",
+            show_default="every epoch and every 10 minutes, less often if that takes over 1 % of"
+            " the time",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    keep_state: Annotated[
+        bool,
+        typer.Option(
+            "--keep-state",
+            help="Keep the last states after the run has finished.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write one JSON line per step, epoch and warning.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print the result as JSON.", rich_help_panel=_OUTPUT),
+    ] = False,
+    **recipe_options: Any,
 ) -> None:
-    """Fine-tune a zero-shot checkpoint on an image folder, by default with the paper's recipe.
+    """Fine-tune a zero-shot checkpoint on labelled images.
 
-    Trains the image encoder and the classification head with AdamW, linear warm-up and cosine
-    decay, and writes a checkpoint to merge with the one it started from.
+    By default the image encoder and the classification head train with the paper's recipe: AdamW,
+    linear warm-up and cosine decay. Merge the result with the checkpoint it started from.
     """
-    given = {key: value for key, value in locals().items() if value is not None}
-    # lazy: numpy and yaml cost a tenth of a second, which --help need not spend
-    from wiseft_cli.cli.finetune_recipe import recipe_from_options, show_recipe
-
-    recipe = recipe_from_options(recipe_name, given)
+    recipe = _read_recipe(recipe_name, recipe_options)
     if print_recipe:
-        show_recipe(recipe, train=train)
+        _print_recipe(recipe, train)
         return
     if zeroshot is None or train is None or output is None:
         wanted = {"ZEROSHOT": zeroshot, "--train": train, "--output": output}
         missing = [name for name, value in wanted.items() if value is None]
         raise UsageError(f"finetune needs {', '.join(missing)}", hint="see wiseft finetune --help")
-    check_device_name(device)
-    from wiseft_cli.cli.finetune_estimate import show_estimate
-    from wiseft_cli.cli.finetune_report import tell_plan
-    from wiseft_cli.cli.finetune_run import RunOptions, default_feature_cache, run_with_progress
-    from wiseft_cli.cli.torchrun import rank_zero_output
-    from wiseft_cli.training.plan import make_plan
-    from wiseft_cli.training.save_interval import Saving, parse_save_interval
-    from wiseft_cli.training.starting import Start, clear_finished_run, find_start
-    from wiseft_cli.training.training_data import DataChoice
-
     if feature_cache is not None and no_feature_cache:
         raise UsageError("--feature-cache and --no-feature-cache contradict each other")
-    data = DataChoice(
-        train=train,
-        val=val or (),
-        val_fraction=val_fraction,
-        shots=shots,
-        labels_are_indices=labels_are_indices,
-        max_bad=max_bad,
-    )
-    options_of_run = RunOptions(
-        device=device,
-        workers=workers,
-        threads=threads,
-        saving=Saving(parse_save_interval(save_every), keep=keep_state),
-        feature_cache=None if no_feature_cache else feature_cache or default_feature_cache(),
-        log=log,
-        resume=resume,
-        force=force,
-    )
+    _check_device_name(device)
+    # lazy: numpy takes a tenth of a second, which --help does not need
+    from wiseft_cli.cli.finetune_report import print_plan
+    from wiseft_cli.cli.torchrun import rank_zero_output
+    from wiseft_cli.training.plan import DataOptions, make_plan
+    from wiseft_cli.training.resume import clear_finished_run
+    from wiseft_cli.training.saving import parse_save_interval
+
+    save_interval = parse_save_interval(save_every)
+    data = DataOptions(train, val or (), val_fraction, shots, labels_are_indices, max_bad)
     with rank_zero_output() as launch:
         plan = make_plan(
             parent=zeroshot,
@@ -112,26 +295,153 @@ def finetune(
             recipe=recipe,
             force=force,
             resume=resume,
-            writes=launch.is_first,
+            threads=threads,
+            launch=launch,
         )
-        start = Start()
-        if launch.is_first:  # the one that has the states
-            start = find_start(plan, resume=resume, threads=threads, world_size=launch.world_size)
-        if start.digest is not None:
-            print_message(f"{plan.output} is there already, made by this very run")
-        else:
-            tell_plan(plan, n_processes=launch.world_size)
+        print_plan(plan, n_processes=launch.world_size)
         if dry_run:
-            show_estimate(plan, options_of_run, launch, as_json=as_json)
-            return
-        if start.digest is not None:
-            clear_finished_run(plan, keep_states=keep_state)
-        digest, warnings = start.digest, list(plan.warnings)
-        if digest is None or launch.world_size > 1:  # the others wait to hear of it
-            digest = run_with_progress(
-                plan, start, options_of_run, launch, on_warning=warnings.append
+            _estimate(plan, device, launch, save_interval, as_json=as_json)
+        elif plan.start.digest and launch.world_size == 1:  # without the seconds that torch takes
+            clear_finished_run(plan.output, plan.card, keep_states=keep_state)
+            _print_result(plan, plan.start.digest, plan.warnings, as_json=as_json)
+        else:
+            result = _train(
+                plan,
+                launch,
+                device,
+                workers=workers,
+                threads=threads,
+                save_interval=save_interval,
+                keep_states=keep_state,
+                feature_cache=feature_cache,
+                uses_cache=not no_feature_cache,
+                log=log,
+                appends=resume,
             )
-        _print_result(plan, digest, warnings, as_json=as_json)
+            warnings = [*plan.warnings, *result.warnings]
+            _print_result(plan, result.digest, warnings, as_json=as_json)
+
+
+def _read_recipe(name: str | None, options: dict[str, Any]) -> Recipe:
+    # lazy: yaml takes time that --help does not need
+    from wiseft_cli.training.recipe_file import load_recipe
+
+    given = {key: value for key, value in options.items() if value is not None}
+    texts = {key: " ".join(at) if isinstance(at, tuple) else at for key, at in given.items()}
+    return load_recipe(name, texts)
+
+
+def _print_recipe(recipe: Recipe, train: str | None) -> None:
+    # lazy: as above
+    from wiseft_cli.data.sources import open_training_set
+    from wiseft_cli.training.recipe import resolve
+    from wiseft_cli.training.recipe_file import render_recipe
+
+    resolved = None
+    if train is not None:
+        resolved = resolve(recipe, len(open_training_set(train).records))
+    print_result(render_recipe(recipe, resolved).rstrip())
+
+
+def _check_device_name(text: str) -> None:
+    """Reject an unknown kind of device before the data is listed."""
+    if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu|hpu|mtia)(:[0-9]+)?", text):
+        raise UsageError(
+            f"--device {text}: unknown device", hint="use auto, cpu, cuda, cuda:N or mps"
+        )
+
+
+def _estimate(
+    plan: FinetunePlan,
+    device: str,
+    launch: Launch,
+    save_interval: SaveInterval,
+    *,
+    as_json: bool,
+) -> None:
+    # lazy: torch takes seconds
+    from wiseft_cli.cli.finetune_report import estimate_document, print_estimate, print_sample
+    from wiseft_cli.compute.devices import resolve_device
+    from wiseft_cli.training.estimate import count_samples, decode_samples, estimate
+
+    unreadable: list[str] = []
+    with progress(count_samples(plan), "decoding a sample of each image set") as advance:
+        for sample in decode_samples(plan, on_progress=advance):
+            print_sample(sample)
+            unreadable += sample.unreadable
+    found = estimate(
+        plan,
+        device=resolve_device(device, launch),
+        saves_states=not save_interval.is_never,
+        launch=launch,
+    )
+    print_estimate(found)
+    if as_json:
+        print_json(estimate_document(plan, found, unreadable))
+
+
+def _train(
+    plan: FinetunePlan,
+    launch: Launch,
+    device_name: str,
+    *,
+    workers: int | None,
+    threads: int | None,
+    save_interval: SaveInterval,
+    keep_states: bool,
+    feature_cache: Path | None,
+    uses_cache: bool,
+    log: Path | None,
+    appends: bool,
+) -> Finetuned:
+    """Train with progress on stderr.
+
+    Raises:
+        typer.Exit: A signal stopped the run; its state is saved.
+    """
+    # lazy: torch takes seconds
+    from wiseft_cli.cli.finetune_log import RunLog
+    from wiseft_cli.cli.finetune_report import Reporter, note_idle_gpus
+    from wiseft_cli.cli.torchrun import report_on_this_rank
+    from wiseft_cli.compute.devices import resolve_device
+    from wiseft_cli.training.features import default_feature_cache
+    from wiseft_cli.training.finetune import Stopped, finetune
+    from wiseft_cli.training.stopping import StopRequest
+
+    stop = StopRequest(records_all=launch.world_size > 1)
+    device = resolve_device(device_name, launch)
+    note_idle_gpus(device_name, device, launch)
+    if uses_cache:
+        feature_cache = feature_cache or default_feature_cache()
+    n_encoded = plan.recipe.n_images if plan.recipe.freeze == "encoder" else 0
+    n_images = plan.recipe.images_drawn(plan.recipe.steps) + n_encoded
+    with (
+        report_on_this_rank(DatasetError, OutputError, LostProcessError, ModelError),
+        progress(n_images, "images") as advance,
+        RunLog(log if launch.is_first else None, plan, appends=appends) as run_log,
+    ):
+        reporter = Reporter(plan, advance, run_log)
+        reporter.print_resume()
+        result = finetune(
+            plan,
+            device=device,
+            workers=workers,
+            threads=threads,
+            save_interval=save_interval,
+            keep_states=keep_states,
+            feature_cache=feature_cache if uses_cache else None,
+            callbacks=reporter.callbacks,
+            stop=stop,
+            launch=launch,
+        )
+        if isinstance(result, Stopped):
+            run_log.log_end(path=None, steps_done=result.steps_done)
+        else:
+            run_log.log_end(path=str(result.path), digest=result.digest)
+    if isinstance(result, Stopped):
+        reporter.print_stop(result)
+        raise typer.Exit(128 + (stop.signal_number or signal.SIGTERM))
+    return result
 
 
 def _print_result(

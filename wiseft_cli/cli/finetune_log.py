@@ -1,7 +1,4 @@
-"""The log of `wiseft finetune --log`: a JSON line for each step, epoch and warning, for machines.
-
-Other programs read it while the run goes; it has no part in the result.
-"""
+"""The log of `wiseft finetune --log`: a JSON line per step, epoch and warning, for programs."""
 
 from __future__ import annotations
 
@@ -12,43 +9,51 @@ from typing import TYPE_CHECKING, Any
 
 from wiseft_cli.cli.console import warn
 from wiseft_cli.errors import OutputError
+from wiseft_cli.training.plan import FinetunePlan
 
 if TYPE_CHECKING:
-    from wiseft_cli.training.listener import EpochReport
-    from wiseft_cli.training.optimization import StepReport
-    from wiseft_cli.training.plan import FinetunePlan
+    from wiseft_cli.training.callbacks import EpochReport, StepReport
 
 
 class RunLog:
-    """A log file; a line is in the file as soon as it is written.
+    """A log file, a context that closes it; each line is written to the file at once.
 
     Args:
-        path: The file; without one nothing is logged.
-        appends: Whether lines go after those of an earlier part of the run.
-        force: Whether an existing file may be replaced.
+        path: The file; None logs nothing.
+        plan: The run; `plan.force` allows to replace an existing file.
+        appends: Whether lines follow those of an earlier part of the run.
     Raises:
         OutputError: The file cannot be opened, or exists.
     """
 
-    def __init__(self, path: Path | None, *, appends: bool, force: bool) -> None:
+    def __init__(self, path: Path | None, plan: FinetunePlan, *, appends: bool) -> None:
         self._began = time.monotonic()
         self._path = path
+        self._plan = plan
         self._file = None
         if path is None:
             return
-        mode = "a" if appends else "w" if force else "x"
+        mode = "a" if appends else "w" if plan.force else "x"
         try:
-            self._file = open(path, mode, encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by `end`
+            self._file = open(path, mode, encoding="utf-8", buffering=1)  # noqa: SIM115
         except FileExistsError:
             raise OutputError(
                 f"{path}: exists already",
-                hint="name another --log, overwrite with --force, or go on with --resume",
+                hint="name another --log, overwrite with --force, or continue with --resume",
             ) from None
         except OSError as error:
             raise OutputError(f"{path}: the log cannot be opened: {error.strerror}") from None
 
-    def log_plan(self, plan: FinetunePlan) -> None:
-        """Log what is about to be trained; with `--shots`, on which images."""
+    def __enter__(self) -> RunLog:
+        self._log_plan()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _log_plan(self) -> None:
+        plan = self._plan
         record = dict(plan.train_record)
         if "selection" in record:
             record["images"] = [image.path for image in plan.train.images.records]
@@ -62,7 +67,7 @@ class RunLog:
             warnings=list(plan.warnings),
         )
 
-    def count_step(self, step: StepReport) -> None:
+    def log_step(self, step: StepReport) -> None:
         """Log one optimizer step; steps and epochs are counted from 1."""
         self._log(
             "step",
@@ -72,31 +77,28 @@ class RunLog:
             loss=step.loss,
             lr=step.lr,
             grad_norm=step.grad_norm,
-            skipped=step.skipped,
+            skipped=step.is_skipped,
         )
 
-    def tell_epoch(self, plan: FinetunePlan, report: EpochReport) -> None:
-        """Log the epoch's loss and accuracies."""
+    def log_epoch(self, report: EpochReport) -> None:
+        """Log the loss and the accuracies of an epoch."""
         accuracies = {
             labelled.images.name: {
                 "top1": accuracy.top1,
                 "n_correct": accuracy.n_correct["top1"],
                 "n_images": accuracy.n_images,
             }
-            for labelled, accuracy in zip(plan.val, report.accuracies, strict=True)
+            for labelled, accuracy in zip(self._plan.val, report.accuracies, strict=True)
         }
         self._log("epoch", epochs_done=report.epochs_done, loss=report.mean_loss, val=accuracies)
 
-    def add_warning(self, text: str) -> None:
+    def log_warning(self, text: str) -> None:
         """Log a warning."""
         self._log("warning", text=text)
 
-    def end(self, **fields: Any) -> None:
-        """Log how the run ended, and close the file."""
-        self._log("end", **fields)
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    def log_end(self, *, path: str | None, **fields: Any) -> None:
+        """Log the end of the run; `path` is None if it was stopped."""
+        self._log("end", path=path, **fields)
 
     def _log(self, event: str, **fields: Any) -> None:
         if self._file is None:

@@ -1,24 +1,27 @@
-"""What `wiseft finetune` says while it runs: the plan, the bar, a line an epoch.
-
-It computes nothing of the result.
-"""
+"""Messages of `wiseft finetune`: the plan, the progress, a line per epoch, the estimate."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from wiseft_cli.cli.console import Advance, print_message, warn
-from wiseft_cli.training.plan import FinetunePlan
-from wiseft_cli.training.training_data import LabelledSet
+from wiseft_cli.cli.finetune_log import RunLog
+from wiseft_cli.compute.torchrun import Launch
+from wiseft_cli.training.callbacks import Callbacks, EpochReport, StartReport, StepReport
+from wiseft_cli.training.plan import FinetunePlan, LabelledSet
+from wiseft_cli.training.recipe import RECIPE_KEYS, describe_value
 
 if TYPE_CHECKING:
+    import torch
+
     from wiseft_cli.evaluation.metrics import SetAccuracy
-    from wiseft_cli.training.listener import EpochReport, Readiness
-    from wiseft_cli.training.optimization import StepReport
-    from wiseft_cli.training.starting import Start
+    from wiseft_cli.training.estimate import DecodedSample, Estimate
+    from wiseft_cli.training.finetune import Stopped
 
 RECENT_STEPS = 20
 """Steps over which images per second are averaged."""
@@ -26,16 +29,18 @@ RECENT_STEPS = 20
 SHOWN_CLASSES = 10
 """Classes whose number of images the plan shows."""
 
-_SCHEDULES = {"cosine": "to 0 by cosine", "constant": "constant"}
-_TRAINED = {
+_TRAINABLE = {
     "none": "image encoder and classification head",
     "encoder": "classification head (encoder frozen, features computed once)",
     "head": "image encoder (classification head frozen)",
 }
 
 
-def tell_plan(plan: FinetunePlan, *, n_processes: int = 1) -> None:
-    """Print what is about to be trained, on what and for how long, and every doubt about it."""
+def print_plan(plan: FinetunePlan, *, n_processes: int = 1) -> None:
+    """Print the model, the data, the recipe, and notes and warnings about them."""
+    if plan.start.digest:
+        print_message(f"{plan.output}: this run has written it already")
+        return
     recipe = plan.recipe
     model = plan.card.model.name if plan.card.model else "?"
     print_message(f"model    {model}, {len(plan.card.classes)} classes, from {plan.parent}")
@@ -45,18 +50,15 @@ def tell_plan(plan: FinetunePlan, *, n_processes: int = 1) -> None:
         print_message(f"val      {_describe_set(labelled)}")
     length = f"= {recipe.epochs} epochs x {recipe.steps_per_epoch}"
     if recipe.steps % recipe.steps_per_epoch:
-        length = f"of {recipe.steps_per_epoch} an epoch"
+        length = f"with {recipe.steps_per_epoch} per epoch"
     parts = _describe_parts(recipe.batch_size, recipe.micro_batch_size, n_processes)
     print_message(
         f"steps    {recipe.steps} {length},"
-        f" batch size {recipe.batch_size}{parts}, warm-up {recipe.warmup_steps}"
+        f" batch size {recipe.batch_size}{parts}, warm-up {recipe.warmup}"
     )
-    print_message(
-        f"recipe   AdamW, lr {recipe.lr:g} {_SCHEDULES[recipe.schedule]},"
-        f" weight decay {recipe.weight_decay:g}, clip {recipe.clip_grad_norm:g},"
-        f" label smoothing {recipe.label_smoothing:g},"
-        f" augment {recipe.augment}, batch norm {recipe.batch_norm}, seed {recipe.seed}"
-    )
+    keys = [key for key, row in RECIPE_KEYS.items() if row.in_plan]
+    values = [f"{key.replace('_', ' ')} {describe_value(getattr(recipe, key))}" for key in keys]
+    print_message(f"recipe   AdamW, {', '.join(values)}")
     for note in plan.notes:
         print_message(f"note: {note}")
     for warning in plan.warnings:
@@ -64,7 +66,7 @@ def tell_plan(plan: FinetunePlan, *, n_processes: int = 1) -> None:
 
 
 def _describe_classes(plan: FinetunePlan) -> str:
-    """Say how many images each class has; of many classes, those with the fewest and the most."""
+    """Return the images per class; of many classes, those with the fewest and the most."""
     counts = plan.train.images_per_class
     names = [entry.name for entry in plan.card.classes]
     if len(names) <= SHOWN_CLASSES:
@@ -79,7 +81,7 @@ def _describe_classes(plan: FinetunePlan) -> str:
 
 
 def _describe_parts(batch_size: int, micro_batch_size: int, n_processes: int) -> str:
-    """Say how a batch is divided: among processes, and into forward passes of each."""
+    """Return how a batch is divided among processes, and into forward passes of each."""
     share = -(-batch_size // n_processes)
     passes = -(-share // micro_batch_size)
     parts = [f"{n_processes} processes x {share}"] if n_processes > 1 else []
@@ -93,56 +95,60 @@ def _describe_set(labelled: LabelledSet) -> str:
     spread = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{min(counts)}"
     return (
         f"{labelled.images.name}: {len(labelled.images.records)} images of {len(counts)} classes"
-        f" (joined by {labelled.join.kind}), {spread} a class"
+        f" (joined by {labelled.join.kind}), {spread} per class"
     )
 
 
 class Reporter:
-    """Follows a run on stderr.
+    """Prints and logs the progress of a run.
 
     Args:
         plan: The run.
         advance: Moves the bar, which counts images.
-        on_warning: Told each warning.
+        log: The log of the run.
     """
 
-    def __init__(
-        self, plan: FinetunePlan, advance: Advance, *, on_warning: Callable[[str], None] = warn
-    ) -> None:
+    def __init__(self, plan: FinetunePlan, advance: Advance, log: RunLog) -> None:
         self._plan = plan
         self._advance = advance
-        self._on_warning = on_warning
+        self._log = log
         self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT_STEPS)
 
-    def tell_start(self, start: Start) -> None:
-        """Say at which step the run begins, and move the bar there."""
-        for warning in start.warnings:
-            self._on_warning(warning)
-        if start.state is None:
-            return
-        steps_done = start.state.record.steps_done
-        print_message(f"resume   after step {steps_done}, from {start.state.path}")
-        recipe = self._plan.recipe
-        epochs, steps = divmod(steps_done, recipe.steps_per_epoch)
-        n_images = epochs * recipe.n_images + min(steps * recipe.batch_size, recipe.n_images)
-        self._advance(n_images, note=f"after step {steps_done}")
+    @property
+    def callbacks(self) -> Callbacks:
+        """The callbacks for the run."""
+        return Callbacks(
+            on_start=self.report_start,
+            on_encoded=self.count_encoded,
+            on_step=self.report_step,
+            on_epoch=self.report_epoch,
+            on_note=print_message,
+            on_warning=self.report_warning,
+        )
 
-    def tell_readiness(self, ready: Readiness) -> None:
-        """Say what trains, where, and in which precision."""
-        precision = _describe_precision(ready, self._plan.recipe.precision)
-        if self._plan.recipe.precision == "fp16" and ready.device.type == "cpu":
-            self._on_warning("fp16 is made for GPUs; on a CPU bf16 or fp32 is faster")
+    def print_resume(self) -> None:
+        """Print the step from which the run resumes, and move the bar there."""
+        state = self._plan.start.state
+        if state is not None:
+            steps_done = state.record.steps_done
+            print_message(f"resume   after step {steps_done}, from {state.path}")
+            n_images = self._plan.recipe.images_drawn(steps_done)
+            self._advance(n_images, note=f"after step {steps_done}")
+
+    def report_start(self, report: StartReport) -> None:
+        """Print the trainable parameters, the device and the precision."""
+        precision = _describe_precision(report.device, self._plan.recipe.precision)
         print_message(
-            f"trains   {_TRAINED[self._plan.recipe.freeze]}: {ready.n_parameters:,} parameters"
-            f" in {ready.n_tensors} tensors, on {ready.device}, {precision}"
+            f"trains   {_TRAINABLE[self._plan.recipe.freeze]}: {report.n_parameters:,} parameters"
+            f" in {report.n_tensors} tensors, on {report.device}, {precision}"
         )
 
     def count_encoded(self, n_images: int) -> None:
         """Count images whose features were computed."""
         self._advance(n_images, note="computing features")
 
-    def count_step(self, step: StepReport) -> None:
-        """Move the bar by one optimizer step."""
+    def report_step(self, step: StepReport) -> None:
+        """Move the bar by one optimizer step, and log the step."""
         now = time.monotonic()
         note = (
             f"epoch {step.epoch + 1}/{self._plan.recipe.epochs}"
@@ -154,9 +160,10 @@ class Reporter:
             note += f"  {images / max(seconds, 1e-9):,.0f} images/s"
         self._recent.append((now, step.n_images))
         self._advance(step.n_images, note=note)
+        self._log.log_step(step)
 
-    def tell_epoch(self, report: EpochReport) -> None:
-        """Print the epoch's loss and the accuracies."""
+    def report_epoch(self, report: EpochReport) -> None:
+        """Print and log the epoch's loss and accuracies."""
         parts = [] if report.mean_loss is None else [f"loss {report.mean_loss:.4f}"]
         parts += [
             f"{labelled.images.name} {_describe_accuracy(accuracy)}"
@@ -165,21 +172,106 @@ class Reporter:
         if parts:
             when = f"epoch {report.epochs_done}/{self._plan.recipe.epochs}"
             print_message(f"{when if report.epochs_done else 'before'}: {', '.join(parts)}")
-        # The time of an evaluation is not the time of a step.
-        self._recent.clear()
+        self._recent.clear()  # the time of an evaluation is not the time of a step
+        self._log.log_epoch(report)
+
+    def report_warning(self, text: str) -> None:
+        """Print and log a warning."""
+        warn(text)
+        self._log.log_warning(text)
+
+    def print_stop(self, stopped: Stopped) -> None:
+        """Print how to continue a run that was stopped."""
+        print_message(f"stopped after step {stopped.steps_done} of {self._plan.recipe.steps}")
+        if stopped.state is None:
+            print_message("no state was saved: --resume would start at the first step")
+        else:
+            print_message(f"the state is {stopped.state}; --resume in the same command continues")
 
 
 def _describe_accuracy(accuracy: SetAccuracy) -> str:
     return f"{100 * accuracy.top1:.2f} % ({accuracy.n_correct['top1']}/{accuracy.n_images})"
 
 
-def _describe_precision(ready: Readiness, precision: str) -> str:
+def _describe_precision(device: torch.device, precision: str) -> str:
     text = "float32" if precision == "fp32" else f"encoder in {precision}, weights float32"
-    if ready.device.type != "cuda":
+    if device.type != "cuda":
         return text
-    # lazy: loaded by now, but this module must not cost a second where --help is asked for
+    # lazy: torch takes seconds, which --help does not need
     import torch
 
     matmul = "off" if torch.get_float32_matmul_precision() == "highest" else "on"
     convolution = "on" if torch.backends.cudnn.allow_tf32 else "off"
     return f"{text} (TF32 {matmul} in matrix products, {convolution} in convolutions)"
+
+
+def note_idle_gpus(wanted: str, device: torch.device, launch: Launch) -> None:
+    """Print how to use all GPUs of a machine, if a run uses one of several.
+
+    Nothing is printed if the option names a GPU by its number: the choice is deliberate, and
+    torchrun would reject the option.
+    """
+    # lazy: as above
+    import torch
+
+    n_devices = torch.cuda.device_count() if device.type == "cuda" else 0
+    if launch.world_size == 1 and n_devices > 1 and ":" not in wanted:
+        words = shlex.join(sys.argv[1:])
+        print_message(
+            f"note: this machine has {n_devices} GPUs and this run uses one; to use all of them:"
+            f" torchrun --nproc-per-node {n_devices} -m wiseft_cli {words}"
+        )
+
+
+def print_sample(sample: DecodedSample) -> None:
+    """Print how many images of a set were decoded, and a warning for each of the others."""
+    for reason in sample.unreadable:
+        warn(reason)
+    print_message(f"decoded  {sample.n_decoded} of {sample.n_images} images of {sample.name}")
+
+
+def print_estimate(found: Estimate) -> None:
+    """Print the memory and disk space that a run would need."""
+    print_message(f"memory   about {_describe_memory(found)}, per process on {found.device}")
+    print_message(
+        f"disk     about {_mb(found.disk)} ({_describe_disk(found)}); {_mb(found.disk_free)} are"
+        " free"
+    )
+    print_message("dry run: nothing was trained, and nothing was written")
+
+
+def estimate_document(
+    plan: FinetunePlan, found: Estimate, unreadable: Sequence[str]
+) -> dict[str, Any]:
+    """Return an estimate as the JSON document of `--dry-run --json`."""
+    return {
+        "dry_run": True,
+        "path": str(plan.output),
+        "steps": plan.recipe.steps,
+        "memory_bytes": found.memory,
+        "disk_bytes": found.disk,
+        "disk_free_bytes": found.disk_free,
+        "warnings": [*plan.warnings, *unreadable],
+    }
+
+
+def _describe_memory(found: Estimate) -> str:
+    parts = [
+        f"weights {_mb(found.weights)}",
+        f"gradients {_mb(found.gradients)}",
+        f"moments {_mb(found.moments)}",
+    ]
+    if found.features:
+        parts.append(f"features {_mb(found.features)}")
+    else:
+        parts.append(f"activations of {found.n_images} images {_mb(found.activations)}")
+    return f"{_mb(found.memory)} in addition to torch itself ({', '.join(parts)})"
+
+
+def _describe_disk(found: Estimate) -> str:
+    states = f", {found.n_states} states of {_mb(found.state)}" if found.state else ""
+    return f"checkpoint {_mb(found.output)}{states}"
+
+
+def _mb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.1f} MB" if n_bytes < 1e8 else f"{n_bytes / 1e6:,.0f} MB"

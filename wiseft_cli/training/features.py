@@ -1,32 +1,135 @@
-"""The features of a frozen image encoder, computed once, as inputs of a linear classifier.
+"""Features of a frozen image encoder: computed once per run, and cached on disk for other runs.
 
-Source: Wortsman et al. 2021, arXiv 2109.01903, section D.3. Nothing is kept on disk here.
+They are the inputs of a linear classifier (Wortsman et al. 2021, arXiv 2109.01903, section D.3).
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
-from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
+from wiseft_cli.checkpoint.atomic import write_bytes_atomically
+from wiseft_cli.checkpoint.digest import canonical_json, sha256_of
+from wiseft_cli.compute.process_group import ProcessGroup
 from wiseft_cli.data.image_set import ImageSet
+from wiseft_cli.errors import CheckpointError, DatasetError, OutputError
 from wiseft_cli.evaluation.accuracy import load_images
+from wiseft_cli.model.classifier import ImageClassifier
 from wiseft_cli.training.batches import Draw
-from wiseft_cli.training.unreadable import UnreadableImages
+from wiseft_cli.training.callbacks import Callbacks
+from wiseft_cli.training.images import UnreadableImages
+from wiseft_cli.training.plan import FinetunePlan
+from wiseft_cli.training.resume import torch_version
+
+_CACHE_FORMAT = 1
 
 
 class Features(NamedTuple):
-    """What a frozen encoder makes of an image set.
+    """The features of an image set.
 
     Attributes:
         values: L2-normalised features, float32, shape (N, D), on the device.
-        is_readable: Whether image i could be read, bool, shape (N,); its row is 0 where not.
+        is_readable: Whether image i could be read, bool, shape (N,); otherwise its row is 0.
     """
 
     values: torch.Tensor
     is_readable: torch.Tensor
+
+
+def default_feature_cache() -> Path:
+    """Return the folder for cached features: wiseft/features in $XDG_CACHE_HOME or ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "wiseft" / "features"
+
+
+def feature_batches(
+    features: Features, targets: torch.Tensor, draws: Iterable[list[Draw]]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield the features (B, D) and class indices (B,) of each batch of draws.
+
+    Unreadable images are left out; B may be 0.
+
+    Args:
+        features: Of the N images.
+        targets: Class indices, int64, shape (N,), on the same device.
+        draws: The batches in order.
+    """
+    for batch in draws:
+        rows = torch.tensor([draw.image for draw in batch], dtype=torch.int64).to(targets.device)
+        rows = rows[features.is_readable[rows]]
+        yield features.values[rows], targets[rows]
+
+
+def load_or_compute_features(
+    classifier: ImageClassifier,
+    plan: FinetunePlan,
+    unreadable: UnreadableImages,
+    callbacks: Callbacks,
+    *,
+    processes: ProcessGroup,
+    workers: int,
+    cache: Path | None,
+) -> Features:
+    """Return the features of the training images, from the cache if they are there.
+
+    Process 0 reads and writes the cache. Problems with the cache are warnings.
+
+    Args:
+        classifier: Its encoder, in evaluation mode.
+        plan: The training images, and how features are computed.
+        unreadable: Counts unreadable images.
+        callbacks: Report features that are found or computed.
+        processes: The processes that share the images.
+        workers: Number of decoding processes.
+        cache: Folder of the cache; None to neither read nor write features.
+    Raises:
+        DatasetError: More images are unreadable than allowed.
+    """
+    path = cache and cache / f"{cache_key(classifier, plan, processes.device)}.safetensors"
+    found = None
+    if path and path.exists() and processes.is_first:
+        found = _read_cached(path, len(plan.train.images.records), callbacks)
+    shape = processes.broadcast(None if found is None else list(found.shape))
+    if shape is not None:
+        values = (torch.zeros(shape) if found is None else found).to(processes.device)
+        processes.broadcast_tensors([values])
+        callbacks.on_encoded(len(values))
+        return Features(values, torch.ones(len(values), dtype=torch.bool, device=processes.device))
+    features = compute_features(
+        partial(classifier.encode_image, precision=plan.recipe.precision),
+        plan.train.images,
+        plan.card.preprocess or {},
+        batch_size=plan.recipe.micro_batch_size,
+        processes=processes,
+        workers=workers,
+        unreadable=unreadable,
+        on_encoded=callbacks.on_encoded,
+    )
+    # Unreadable images must be reported in each run, so incomplete features are not cached.
+    if path and processes.is_first and features.is_readable.all():
+        try:
+            write_features(path, features.values)
+        except OutputError as error:
+            callbacks.on_warning(f"{error.message}; the features are not cached")
+    return features
+
+
+def _read_cached(path: Path, n_images: int, callbacks: Callbacks) -> torch.Tensor | None:
+    try:
+        values = read_features(path, n_images)
+    except CheckpointError as error:
+        callbacks.on_warning(f"{error.message}; the features are computed again")
+        return None
+    callbacks.on_note(f"features of {n_images} images from {path}")
+    return values
 
 
 def compute_features(
@@ -35,31 +138,29 @@ def compute_features(
     preprocess: Mapping[str, Any],
     *,
     batch_size: int,
+    processes: ProcessGroup,
     workers: int,
-    device: torch.device,
-    processes: ProcessGroup = SINGLE_PROCESS,
-    unreadable: UnreadableImages | None = None,
-    on_progress: Callable[[int], None] | None = None,
+    unreadable: UnreadableImages,
+    on_encoded: Callable[[int], None],
 ) -> Features:
     """Encode every image of a set, in the set's order.
 
-    All processes of a run call this; each encodes a share of the images, and returns the
-    features of all.
+    Each process encodes a share of the images, and returns the features of all.
 
     Args:
-        encode_image: From images (B, 3, H, W) to L2-normalised features (B, D), in
-            evaluation mode.
+        encode_image: From images (B, 3, H, W) to L2-normalised features (B, D), in evaluation
+            mode.
+        image_set: The images.
         preprocess: The card's preprocessing.
-        batch_size: Images of one forward pass.
-        workers: Processes that decode.
-        device: Where the encoder computes.
+        batch_size: Images per forward pass.
         processes: The processes that share the images.
-        unreadable: Notes the images that cannot be read; by default none may be.
-        on_progress: Called with the number of images of each pass.
+        workers: Number of decoding processes.
+        unreadable: Counts unreadable images.
+        on_encoded: Called with the number of images of each pass.
     Raises:
-        DatasetError: More images cannot be read than may be left out.
+        DatasetError: More images are unreadable than allowed.
     """
-    unreadable = unreadable or UnreadableImages(processes=processes)
+    device = processes.device
     batches = load_images(
         image_set,
         preprocess,
@@ -71,13 +172,12 @@ def compute_features(
     n_images, rows, parts = len(image_set.records), [], []
     with torch.no_grad():
         for batch in batches:
-            unreadable.note([*batch.unreadable.values()])
+            unreadable.add(list(batch.unreadable.values()))
             if len(batch.indices):
                 parts.append(encode_image(batch.images))
                 rows.append(batch.indices)
-            if on_progress is not None:
-                on_progress(len(batch.indices) + len(batch.unreadable))
-        unreadable.settle()
+            on_encoded(len(batch.indices) + len(batch.unreadable))
+        unreadable.share()
         width = max(processes.gather([part.shape[1] for part in parts[:1]]), default=0)
         values = torch.zeros(n_images, width, device=device)
         is_readable = torch.zeros(n_images, dtype=torch.int64, device=device)
@@ -88,19 +188,87 @@ def compute_features(
         return Features(processes.sum_tensor(values), processes.sum_tensor(is_readable).bool())
 
 
-def feature_batches(
-    features: Features, targets: torch.Tensor, draws: Iterable[list[Draw]]
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield the features (B, D) and class indices (B,) of each batch of draws.
+def cache_key(classifier: ImageClassifier, plan: FinetunePlan, device: torch.device) -> str:
+    """Return a digest of everything that the features depend on, 64 hexadecimal digits.
 
-    Images that could not be read are left out; B may be 0.
+    A cached file is thus never outdated: the key covers the encoder's weights and configuration,
+    the preprocessing, the images with their modification times, and what decides the last bits.
 
-    Args:
-        features: Of the N images.
-        targets: Class indices, int64, shape (N,), on the same device.
-        draws: The batches in order.
+    Raises:
+        DatasetError: An image of the set is missing.
     """
-    for batch in draws:
-        rows = torch.tensor([draw.image for draw in batch], dtype=torch.int64).to(targets.device)
-        rows = rows[features.is_readable[rows]]
-        yield features.values[rows], targets[rows]
+    model = plan.card.model
+    facts = {
+        "format": _CACHE_FORMAT,
+        "encoder": _encoder_digest(classifier),
+        "config": model.config if model else None,
+        "preprocess": plan.card.preprocess,
+        "images": _images_digest(plan.train.images),
+        # The rest decides the last bits: a run has the same bytes with and without the cache.
+        "precision": plan.recipe.precision,
+        "batch_size": plan.recipe.micro_batch_size,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch_version(),
+    }
+    return hashlib.sha256(canonical_json(facts).encode()).hexdigest()
+
+
+def _encoder_digest(classifier: ImageClassifier) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(classifier.visual.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _images_digest(image_set: ImageSet) -> str:
+    """Digest paths, sizes and times; features do not depend on labels."""
+    digest, times = hashlib.sha256(), {}
+    digest.update(f"crop_border {image_set.crop_border}\n".encode())
+    for record in image_set.records:
+        file = image_set.root / (record.container or record.path)
+        if file not in times:
+            try:
+                times[file] = os.stat(file).st_mtime_ns
+            except OSError as error:
+                raise DatasetError(f"cannot read image {file}: {error.strerror}") from None
+        place = [str(file), record.path, record.size_bytes, record.offset, times[file]]
+        digest.update(canonical_json(place).encode())
+    return digest.hexdigest()
+
+
+def read_features(path: Path, n_images: int) -> torch.Tensor:
+    """Read cached features (n_images, D).
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            values: torch.Tensor = file.get_tensor("features")
+            known = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be used: {error}") from None
+    if len(values) != n_images or known.get("sha256") != _digest_of(values):
+        raise CheckpointError(f"{path}: is damaged, its digest does not match its content")
+    return values
+
+
+def write_features(path: Path, values: torch.Tensor) -> None:
+    """Write features (N, D) to the cache.
+
+    Raises:
+        OutputError: The folder cannot be created, or the file cannot be written.
+    """
+    values = values.detach().cpu().contiguous()
+    data = save({"features": values}, {"sha256": _digest_of(values)})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path.parent}: cannot be created: {error.strerror}") from None
+    write_bytes_atomically(path, data, force=True)
+
+
+def _digest_of(values: torch.Tensor) -> str:
+    return sha256_of(values.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -1,30 +1,92 @@
-"""Training images in batches: decoded by workers, augmented by what they are, not by who does it.
+"""Decode and augment training images, and count the ones that cannot be read.
 
-An image's augmentation is seeded by (seed, epoch, image index), and the loader has a generator
-of its own (its iterator would draw from the global one otherwise). The same draws thus give the
+The augmentation of an image is seeded by (seed, epoch, image index). The same draws thus give the
 same pixels for any number of workers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
-from wiseft_cli.data.loading import (
-    ImageDataset,
-    ImageItem,
-    UnreadableImage,
-)
-from wiseft_cli.data.loading import load_batches as load_images
-from wiseft_cli.training.batches import Draw
-from wiseft_cli.training.seeding import Purpose, derive_seed, seeded_cpu_generator
-from wiseft_cli.training.unreadable import UnreadableImages
+from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
+from wiseft_cli.data.loading import ImageDataset, ImageItem, UnreadableImage, load_batches
+from wiseft_cli.errors import CommonDatasetError
+from wiseft_cli.model.transforms import eval_transform
+from wiseft_cli.training.batches import Draw, Purpose, derive_seed, seeded_cpu_generator
+
+
+class UnreadableImages:
+    """The unreadable images of a run, each counted once, however often it is drawn.
+
+    Which images these are depends on the data alone, so a run without them gives the same bytes
+    for any number of workers. Several processes count together.
+
+    Args:
+        max_bad: How many images may be unreadable.
+        on_warning: Called with the reason, path included, when an image is first found.
+        processes: The processes of the run.
+    """
+
+    def __init__(
+        self,
+        max_bad: int = 0,
+        on_warning: Callable[[str], None] = lambda _: None,
+        processes: ProcessGroup = SINGLE_PROCESS,
+    ) -> None:
+        self._processes = processes
+        self._max_bad = max_bad
+        self._on_warning = on_warning
+        self._reasons: dict[str, None] = {}
+        self._of_this_process: list[str] = []
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why each image could not be read, in the order in which they were found."""
+        return tuple(self._reasons)
+
+    def add(self, reasons: Sequence[str]) -> None:
+        """Add the unreadable images of a batch of this process.
+
+        Raises:
+            DatasetError: There are more than allowed. Of several processes, `share` raises it.
+        """
+        self._of_this_process += reasons
+        if self._processes.is_single:
+            self.share()
+
+    def share(self) -> None:
+        """Exchange the images added since the last call; every process calls this.
+
+        Raises:
+            DatasetError: There are more than allowed; raised in every process.
+        """
+        reasons = self._processes.gather(self._of_this_process)
+        self._of_this_process = []
+        new = [reason for reason in dict.fromkeys(reasons) if reason not in self._reasons]
+        self._reasons.update(dict.fromkeys(new))
+        if len(self._reasons) > self._max_bad:
+            raise self._too_many()
+        for reason in new:
+            self._on_warning(reason)
+
+    def _too_many(self) -> CommonDatasetError:
+        hint = "replace or remove the files; --max-bad N ignores up to N unreadable images"
+        if len(self._reasons) == 1:
+            return CommonDatasetError(self.reasons[0], hint=hint)
+        return CommonDatasetError(
+            f"{len(self._reasons)} images cannot be read, expected at most {self._max_bad}",
+            faults=self.reasons,
+            hint=hint,
+        )
 
 
 class AugmentedImages(Dataset["ImageItem | UnreadableImage"]):
-    """An image dataset whose items are draws, each with random numbers of its own.
+    """An image dataset indexed by draws; each draw has its own random numbers.
 
     Args:
         images: The dataset, with the training transform.
@@ -36,12 +98,12 @@ class AugmentedImages(Dataset["ImageItem | UnreadableImage"]):
         self._seed = seed
 
     def __getitem__(self, draw: Draw) -> ImageItem | UnreadableImage:
-        """Return (image (3, H, W), class index, index), or the reason why there is none."""
+        """Return (image (3, H, W), class index, index), or why the image cannot be read."""
         with seeded_cpu_generator(derive_seed(self._seed, Purpose.AUGMENTATION, *draw)):
             return self._images[draw.image]
 
 
-def load_batches(
+def load_training_batches(
     images: ImageDataset,
     draws: Iterable[list[Draw]],
     *,
@@ -49,27 +111,36 @@ def load_batches(
     workers: int,
     device: torch.device,
     unreadable: UnreadableImages | None = None,
-    stand_in: torch.Tensor | None = None,
+    placeholder: torch.Tensor | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Decode and augment the images of each batch and move them to the device.
 
     Args:
         images: The dataset, with the training transform.
-        draws: The batches in order; read ahead by the workers.
+        draws: The batches in order; workers read ahead.
         seed: The run's seed.
-        workers: Processes that decode; 0 decodes in this one.
-        device: Where the model computes.
-        unreadable: Notes the images that cannot be read; by default none may be.
-        stand_in: An input (1, 3, H, W) for a pass that has none, where one must be run.
+        workers: Number of decoding processes; 0 decodes in this process.
+        device: Device of the model.
+        unreadable: Counts unreadable images; by default none is allowed.
+        placeholder: An input (1, 3, H, W) for batches without readable images; None if the model
+            is not run on them.
     Yields:
-        images (B, 3, H, W) and class indices (B,), on the device; without the images that
-        cannot be read. Where none is left: the stand-in or (0,), and class indices (0,).
+        Readable images (B, 3, H, W) and class indices (B,), on the device. If there are none: the
+        placeholder or an empty tensor (0,), and class indices (0,).
     Raises:
-        DatasetError: More images cannot be read than may be left out, or a worker died.
+        DatasetError: More images are unreadable than allowed, or a worker died.
     """
     unreadable = unreadable or UnreadableImages()
-    augmented = AugmentedImages(images, seed=seed)
-    for batch in load_images(augmented, draws, workers=workers, device=device):
-        unreadable.note([*batch.unreadable.values()])
-        inputs = batch.images if len(batch.targets) or stand_in is None else stand_in.to(device)
-        yield inputs, batch.targets
+    for batch in load_batches(
+        AugmentedImages(images, seed=seed), draws, workers=workers, device=device
+    ):
+        unreadable.add(list(batch.unreadable.values()))
+        if placeholder is None or len(batch.targets):
+            yield batch.images, batch.targets
+        else:
+            yield placeholder.to(device), batch.targets
+
+
+def black_image(preprocess: Mapping[str, Any]) -> torch.Tensor:
+    """Return an input (1, 3, H, W) for forward passes whose result is ignored."""
+    return eval_transform(preprocess)(Image.new("RGB", (8, 8))).unsqueeze(0)

@@ -1,79 +1,159 @@
-"""The loop of a run: step after step, the validation sets between epochs, and states on the way.
+"""The training loop: step after step, validation between epochs, and states at intervals.
 
-Nothing here chooses by a validation set: accuracies are reported, and training goes on. The
-arithmetic of a step is `optimization.py`.
+Validation accuracies are only reported; nothing is chosen by them. The arithmetic of a step is in
+`step.py`.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Literal, cast
 
+import torch
+
+from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
+from wiseft_cli.data.loading import ImageDataset
 from wiseft_cli.evaluation.accuracy import evaluate_image_set
-from wiseft_cli.training.inputs import open_inputs
-from wiseft_cli.training.listener import EpochReport, Listener
+from wiseft_cli.model.classifier import ImageClassifier
+from wiseft_cli.model.transforms import train_transform
+from wiseft_cli.training.batches import MicroBatches
+from wiseft_cli.training.callbacks import Callbacks, EpochReport, StepReport
+from wiseft_cli.training.features import feature_batches, load_or_compute_features
+from wiseft_cli.training.images import UnreadableImages, black_image, load_training_batches
 from wiseft_cli.training.modes import set_training_modes
-from wiseft_cli.training.optimization import StepReport, run_steps
-from wiseft_cli.training.placement import Placement
 from wiseft_cli.training.plan import FinetunePlan
-from wiseft_cli.training.saver import StateSaver
+from wiseft_cli.training.saving import StateSaver
 from wiseft_cli.training.state import Run
+from wiseft_cli.training.step import Batches, Logits, run_steps, wrap_ddp
 from wiseft_cli.training.stopping import StopRequest
 
 
 def train(
     run: Run,
     plan: FinetunePlan,
-    place: Placement,
     *,
-    listener: Listener,
-    saver: StateSaver | None,
+    processes: ProcessGroup = SINGLE_PROCESS,
+    workers: int = 0,
+    feature_cache: Path | None = None,
+    callbacks: Callbacks,
+    saver: StateSaver | None = None,
     stop: StopRequest | None = None,
 ) -> bool:
-    """Take the steps that are left of a run.
+    """Take the remaining steps of a run.
 
     Args:
-        run: Fresh, or at the step of a state.
-        plan: What is trained, on what.
-        place: Where.
-        listener: Whom to tell.
-        saver: Of the run's states; of several processes the first one has it.
-        stop: Signals are noted there from the first step on; None leaves them alone.
+        run: At the first step, or resumed.
+        plan: The plan of the run.
+        processes: The processes that share each step.
+        workers: Number of decoding processes; 0 decodes in this process.
+        feature_cache: Folder of cached features of a frozen encoder; None for no cache.
+        callbacks: Report the progress.
+        saver: Saves states; of several processes only the first has one.
+        stop: Receives signals while steps are taken; None leaves their handlers alone.
     Returns:
-        Whether all steps were taken; otherwise somebody wanted to stop, and the state is saved.
+        Whether all steps were taken; otherwise the run was stopped, and its state is saved.
     Raises:
-        DatasetError: An image cannot be read.
+        DatasetError: More images are unreadable than allowed.
         RecipeError: Training diverged.
     """
     recipe = plan.recipe
+
+    def report_epoch(stop: StopRequest | None = None) -> bool:
+        return _report_epoch(run, plan, processes, workers, callbacks, stop)
+
+    def warn(warning: str | None) -> None:
+        if warning:
+            callbacks.on_warning(warning)
+
     if _is_between_epochs(run, plan):
-        _report(run, plan, place, listener)
+        report_epoch()
     set_training_modes(run.classifier, freeze=recipe.freeze, batch_norm=recipe.batch_norm)
-    inputs = open_inputs(run.classifier, plan, place, first_step=run.steps_done, listener=listener)
-    steps = run_steps(
-        inputs.logits_of,
-        run.optimizer,
-        inputs.batches,
+    unreadable = UnreadableImages(plan.max_bad, callbacks.on_warning, processes)
+    draws = MicroBatches(
         recipe,
-        device=place.device,
+        first_step=run.steps_done,
+        rank=processes.rank,
+        world_size=processes.world_size,
+    )
+    if recipe.freeze == "encoder":
+        features = load_or_compute_features(
+            run.classifier,
+            plan,
+            unreadable,
+            callbacks,
+            processes=processes,
+            workers=workers,
+            cache=feature_cache,
+        )
+        head = run.classifier.classification_head
+        logits_of = wrap_ddp(processes, head, head, features.values[:1])
+        targets = torch.tensor(plan.train.targets, device=processes.device)
+        batches: Batches = feature_batches(features, targets, draws)
+    else:
+        logits_of, batches = _open_image_batches(
+            run.classifier, plan, draws, unreadable, processes, workers
+        )
+    steps = run_steps(
+        logits_of,
+        run.optimizer,
+        batches,
+        recipe,
+        processes=processes,
         first_step=run.steps_done,
         scaler=run.scaler,
         stop=lambda: bool(stop),
-        on_missing=inputs.unreadable.settle,
-        processes=place.processes,
     )
     with nullcontext() if stop is None else stop:
         for step in steps:
-            _count(run, step, plan)
-            listener.on_step(step)
-            if saver and not step.is_stopped:
-                saver.save_if_due(run, ends_epoch=step.ends_epoch)
-            if step.is_stopped or (
-                step.ends_epoch and not _report(run, plan, place, listener, stop)
-            ):
+            if step.n_missing:
+                unreadable.share()
+            _count_step(run, step, plan)
+            callbacks.on_step(step)
+            is_stopped = step.is_stopped
+            if saver and not is_stopped:
+                warn(saver.save_if_due(run, ends_epoch=step.ends_epoch))
+            if step.ends_epoch and not is_stopped:
+                is_stopped = not report_epoch(stop)
+            if is_stopped:
                 if saver:
-                    saver.save(run)
+                    warn(saver.save(run))
                 return False
     return True
+
+
+def _open_image_batches(
+    classifier: ImageClassifier,
+    plan: FinetunePlan,
+    draws: MicroBatches,
+    unreadable: UnreadableImages,
+    processes: ProcessGroup,
+    workers: int,
+) -> tuple[Logits, Batches]:
+    """Return the forward pass of a classifier, and the batches of augmented images for it."""
+    recipe, preprocess = plan.recipe, plan.card.preprocess or {}
+    augment = cast(Literal["crop", "none"], recipe.augment)
+    images = ImageDataset(
+        plan.train.images, plan.train.targets, train_transform(preprocess, augment=augment)
+    )
+    placeholder = black_image(preprocess)
+    logits_of = wrap_ddp(
+        processes,
+        classifier,
+        partial(classifier, precision=recipe.precision),
+        placeholder.to(processes.device),
+    )
+    batches = load_training_batches(
+        images,
+        draws,
+        seed=recipe.seed,
+        workers=workers,
+        device=processes.device,
+        unreadable=unreadable,
+        placeholder=None if processes.is_single else placeholder,
+    )
+    return logits_of, batches
 
 
 def _is_between_epochs(run: Run, plan: FinetunePlan) -> bool:
@@ -81,7 +161,7 @@ def _is_between_epochs(run: Run, plan: FinetunePlan) -> bool:
     return ends_epoch or run.steps_done == plan.recipe.steps
 
 
-def _count(run: Run, step: StepReport, plan: FinetunePlan) -> None:
+def _count_step(run: Run, step: StepReport, plan: FinetunePlan) -> None:
     if step.step % plan.recipe.steps_per_epoch == 0:
         run.loss_sum, run.n_images = 0.0, 0
     run.steps_done = step.step + 1
@@ -89,25 +169,25 @@ def _count(run: Run, step: StepReport, plan: FinetunePlan) -> None:
     run.n_images += step.n_images
 
 
-class _StopWishedError(Exception):
-    """Somebody wants to stop in the middle of an evaluation."""
+class _StopEvaluation(Exception):  # noqa: N818 - not an error
+    """A stop was requested in the middle of an evaluation."""
 
 
-def _report(
+def _report_epoch(
     run: Run,
     plan: FinetunePlan,
-    place: Placement,
-    listener: Listener,
-    stop: StopRequest | None = None,
+    processes: ProcessGroup,
+    workers: int,
+    callbacks: Callbacks,
+    stop: StopRequest | None,
 ) -> bool:
-    """Tell the epoch's loss and accuracies, and return False where that was to be stopped."""
-    # One of several cannot break off what the others go on with: they agree in the next step.
-    can_break_off = place.processes.world_size == 1
-    place.processes.broadcast_tensors(run.classifier.buffers())
+    """Report the epoch's loss and accuracies; return False if a stop was requested meanwhile."""
+    processes.broadcast_tensors(run.classifier.buffers())
 
-    def look_up(_n_images: int) -> None:
-        if stop and can_break_off:
-            raise _StopWishedError
+    def check_stop(_n_images: int) -> None:
+        # Several processes agree to stop in the next step; one cannot leave the others here.
+        if stop and processes.is_single:
+            raise _StopEvaluation
 
     try:
         accuracies = tuple(
@@ -117,16 +197,16 @@ def _report(
                 labelled.join,
                 plan.card.preprocess or {},
                 batch_size=plan.recipe.micro_batch_size,
-                workers=place.workers,
-                device=place.device,
-                processes=place.processes,
-                on_progress=look_up,
+                workers=workers,
+                device=processes.device,
+                processes=processes,
+                on_progress=check_stop,
             )
             for labelled in plan.val
         )
-    except _StopWishedError:
+    except _StopEvaluation:
         return False
     mean_loss = run.loss_sum / run.n_images if run.n_images else None
     epochs_done = -(-run.steps_done // plan.recipe.steps_per_epoch)
-    listener.on_epoch(EpochReport(epochs_done, mean_loss, accuracies))
+    callbacks.on_epoch(EpochReport(epochs_done, mean_loss, accuracies))
     return True

@@ -1,7 +1,4 @@
-"""Which parts of a classifier train, and in which mode each part runs while they do.
-
-It computes nothing.
-"""
+"""Freeze parts of a classifier, and put each part into training or evaluation mode."""
 
 from __future__ import annotations
 
@@ -14,10 +11,11 @@ from wiseft_cli.training.batches import span_of
 from wiseft_cli.training.recipe import ResolvedRecipe
 
 
-def select_trained(classifier: ImageClassifier, freeze: str) -> list[torch.nn.Parameter]:
-    """Switch off the gradients of the frozen part and return the parameters that train.
+def freeze_parameters(classifier: ImageClassifier, freeze: str) -> list[torch.nn.Parameter]:
+    """Freeze a part of a classifier and return the trainable parameters.
 
     Args:
+        classifier: Its frozen parameters need no gradient afterwards.
         freeze: `none`, `encoder` or `head`.
     """
     if freeze == "encoder":
@@ -28,49 +26,50 @@ def select_trained(classifier: ImageClassifier, freeze: str) -> list[torch.nn.Pa
 
 
 def set_training_modes(classifier: ImageClassifier, *, freeze: str, batch_norm: str) -> None:
-    """Put the classifier into training mode, but for what stays as it is.
+    """Put a classifier into training mode, except its frozen parts.
 
-    A frozen encoder stays in evaluation mode as a whole. With `batch_norm` frozen each
-    BatchNorm layer uses its running statistics and keeps them; its affine weights still train.
+    A frozen encoder stays in evaluation mode as a whole. If `batch_norm` is `frozen`, each
+    BatchNorm layer uses and keeps its running statistics; its affine weights still train.
     """
     classifier.train()
     if freeze == "encoder":
         classifier.visual.eval()
     if batch_norm == "frozen":
-        for module in batch_norms(classifier):
+        for module in _batch_norms(classifier):
             module.eval()
 
 
-def batch_norms(classifier: ImageClassifier) -> list[torch.nn.Module]:
-    """Return the BatchNorm layers of a classifier, whatever their kind."""
-    # The private base class is the one thing that BatchNorm1d to 3d, SyncBatchNorm and timm's
-    # fused variants have in common.
+def _batch_norms(classifier: ImageClassifier) -> list[torch.nn.Module]:
+    # The private base class is all that BatchNorm1d to 3d, SyncBatchNorm and timm's fused
+    # variants have in common.
     return [module for module in classifier.modules() if isinstance(module, _BatchNorm)]
 
 
-def refuse_single_image_batch_norm(
+def reject_single_image_batch_norm(
     classifier: ImageClassifier, recipe: ResolvedRecipe, *, world_size: int = 1
 ) -> None:
-    """Refuse a run in which a BatchNorm layer would take statistics of one image, or of none.
+    """Reject a run in which a BatchNorm layer would see a single image, or none.
 
     Args:
-        world_size: Processes that share each step; each takes statistics of its own images.
+        classifier: The model.
+        recipe: The sizes of the batches.
+        world_size: Number of processes; each takes the statistics of its own images.
     Raises:
         RecipeError: A forward pass has a single image, or a process has no image in a step.
     """
-    if recipe.batch_norm == "frozen" or not batch_norms(classifier):
+    if recipe.batch_norm == "frozen" or not _batch_norms(classifier):
         return
-    # All steps of an epoch are alike but the last; a run may end before that.
+    # All steps of an epoch have the same size except the last; a run may end before that one.
     ends = {0, min(recipe.steps, recipe.steps_per_epoch) - 1}
     shares = [
         span_of(step, recipe).share(rank, world_size) for step in ends for rank in range(world_size)
     ]
     if all(stop - start > 1 for share in shares for start, stop in share.micro_batches):
         return
-    of_process = f" for each of {world_size} processes" if world_size > 1 else ""
+    of_process = f" in one of {world_size} processes" if world_size > 1 else ""
     raise RecipeError(
-        f"a batch of each epoch has a single image{of_process}, and BatchNorm has no statistics"
-        f" of one ({recipe.n_images} images, batch size {recipe.batch_size})",
+        f"a batch of each epoch has a single image{of_process}, and BatchNorm cannot compute"
+        f" statistics of one ({recipe.n_images} images, batch size {recipe.batch_size})",
         hint="use another --batch-size, or --batch-norm frozen",
     )
 
@@ -79,7 +78,7 @@ def enable_grad_checkpointing(classifier: ImageClassifier) -> None:
     """Recompute the image encoder's activations in the backward pass instead of storing them.
 
     Raises:
-        RecipeError: The encoder does not support it; some accept the call and do nothing.
+        RecipeError: The encoder does not support it; some encoders accept the call and do nothing.
     """
     classifier.visual.set_grad_checkpointing(True)  # type: ignore[operator]
     if not any(getattr(part, "grad_checkpointing", False) for part in classifier.modules()):

@@ -1,116 +1,181 @@
-"""Everything about a fine-tuning run that can be known, and refused, before torch is imported.
+"""Check everything about a fine-tuning run that needs no torch, and plan the run.
 
-Reads headers and lists folders; opens no image and loads no weights.
+Headers are read and folders are listed; no image is opened and no weights are loaded.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from wiseft_cli import __version__
 from wiseft_cli.checkpoint.atomic import check_output
-from wiseft_cli.checkpoint.card import Card
+from wiseft_cli.checkpoint.card import (
+    Card,
+    ClassEntry,
+    HistoryEntry,
+    HistoryInput,
+    join_histories,
+)
 from wiseft_cli.checkpoint.reader import read_card
-from wiseft_cli.data.image_set import data_fingerprint
+from wiseft_cli.compute.torchrun import Launch
+from wiseft_cli.data.image_set import ImageSet, data_fingerprint
+from wiseft_cli.data.label_join import LabelJoin, join_image_set, require_one_class
+from wiseft_cli.data.sources import open_image_set, open_training_set
+from wiseft_cli.data.subsets import few_shot, stratified_split
 from wiseft_cli.errors import CheckpointError, list_some
-from wiseft_cli.training.recipe import Recipe, ResolvedRecipe, doubts, resolve
-from wiseft_cli.training.training_data import DataChoice, LabelledSet, choose_images
+from wiseft_cli.training.recipe import Recipe, ResolvedRecipe, recipe_warnings, resolve
+from wiseft_cli.training.resume import Start, find_start
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The training and validation images of a run, as options describe them.
+
+    Attributes:
+        train: Spec of the training set.
+        val: Specs of validation sets.
+        val_fraction: Fraction of the training set that is held out for validation.
+        shots: Training images per class; None for all.
+        labels_are_indices: Whether labels are positions among the head's classes.
+        max_bad: Unreadable training images that are allowed.
+    """
+
+    train: str
+    val: Sequence[str] = ()
+    val_fraction: float | None = None
+    shots: int | None = None
+    labels_are_indices: bool = False
+    max_bad: int = 0
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """An image set, and the match between its labels and the head's classes."""
+
+    images: ImageSet
+    join: LabelJoin
+
+    @property
+    def targets(self) -> list[int]:
+        """Class index of each image."""
+        return [self.join.index[record.label] for record in self.images.records]
+
+    @property
+    def images_per_class(self) -> Counter[int]:
+        """Number of images of each class index that occurs."""
+        return Counter(self.targets)
 
 
 @dataclass(frozen=True)
 class FinetunePlan:
-    """A run that is about to begin.
+    """A run that is about to start.
 
     Attributes:
-        parent: The checkpoint to start from.
-        card: Its card.
-        parent_digest: Its content digest.
+        parent: Path of the checkpoint to start from.
+        parent_card: Its card.
+        card: Card of the output: the parent's, with this run at the end of its history.
         train: The training set.
-        train_record: What names the training set in the history.
-        val: Sets whose accuracy is shown after each epoch and decides nothing.
+        val: Sets whose accuracy is reported after each epoch; it has no influence.
         recipe: The resolved recipe.
-        output: Where the fine-tuned checkpoint goes.
+        output: Path of the fine-tuned checkpoint.
         force: Whether an existing output may be replaced.
-        max_bad: Training images that may be left out because they cannot be read.
-        notes: What a person should know, one sentence each.
-        warnings: What is allowed but seldom meant, one sentence each.
+        max_bad: Unreadable training images that are allowed.
+        start: Where the run starts; of several processes the first one's counts.
+        notes: Information, one sentence each.
+        warnings: Settings that are allowed but seldom meant, one sentence each.
     """
 
     parent: Path
+    parent_card: Card
     card: Card
-    parent_digest: str
     train: LabelledSet
-    train_record: Mapping[str, Any]
     val: tuple[LabelledSet, ...]
     recipe: ResolvedRecipe
     output: Path
     force: bool
     max_bad: int
+    start: Start
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def train_record(self) -> Mapping[str, Any]:
+        """The description of the training set in the history."""
+        record: Mapping[str, Any] = self.card.history[-1].options["train"]
+        return record
 
 
 def make_plan(
     *,
     parent: Path,
-    data: DataChoice,
+    data: DataOptions,
     output: Path,
     recipe: Recipe,
     force: bool = False,
     resume: bool = False,
-    writes: bool = True,
+    threads: int | None = None,
+    launch: Launch | None = None,
 ) -> FinetunePlan:
-    """Check the inputs and the output of a run and settle its recipe.
+    """Check the inputs and the output of a run and resolve its recipe.
 
     Args:
-        parent: A checkpoint with a card: zero-shot, or fine-tuned or merged to go on from.
-        data: What the person said about the images.
-        output: Where the fine-tuned checkpoint is to go.
-        recipe: What the person chose.
-        force: Whether an existing output may be replaced.
-        resume: Whether there may be one, of this very run; `find_start` tells.
-        writes: Whether this process writes the output; of several the first one does.
+        parent: A checkpoint with a model and classes, of any role.
+        data: The training and validation images.
+        output: Path of the fine-tuned checkpoint.
+        recipe: The recipe.
+        force: Whether an existing output or state may be replaced.
+        resume: Whether the run continues from an earlier part of it, if there is one.
+        threads: CPU threads of torch; None accepts those of a state.
+        launch: Rank of this process; process 0 reads states and writes the output.
     Raises:
-        OutputError: The output must not be written.
-        CheckpointError: The parent is no checkpoint with a model and classes.
+        OutputError: The output exists, is an input, or cannot be written; or there is a state.
+        CheckpointError: The parent is not a checkpoint with a model and classes.
         UsageError: A spec is malformed.
-        DatasetError: A set cannot be listed, or a label is no class of the head.
-        RecipeError: The recipe does not fit the training set.
+        DatasetError: A set cannot be listed, or a label is not a class of the head.
+        RecipeError: The recipe does not fit the training set, or a state is of another run.
     """
-    if writes:
+    launch = launch or Launch()
+    if launch.is_first:
         check_output(output, force=force or resume, inputs=[parent])
-    card, parent_digest = _read_parent_card(parent)
-    chosen = choose_images(data, card.classes, seed=recipe.seed)
-    train_set, val_sets = chosen.train, chosen.val
-    resolved = resolve(recipe, len(train_set.images.records))
+    parent_card = _read_parent_card(parent)
+    train, val, record = _open_images(data, parent_card.classes, seed=recipe.seed)
+    resolved = resolve(recipe, len(train.images.records))
+    card = _output_card(parent_card, train.images, resolved, record)
+    start = Start()
+    if launch.is_first:
+        start = find_start(
+            output,
+            card,
+            resume=resume,
+            force=force,
+            threads=threads,
+            world_size=launch.world_size,
+        )
     return FinetunePlan(
         parent=parent,
+        parent_card=parent_card,
         card=card,
-        parent_digest=parent_digest,
-        train=train_set,
-        train_record={
-            "fingerprint": data_fingerprint(train_set.images),
-            "n_images": resolved.n_images,
-            **chosen.record,
-        },
-        val=val_sets,
+        train=train,
+        val=val,
         recipe=resolved,
         output=output,
         force=force,
         max_bad=data.max_bad,
-        notes=_notes(card, train_set, val_sets),
+        start=start,
+        notes=_list_notes(parent_card, (train, *val)),
         warnings=(
-            *(text for labelled in (train_set, *val_sets) for text in labelled.images.warnings),
-            *_classes_without_images(train_set, card),
-            *doubts(resolved),
+            *(text for labelled in (train, *val) for text in labelled.images.warnings),
+            *_classes_without_images(train, parent_card),
+            *recipe_warnings(resolved),
         ),
     )
 
 
-def _read_parent_card(path: Path) -> tuple[Card, str]:
-    """Return the card and the content digest of a checkpoint that can be trained."""
+def _read_parent_card(path: Path) -> Card:
     card = read_card(path)
     needed = {
         "model": card.model,
@@ -118,13 +183,65 @@ def _read_parent_card(path: Path) -> tuple[Card, str]:
         "classes": card.classes,
         "digest": card.digest,
     }
-    missing = [what for what, value in needed.items() if not value]
-    if missing or card.digest is None:
+    missing = [name for name, value in needed.items() if not value]
+    if missing:
         raise CheckpointError(
             f"{path}: its card has no {' and no '.join(missing)}, so it cannot be fine-tuned",
             hint="start from a checkpoint that `wiseft zeroshot-head` wrote",
         )
-    return card, card.digest
+    return card
+
+
+def _open_images(
+    data: DataOptions, classes: Sequence[ClassEntry], *, seed: int
+) -> tuple[LabelledSet, tuple[LabelledSet, ...], Mapping[str, Any]]:
+    """List the sets of a run, and select images by the seed.
+
+    The validation split is taken first, so that it is the same for any number of shots.
+
+    Returns:
+        The training set, the validation sets, and a description of the selection for the history.
+    """
+    images = open_training_set(data.train)
+    record: dict[str, Any] = {}
+    held_out: list[ImageSet] = []
+    if data.val_fraction is not None:
+        split = stratified_split(images, data.val_fraction, seed)
+        images, held_out, record["split"] = split.train, [split.val], split.record
+    if data.shots is not None:
+        selection = few_shot(images, data.shots, seed)
+        images, record["selection"] = selection.images, selection.record
+    val = [*held_out, *(open_image_set(spec, option="--val") for spec in data.val)]
+
+    def join(image_set: ImageSet) -> LabelledSet:
+        found = join_image_set(image_set, classes, labels_are_indices=data.labels_are_indices)
+        return LabelledSet(image_set, found)
+
+    train = join(images)
+    require_one_class(train.images, train.join)
+    return train, tuple(join(image_set) for image_set in val), record
+
+
+def _output_card(
+    parent: Card, images: ImageSet, recipe: ResolvedRecipe, record: Mapping[str, Any]
+) -> Card:
+    train = {"fingerprint": data_fingerprint(images), "n_images": recipe.n_images, **record}
+    values = recipe.as_mapping()
+    entry = HistoryEntry(
+        command="finetune",
+        version=__version__,
+        options={"recipe": values, "seed": recipe.seed, "train": train},
+        inputs=(HistoryInput(parent.role, parent.digest or ""),),
+    )
+    return replace(
+        parent,
+        role="finetuned",
+        alpha=None,
+        recipe=values,
+        seed=recipe.seed,
+        history=(*join_histories(parent), entry),
+        digest=None,
+    )
 
 
 def _classes_without_images(train: LabelledSet, card: Card) -> list[str]:
@@ -135,10 +252,8 @@ def _classes_without_images(train: LabelledSet, card: Card) -> list[str]:
     return [f"{len(missing)} of {len(card.classes)} classes have no training image: {names}"]
 
 
-def _notes(card: Card, train: LabelledSet, val: Sequence[LabelledSet]) -> tuple[str, ...]:
-    notes = [note for labelled in (train, *val) for note in labelled.images.notes]
-    if card.role != "zeroshot":
-        notes.insert(
-            0, f"starting from a {card.role} checkpoint: this run goes on from earlier training"
-        )
+def _list_notes(parent: Card, sets: Sequence[LabelledSet]) -> tuple[str, ...]:
+    notes = [note for labelled in sets for note in labelled.images.notes]
+    if parent.role != "zeroshot":
+        notes.insert(0, f"starting from a {parent.role} checkpoint, which continues its training")
     return tuple(notes)

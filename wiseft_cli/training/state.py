@@ -1,14 +1,14 @@
-"""The state of a run as tensors: everything that its next step depends on.
+"""A run in memory, and its state as a file: everything that the next step depends on.
 
-Weights and buffers, AdamW's moments, the random generators, and a record of how far it is. What
-never changes stays out: a frozen part is in the parent. The learning rate, the order of the
-images and their augmentation are functions of the step. It does not know where states lie.
+Weights and buffers, AdamW's moments, the random generators, and a record of the progress. A
+frozen part never changes and is read from the parent; the learning rate, the order of the images
+and their augmentation are functions of the step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,24 +18,40 @@ from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.format import TensorSpec, safetensors_dtype
 from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint
 from wiseft_cli.checkpoint.writer import CheckpointWriter
-from wiseft_cli.errors import CheckpointError, list_some
-from wiseft_cli.model.classifier import ImageClassifier
-from wiseft_cli.training.state_record import RECORD_TENSOR, StateRecord, encode_record
+from wiseft_cli.compute.precision import build_scaler
+from wiseft_cli.compute.process_group import ProcessGroup
+from wiseft_cli.errors import CheckpointError
+from wiseft_cli.model.classifier import ImageClassifier, load_classifier
+from wiseft_cli.training.modes import (
+    enable_grad_checkpointing,
+    freeze_parameters,
+    reject_single_image_batch_norm,
+)
+from wiseft_cli.training.optimizer import build_optimizer
+from wiseft_cli.training.plan import FinetunePlan
+from wiseft_cli.training.resume import torch_version
+from wiseft_cli.training.state_dir import (
+    RECORD_TENSOR,
+    SavedState,
+    StateRecord,
+    encode_record,
+)
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass
 class Run:
-    """A run on its way.
+    """A run at some step.
 
     Attributes:
         classifier: On the device; its frozen parameters need no gradient.
-        optimizer: Over the others.
-        scaler: Of the loss; does nothing but for fp16.
-        steps_done: Optimizer steps behind it.
+        optimizer: Over the trainable parameters.
+        scaler: Loss scaler; it does nothing unless the precision is fp16.
+        steps_done: Optimizer steps taken.
         loss_sum: Sum of the loss over the images of the epoch so far.
-        n_images: How many images that is.
+        n_images: Number of these images.
+        trainable: The trainable parameters by name.
     """
 
     classifier: ImageClassifier
@@ -44,18 +60,34 @@ class Run:
     steps_done: int = 0
     loss_sum: float = 0.0
     n_images: int = 0
-    trained: dict[str, torch.nn.Parameter] = field(init=False)
+    trainable: dict[str, torch.nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.trained = {
+        self.trainable = {
             name: parameter
             for name, parameter in self.classifier.named_parameters()
             if parameter.requires_grad
         }
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the classifier."""
+        return next(self.classifier.parameters()).device
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the classifier's weights and buffers, and so of the output."""
+        return sum(tensor.nbytes for tensor in self.classifier.state_dict().values())
+
+    @property
+    def state_bytes(self) -> int:
+        """Approximate size of a state on disk."""
+        moments = 2 * sum(parameter.nbytes for parameter in self.trainable.values())
+        return sum(tensor.nbytes for tensor in self.weights().values()) + moments + (1 << 20)
+
     def weights(self) -> dict[str, torch.Tensor]:
-        """Return the tensors that training changes, by name: trained parameters, and buffers."""
-        frozen = {name for name, _ in self.classifier.named_parameters()} - self.trained.keys()
+        """Return the tensors that training changes, by name: trainable parameters and buffers."""
+        frozen = {name for name, _ in self.classifier.named_parameters()} - self.trainable.keys()
         state = self.classifier.state_dict()
         return {name: tensor for name, tensor in state.items() if name not in frozen}
 
@@ -63,37 +95,88 @@ class Run:
         """Return AdamW's tensors as `<moment>.<parameter>`; none before the first update."""
         return {
             f"{moment}.{name}": self.optimizer.state[parameter][moment]
-            for name, parameter in self.trained.items()
+            for name, parameter in self.trainable.items()
             if parameter in self.optimizer.state
             for moment in _MOMENTS
         }
 
-    def make_moments(self, names: set[str]) -> dict[str, torch.Tensor]:
-        """Give AdamW zeros for the moments of these names, to be filled, and return them."""
+    def make_moments(self, names: set[str]) -> None:
+        """Create moments of zeros, to be overwritten, for the parameters whose `step` is named."""
         is_fused = self.optimizer.defaults["fused"]
-        for name, parameter in self.trained.items():
+        for name, parameter in self.trainable.items():
             if f"step.{name}" in names:
                 self.optimizer.state[parameter] = {
-                    # AdamW counts on the CPU, but for its fused update.
+                    # AdamW counts steps on the CPU, unless the update is fused.
                     "step": torch.zeros((), device=parameter.device if is_fused else "cpu"),
                     "exp_avg": torch.zeros_like(parameter, requires_grad=False),
                     "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
                 }
-        return self.moments()
 
 
-def state_bytes(run: Run) -> int:
-    """Return about how large a state of a run is on disk."""
-    moments = 2 * sum(parameter.nbytes for parameter in run.trained.values())
-    return sum(tensor.nbytes for tensor in run.weights().values()) + moments + (1 << 20)
+def open_run(plan: FinetunePlan, processes: ProcessGroup) -> Run:
+    """Load the parent and return the run at its first step.
+
+    Raises:
+        CheckpointError: The parent does not match its card, or was changed meanwhile.
+        RecipeError: The recipe does not fit the model.
+    """
+    recipe, device = plan.recipe, processes.device
+    classifier, card = load_classifier(plan.parent, device=device)
+    if card != plan.parent_card:
+        raise CheckpointError(f"{plan.parent}: was changed while it was read")
+    if recipe.grad_checkpointing:
+        enable_grad_checkpointing(classifier)
+    reject_single_image_batch_norm(classifier, recipe, world_size=processes.world_size)
+    for tensor in (*classifier.parameters(), *classifier.buffers()):
+        # Into torch's own memory: the last bits of a sum depend on the alignment of the data.
+        tensor.data = tensor.data.clone()
+    trainable = freeze_parameters(classifier, recipe.freeze)
+    optimizer = build_optimizer(trainable, recipe)
+    return Run(classifier, optimizer, build_scaler(recipe.precision, device))
 
 
-def write_state(path: Path, run: Run, card: Card, record: StateRecord) -> None:
-    """Write the state of a run, whole or not at all.
+def resume_run(run: Run, state: SavedState | None, processes: ProcessGroup) -> None:
+    """Bring a fresh run to a state, in all processes.
+
+    Args:
+        run: From `open_run`.
+        state: The state of process 0; None for the first step, and in the other processes.
+        processes: The processes of the run.
+    Raises:
+        CheckpointError: The state does not hold the run's tensors.
+    """
+    if state is not None:
+        _restore_tensors(state.path, run)
+    document = asdict(state.record) if state else None
+    if not processes.is_single:
+        document = processes.broadcast(document)
+        names = processes.broadcast(sorted(run.moments()))
+        if not processes.is_first:
+            run.make_moments(set(names))
+        processes.broadcast_tensors(run.weights().values())
+        processes.broadcast_tensors(run.moments().values())
+    if document is not None:
+        record = StateRecord(**document)
+        run.steps_done = record.steps_done
+        run.loss_sum, run.n_images = record.loss_sum, record.n_images
+        run.scaler.load_state_dict(dict(record.scaler))
+
+
+def write_state(path: Path, run: Run, card: Card, *, world_size: int) -> None:
+    """Write the state of a run, completely or not at all.
 
     Raises:
         OutputError: The disk is full or failing.
     """
+    record = StateRecord(
+        steps_done=run.steps_done,
+        loss_sum=run.loss_sum,
+        n_images=run.n_images,
+        scaler=run.scaler.state_dict(),
+        threads=torch.get_num_threads(),
+        world_size=world_size,
+        torch_version=torch_version(),
+    )
     tensors = dict(_named_tensors(run))
     tensors[RECORD_TENSOR] = torch.from_numpy(encode_record(record).copy())
     specs = [
@@ -108,26 +191,19 @@ def write_state(path: Path, run: Run, card: Card, record: StateRecord) -> None:
         writer.commit()
 
 
-def restore_state(path: Path, run: Run) -> None:
-    """Bring a fresh run to where a state file is, but for what its record says.
-
-    Raises:
-        CheckpointError: The file holds other tensors than the run has.
-    """
+def _restore_tensors(path: Path, run: Run) -> None:
     with open_checkpoint(path) as reader:
-        moments = {
-            name.removeprefix("adamw.") for name in reader.tensors if name.startswith("adamw.")
-        }
-        run.make_moments(moments)
+        moments = (name for name in reader.tensors if name.startswith("adamw."))
+        run.make_moments({name.removeprefix("adamw.") for name in moments})
         wanted = dict(_named_tensors(run))
-        _refuse_other_tensors(reader, wanted)
+        _reject_other_tensors(reader, wanted)
         with torch.no_grad():
             for name, tensor in wanted.items():
-                if name not in ("random.cpu", "random.cuda", RECORD_TENSOR):
+                if name not in ("random.cpu", "random.cuda"):
                     tensor.copy_(_read(reader, name))
         torch.set_rng_state(_read(reader, "random.cpu"))
         if "random.cuda" in wanted and "random.cuda" in reader.tensors:
-            torch.cuda.set_rng_state(_read(reader, "random.cuda"), _device(run))
+            torch.cuda.set_rng_state(_read(reader, "random.cuda"), run.device)
 
 
 def _named_tensors(run: Run) -> Iterator[tuple[str, torch.Tensor]]:
@@ -136,12 +212,8 @@ def _named_tensors(run: Run) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in run.moments().items():
         yield f"adamw.{name}", tensor
     yield "random.cpu", torch.get_rng_state()
-    if _device(run).type == "cuda":
-        yield "random.cuda", torch.cuda.get_rng_state(_device(run))
-
-
-def _device(run: Run) -> torch.device:
-    return next(run.classifier.parameters()).device
+    if run.device.type == "cuda":
+        yield "random.cuda", torch.cuda.get_rng_state(run.device)
 
 
 def _dtype_name(tensor: torch.Tensor) -> str:
@@ -152,20 +224,21 @@ def _read(reader: CheckpointReader, name: str) -> torch.Tensor:
     return torch.from_numpy(reader.read_array(name))
 
 
-def _refuse_other_tensors(reader: CheckpointReader, wanted: dict[str, torch.Tensor]) -> None:
-    problems = []
+def _reject_other_tensors(reader: CheckpointReader, wanted: dict[str, torch.Tensor]) -> None:
+    faults = []
     for name in sorted(wanted.keys() | reader.tensors.keys()):
-        if name in (RECORD_TENSOR, "random.cuda"):  # the random numbers of another device
+        if name in (RECORD_TENSOR, "random.cuda"):  # the run may continue on another device
             continue
         if name not in reader.tensors:
-            problems.append(f"{name}: missing")
+            faults.append(f"{name}: missing")
         elif name not in wanted:
-            problems.append(f"{name}: unknown to the run")
+            faults.append(f"{name}: unknown to the run")
         elif reader.tensors[name].shape != tuple(wanted[name].shape):
             found = reader.tensors[name].shape
-            problems.append(f"{name}: shape {found}, expected {tuple(wanted[name].shape)}")
-    if problems:
+            faults.append(f"{name}: shape {found}, expected {tuple(wanted[name].shape)}")
+    if faults:
         raise CheckpointError(
-            "\n  ".join([f"{reader.path}: is not a state of this run", *list_some(problems)]),
-            hint="begin anew with --force in place of --resume",
+            f"{reader.path}: is not a state of this run",
+            faults=faults,
+            hint="start again with --force in place of --resume",
         )

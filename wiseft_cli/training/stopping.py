@@ -1,7 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that is read between steps.
-
-It ends nothing itself.
-"""
+"""Turn Ctrl-C and SIGTERM into a request that is read between optimizer steps."""
 
 from __future__ import annotations
 
@@ -14,29 +11,29 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Whether somebody wants the run to end; a context in which signals say so.
+    """Whether a run should end; a context in which signals request it.
 
-    The first signal is noted. From then on the handlers that were there before act again, so
-    that a second one ends the process at once.
+    The first signal is recorded. After it the previous handlers act again, so that a second
+    signal ends the process at once.
 
     Args:
-        notes_all: Whether later signals are only noted too: torchrun passes on what it gets, as
-            often as it gets it, and itself ends whoever takes longer than 30 s.
+        records_all: Whether later signals are only recorded too. torchrun forwards each signal
+            that it receives, and itself kills processes that take longer than 30 s.
 
     Attributes:
-        signal_number: The signal that came; None before.
+        signal_number: The signal that was received; None before.
     """
 
-    def __init__(self, *, notes_all: bool = False) -> None:
+    def __init__(self, *, records_all: bool = False) -> None:
         self.signal_number: int | None = None
-        self._notes_all = notes_all
+        self._records_all = records_all
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        # Python lets no other thread set handlers, and delivers no signal to it either.
+        # Python allows handlers in the main thread only, and runs them there.
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                self._previous[number] = signal.signal(number, self._note)
+                self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(
@@ -45,17 +42,17 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._give_back()
+        self._restore_handlers()
 
     def __bool__(self) -> bool:
         return self.signal_number is not None
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
+    def _record(self, number: int, _frame: FrameType | None) -> None:
         self.signal_number = number
-        if not self._notes_all:
-            self._give_back()
+        if not self._records_all:
+            self._restore_handlers()
 
-    def _give_back(self) -> None:
+    def _restore_handlers(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous.clear()

@@ -9,16 +9,11 @@ from torch import nn
 
 from wiseft_cli.compute.precision import build_scaler
 from wiseft_cli.errors import RecipeError
-from wiseft_cli.training.batches import Draw, MicroBatches
-from wiseft_cli.training.features import Features, compute_features, feature_batches
-from wiseft_cli.training.optimization import (
-    build_optimizer,
-    clip_gradients,
-    mean_loss_share,
-    run_steps,
-)
+from wiseft_cli.training.batches import MicroBatches
+from wiseft_cli.training.features import Features, feature_batches
+from wiseft_cli.training.optimizer import build_optimizer
 from wiseft_cli.training.recipe import Recipe, ResolvedRecipe, resolve
-from wiseft_cli.training.unreadable import UnreadableImages
+from wiseft_cli.training.step import mean_loss_share, run_steps
 
 CPU = torch.device("cpu")
 N_IMAGES = 11
@@ -41,7 +36,7 @@ def run(model: nn.Module, recipe: ResolvedRecipe, **options):
     inputs, targets = make_data()
     batches = feature_batches(all_readable(inputs), targets, MicroBatches(recipe))
     optimizer = build_optimizer(list(model.parameters()), recipe)
-    return list(run_steps(model, optimizer, batches, recipe, device=CPU, **options))
+    return list(run_steps(model, optimizer, batches, recipe, **options))
 
 
 def all_readable(values: torch.Tensor) -> Features:
@@ -52,7 +47,7 @@ def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-def test_steps_equal_adamw_written_out_by_hand():
+def test_steps_equal_adamw_written_by_hand():
     recipe = resolve(Recipe(epochs=6, batch_size=N_IMAGES, lr=0.01, label_smoothing=0.1), N_IMAGES)
     model, twin = make_model(), make_model()
     reports = run(model, recipe)
@@ -91,7 +86,7 @@ def test_accumulated_passes_equal_the_whole_batch(size):
     assert [r.loss for r in reports] == pytest.approx([r.loss for r in others], abs=1e-10)
 
 
-def test_weight_decay_spares_no_tensor_that_has_a_gradient():
+def test_weight_decay_applies_to_every_tensor_with_a_gradient():
     recipe = resolve(Recipe(epochs=3, batch_size=N_IMAGES, lr=0.5, clip_grad_norm=0), N_IMAGES)
     bias = nn.Parameter(torch.ones(4, dtype=torch.float64))
     inputs, targets = make_data()
@@ -104,22 +99,10 @@ def test_weight_decay_spares_no_tensor_that_has_a_gradient():
             build_optimizer([bias], recipe),
             batches,
             recipe,
-            device=CPU,
         )
     )
     expected = math.prod(1 - report.lr * 0.1 for report in reports)
     torch.testing.assert_close(bias.detach(), torch.full((4,), expected, dtype=torch.float64))
-
-
-@pytest.mark.parametrize(("bound", "expected"), [(1.0, 1.0), (10.0, 5.0), (0.0, 5.0)])
-def test_gradients_are_clipped_by_their_global_norm_and_0_leaves_them(bound, expected):
-    parameters = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(2))]
-    parameters[0].grad = torch.tensor([3.0])
-    parameters[1].grad = torch.tensor([0.0, 4.0])
-    norm = clip_gradients(torch.optim.SGD(parameters, lr=1.0), bound)
-    assert float(norm) == 5.0
-    clipped = torch.cat([p.grad for p in parameters]).norm()
-    assert float(clipped) == pytest.approx(expected, rel=1e-5)
 
 
 def test_loss_shares_of_any_division_add_up_to_the_mean():
@@ -132,7 +115,7 @@ def test_loss_shares_of_any_division_add_up_to_the_mean():
     torch.testing.assert_close(torch.stack(parts).sum(), whole)
 
 
-def test_random_layers_follow_the_seed_and_the_step_only():
+def test_random_layers_depend_only_on_the_seed_and_the_step():
     first, again, other = (make_model(dropout=0.5) for _ in range(3))
     recipe = resolve(Recipe(epochs=2, batch_size=4, lr=0.01), N_IMAGES)
     run(first, recipe)
@@ -144,7 +127,7 @@ def test_random_layers_follow_the_seed_and_the_step_only():
     assert not torch.equal(weights(first), weights(other))
 
 
-def test_a_step_of_fp16_that_overflows_is_left_out_and_the_scale_lowered():
+def test_overflowing_fp16_step_is_skipped_and_lowers_the_scale():
     model = make_model()
     recipe = resolve(Recipe(epochs=2, batch_size=N_IMAGES, lr=0.01, precision="fp16"), N_IMAGES)
     inputs, targets = make_data()
@@ -159,11 +142,11 @@ def test_a_step_of_fp16_that_overflows_is_left_out_and_the_scale_lowered():
             logits.register_hook(lambda gradient: gradient * math.inf)
         return logits
 
-    steps = run_steps(logits_of, optimizer, batches, recipe, device=CPU, scaler=scaler)
-    assert not next(steps).skipped
+    steps = run_steps(logits_of, optimizer, batches, recipe, scaler=scaler)
+    assert not next(steps).is_skipped
     before, state = weights(model), copy.deepcopy(optimizer.state_dict()["state"])
     report = next(steps)
-    assert report.skipped
+    assert report.is_skipped
     assert math.isfinite(report.loss)
     assert torch.equal(weights(model), before)
     for number, moments in optimizer.state_dict()["state"].items():
@@ -172,7 +155,7 @@ def test_a_step_of_fp16_that_overflows_is_left_out_and_the_scale_lowered():
     assert scaler.get_scale() == scale / 2
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched():
+def test_nonfinite_loss_raises_before_the_weights_change():
     model = make_model()
     recipe = resolve(Recipe(epochs=2, batch_size=8, lr=0.01), N_IMAGES)
     with torch.no_grad():
@@ -188,7 +171,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched():
     assert torch.equal(weights(model).nan_to_num(), before.nan_to_num())
 
 
-def test_features_computed_once_equal_features_of_every_step():
+def test_features_computed_once_give_the_steps_of_an_encoder_in_every_step():
     recipe = resolve(Recipe(epochs=3, batch_size=4, lr=0.01, freeze="encoder"), N_IMAGES)
     encoder = make_model()[:2].eval().requires_grad_(False)
     cached, head = make_model()[3], make_model()[3]
@@ -199,37 +182,5 @@ def test_features_computed_once_equal_features_of_every_step():
     ):
         batches = feature_batches(all_readable(values), targets, MicroBatches(recipe))
         optimizer = build_optimizer(list(layer.parameters()), recipe)
-        list(run_steps(logits_of, optimizer, batches, recipe, device=CPU))
+        list(run_steps(logits_of, optimizer, batches, recipe))
     torch.testing.assert_close(weights(cached), weights(head), rtol=0, atol=1e-10)
-
-
-def test_features_stand_in_the_datasets_order(train_folder):
-    from tests.training.test_images import PREPROCESS, dataset
-    from wiseft_cli.data.image_folder import list_image_folder
-    from wiseft_cli.model.transforms import eval_transform
-
-    images = dataset(train_folder, eval_transform(PREPROCESS))
-    (train_folder / "n01" / "spoilt.png").write_bytes(b"")
-    unreadable = UnreadableImages(max_bad=1)
-    seen: list[int] = []
-    features = compute_features(
-        lambda batch: batch.mean(dim=(2, 3)),
-        list_image_folder(train_folder),
-        PREPROCESS,
-        batch_size=5,
-        workers=0,
-        device=CPU,
-        unreadable=unreadable,
-        on_progress=seen.append,
-    )
-    expected = torch.stack([images[index][0].mean(dim=(1, 2)) for index in range(12)])
-    # The spoilt one comes after the four others of its class.
-    readable = [at for at in range(13) if at != 4]
-    torch.testing.assert_close(features.values[readable], expected)
-    assert features.is_readable.tolist() == [at in readable for at in range(13)]
-    assert seen == [5, 5, 3]
-    assert len(unreadable.reasons) == 1
-    draws = [[Draw(0, 4), Draw(0, 5)], [Draw(0, 4)], []]
-    batches = list(feature_batches(features, torch.arange(13), draws))
-    assert [targets.tolist() for _, targets in batches] == [[5], [], []]
-    assert [tuple(values.shape) for values, _ in batches] == [(1, 3), (0, 3), (0, 3)]

@@ -9,7 +9,7 @@ from wiseft_cli.training.stopping import StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_is_noted_and_the_second_acts_as_before(number):
+def test_first_signal_is_recorded_and_the_second_acts_as_before(number):
     class StopError(Exception):
         pass
 
@@ -18,11 +18,11 @@ def test_the_first_signal_is_noted_and_the_second_acts_as_before(number):
 
     before = signal.signal(number, stop)
     try:
-        with StopRequest() as wish:
-            assert not wish
+        with StopRequest() as request:
+            assert not request
             os.kill(os.getpid(), number)
-            assert wish
-            assert wish.signal_number == number
+            assert request
+            assert request.signal_number == number
             with pytest.raises(StopError):
                 os.kill(os.getpid(), number)
         assert signal.getsignal(number) is stop

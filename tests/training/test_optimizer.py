@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,17 +9,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wiseft_cli.training.schedule import learning_rate
+from wiseft_cli.training.optimizer import clip_gradients, learning_rate
+from wiseft_cli.training.recipe import Recipe, resolve
 
 
-def rates(*, warmup: int, steps: int, peak: float = 3e-5) -> list[float]:
-    return [
-        learning_rate(step, peak_lr=peak, warmup_steps=warmup, steps=steps) for step in range(steps)
-    ]
+def rates(*, warmup: int, steps: int, peak: float = 3e-5, schedule: str = "cosine") -> list[float]:
+    recipe = resolve(Recipe(steps=steps, warmup=warmup, lr=peak, schedule=schedule), 1)
+    return [learning_rate(step, recipe) for step in range(steps)]
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0, 1), (0, 7), (1, 2), (1, 9), (5, 6), (500, 1200)])
-def test_rates_equal_the_closed_form(warmup, steps):
+def test_learning_rates_equal_the_closed_form(warmup, steps):
     s = np.arange(steps, dtype=np.float64)
     rising = (s + 1) / max(warmup, 1)
     falling = (1 + np.cos(np.pi * (s - warmup) / (steps - warmup))) / 2
@@ -27,7 +28,7 @@ def test_rates_equal_the_closed_form(warmup, steps):
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0, 10), (1, 10), (4, 10)])
-def test_rates_equal_torchs_own_schedulers(warmup, steps):
+def test_learning_rates_equal_torch_schedulers(warmup, steps):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
     parts: list[torch.optim.lr_scheduler.LRScheduler] = [
         torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps - warmup)
@@ -48,16 +49,16 @@ def test_rates_equal_torchs_own_schedulers(warmup, steps):
     assert rates(warmup=warmup, steps=steps, peak=0.5) == pytest.approx(found, rel=1e-12)
 
 
-def test_a_run_of_one_step_trains_at_the_peak():
+def test_single_step_trains_at_the_peak():
     assert rates(warmup=0, steps=1, peak=0.25) == [0.25]
 
 
-def test_a_warm_up_of_one_step_begins_at_the_peak_and_stays_for_a_step():
+def test_warmup_of_one_step_starts_at_the_peak_and_stays_for_a_step():
     assert rates(warmup=1, steps=3, peak=0.25)[:2] == [0.25, 0.25]
 
 
 @given(st.integers(1, 300), st.data())
-def test_rates_rise_to_the_peak_then_fall_and_never_reach_zero(steps, data):
+def test_learning_rates_rise_to_the_peak_then_fall_and_never_reach_zero(steps, data):
     warmup = data.draw(st.integers(0, steps - 1))
     found = rates(warmup=warmup, steps=steps, peak=1.0)
     assert all(0 < rate <= 1 for rate in found)
@@ -67,9 +68,25 @@ def test_rates_rise_to_the_peak_then_fall_and_never_reach_zero(steps, data):
     assert math.isclose(found[warmup], 1.0)
 
 
+def test_constant_schedule_stays_at_the_peak_after_the_warmup():
+    assert rates(warmup=2, steps=5, peak=0.5, schedule="constant") == [0.25, 0.5, 0.5, 0.5, 0.5]
+
+
 @pytest.mark.parametrize(
     ("step", "warmup", "steps"), [(-1, 0, 5), (5, 0, 5), (0, 5, 5), (0, -1, 5)]
 )
-def test_a_step_or_warm_up_outside_the_run_is_a_defect(step, warmup, steps):
+def test_step_or_warmup_outside_the_run_raises(step, warmup, steps):
+    recipe = replace(resolve(Recipe(steps=steps), 1), warmup=warmup)
     with pytest.raises(ValueError, match=f"step {step} with warm-up {warmup} in a run of {steps}"):
-        learning_rate(step, peak_lr=1.0, warmup_steps=warmup, steps=steps)
+        learning_rate(step, recipe)
+
+
+@pytest.mark.parametrize(("bound", "expected"), [(1.0, 1.0), (10.0, 5.0), (0.0, 5.0)])
+def test_gradients_are_clipped_by_their_global_norm_and_0_leaves_them(bound, expected):
+    parameters = [torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(2))]
+    parameters[0].grad = torch.tensor([3.0])
+    parameters[1].grad = torch.tensor([0.0, 4.0])
+    norm = clip_gradients(torch.optim.SGD(parameters, lr=1.0), bound)
+    assert float(norm) == 5.0
+    clipped = torch.cat([p.grad for p in parameters]).norm()
+    assert float(clipped) == pytest.approx(expected, rel=1e-5)

@@ -3,20 +3,19 @@
     python -m tests.benchmarks.bench_finetune CHECKPOINT|MODEL [--images 512] [--image-size 28]
         [--batch-size 64] [--epochs 2] [--workers 0] [--threads 1] [--repeats 6]
 
-MODEL is a name of open_clip's; its weights are then random. Three sides share the model, the
-batch size, the transform, the number of workers and the images (generated on the spot; 100
-pixels or more a side: JPEG):
+MODEL is an open_clip model name; its weights are random. Three sides share the model, the
+batch size, the transform, the number of workers and the generated images (JPEG from 100 pixels per
+side on):
 
-- wiseft: the command's whole loop (`training/loop.py`), with its seeding and checks, its progress
-  and log lines and its states at the default interval;
-- plain loop: written out by hand with the same DataLoader, as one would in a script;
-- ready tensors: the plain loop on one batch that lies in memory, which is what the hardware gives
-  when images cost nothing.
+- wiseft: the command's training loop (`training/loop.py`), with its seeding and checks, its
+  progress and log lines and its states at the default interval;
+- plain loop: the same steps as in a script, with the same kind of DataLoader;
+- ready tensors: the plain loop on one batch in memory, which is the limit of the hardware.
 
-The sides take turns in one process, so that load on the machine meets all. Printed are the
-medians over the rounds of the seconds and of the ratio to the plain loop of the same round, and
-the same ratio of this process's CPU time, which a loaded machine disturbs less (workers are not in
-it). The start of worker processes counts.
+The sides take turns in one process, so that other load on the machine affects all of them. The
+output has the medians over the rounds of the seconds and of the ratio to the plain loop of the same
+round, and the same ratio of this process's CPU time, which other load affects less (workers are not
+included). The start of worker processes is included.
 """
 
 from __future__ import annotations
@@ -38,31 +37,25 @@ from tests.benchmarks.finetune_inputs import write_images, write_random_checkpoi
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.finetune_log import RunLog
 from wiseft_cli.cli.finetune_report import Reporter
-from wiseft_cli.cli.finetune_run import follow
+from wiseft_cli.compute.process_group import SINGLE_PROCESS
 from wiseft_cli.data.loading import ImageDataset, collate_images
 from wiseft_cli.model.transforms import train_transform
-from wiseft_cli.training.finetune import open_run
-from wiseft_cli.training.callbacks import Callbacks
 from wiseft_cli.training.loop import train
-from wiseft_cli.training.placement import Placement
-from wiseft_cli.training.plan import FinetunePlan, make_plan
+from wiseft_cli.training.plan import DataOptions, FinetunePlan, make_plan
 from wiseft_cli.training.recipe import Recipe
-from wiseft_cli.training.saving import DEFAULT_INTERVAL, Saving
-from wiseft_cli.training.saving import StateSaver
-from wiseft_cli.training.state import Run
-
-CPU = torch.device("cpu")
+from wiseft_cli.training.saving import DEFAULT_INTERVAL, StateSaver
+from wiseft_cli.training.state import Run, open_run
 
 
 def run_ours(run: Run, plan: FinetunePlan, workers: int) -> None:
     """The loop of `wiseft finetune`, from its first batch to its last state."""
-    saver = StateSaver(plan, Saving(DEFAULT_INTERVAL), run, on_warning=print)
-    log = RunLog(plan.output.with_name("log.jsonl"), appends=False, force=True)
-    reporter = Reporter(plan, lambda n=1, note="": None)
-    callbacks = Callbacks(on_step=follow(reporter.count_step, log.count_step))
-    with torch.random.fork_rng(devices=[]):
-        assert train(run, plan, Placement(CPU, workers), callbacks=callbacks, saver=saver)
-    log.end()
+    saver = StateSaver(plan.output, plan.card, DEFAULT_INTERVAL, state_bytes=run.state_bytes)
+    with (
+        RunLog(plan.output.with_name("log.jsonl"), plan, appends=True) as log,
+        torch.random.fork_rng(devices=[]),
+    ):
+        callbacks = Reporter(plan, lambda n=1, note="": None, log).callbacks
+        assert train(run, plan, workers=workers, callbacks=callbacks, saver=saver)
 
 
 def run_plain(run: Run, plan: FinetunePlan, workers: int) -> None:
@@ -140,7 +133,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, list[Cost]]:
     for repeat in range(options.repeats + 1):
         # Every order in turn: a side also pays for what the one before it left behind.
         for side in orders[repeat % len(orders)]:
-            run = open_run(plan, CPU)
+            run = open_run(plan, SINGLE_PROCESS)
             wall, cpu = time.perf_counter(), time.process_time()
             SIDES[side](run, plan, options.workers)
             if repeat:  # the first round warms up

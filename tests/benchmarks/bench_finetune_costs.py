@@ -50,7 +50,7 @@ def timed(function):
         finally:
             listing += time.perf_counter() - begin
     return call
-plan.choose_images, plan.data_fingerprint = timed(plan.choose_images), timed(plan.data_fingerprint)
+plan._open_images, plan.data_fingerprint = timed(plan._open_images), timed(plan.data_fingerprint)
 def leave(_batches):
     print(listing, flush=True)
     os._exit(0)
@@ -80,23 +80,23 @@ SAVE = """
 import sys, time
 from pathlib import Path
 import torch
-from wiseft_cli.training.finetune import open_run
+from wiseft_cli.compute.process_group import SINGLE_PROCESS
 from wiseft_cli.training.plan import DataOptions, make_plan
 from wiseft_cli.training.recipe import Recipe
-from wiseft_cli.training.saving import DEFAULT_INTERVAL, Saving
-from wiseft_cli.training.saving import StateSaver
-from wiseft_cli.training.state import state_bytes
+from wiseft_cli.training.saving import DEFAULT_INTERVAL, StateSaver
+from wiseft_cli.training.state import open_run
+from wiseft_cli.training.state_dir import remove_states
 torch.set_num_threads(int(sys.argv[4]))
 plan = make_plan(parent=Path(sys.argv[1]), data=DataOptions(sys.argv[2]), output=Path(sys.argv[3]),
                  recipe=Recipe())
-run = open_run(plan, torch.device("cpu"))
-run.make_moments({f"step.{name}" for name in run.trained})
-saver = StateSaver(plan, Saving(DEFAULT_INTERVAL), run, on_warning=sys.exit)
+run = open_run(plan, SINGLE_PROCESS)
+run.make_moments({f"step.{name}" for name in run.trainable})
+saver = StateSaver(plan.output, plan.card, DEFAULT_INTERVAL, state_bytes=run.state_bytes)
 for run.steps_done in range(1, 4):
     begin = time.perf_counter()
-    saver.save(run)
-    print(state_bytes(run), time.perf_counter() - begin)
-saver.finish()
+    assert saver.save(run) is None
+    print(run.state_bytes, time.perf_counter() - begin)
+remove_states(plan.output)
 """
 
 

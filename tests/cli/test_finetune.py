@@ -206,13 +206,13 @@ def test_an_existing_output_is_refused_without_force_and_kept(folder, capsys):
 def test_unknown_labels_are_listed(folder, capsys):
     shutil.copytree(folder / "train" / "n01", folder / "train" / "dog")
     assert main([*WORDS, *QUICK]) == 1
-    assert capsys.readouterr().err == (
+    error, fault, hint = capsys.readouterr().err.splitlines()
+    assert error == (
         "error: image set 'train': 1 of 4 labels are not classes of the head"
-        " (3 classes, the first 'n01'):\n"
-        "  'dog'\n"
-        "hint: label the images with the ids or names of the head's classes; position is"
-        " never used unasked (`wiseft inspect CHECKPOINT` lists the classes)\n"
+        " (3 classes, the first 'n01'):"
     )
+    assert fault == "  'dog'"
+    assert hint.startswith("hint: label the images with the ids or names of the head's classes")
 
 
 def test_an_unreadable_image_is_named(folder, capsys):

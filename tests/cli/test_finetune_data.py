@@ -226,7 +226,7 @@ def test_a_damaged_or_unwritable_feature_cache_gives_a_warning(folder, capsys):
 def test_out_of_memory_is_reported_with_a_smaller_micro_batch(
     folder, capsys, monkeypatch, error, reason
 ):
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr("wiseft_cli.model.classifier.ImageClassifier.forward", full)

@@ -13,7 +13,7 @@ from wiseft_cli.data.loading import ImageDataset
 from wiseft_cli.errors import DatasetError
 from wiseft_cli.model.transforms import train_transform
 from wiseft_cli.training.batches import Draw, MicroBatches
-from wiseft_cli.training.images import load_batches
+from wiseft_cli.training.images import load_training_batches
 from wiseft_cli.training.recipe import Recipe, resolve
 
 CPU = torch.device("cpu")
@@ -29,7 +29,9 @@ def dataset(folder: Path, transform=None) -> ImageDataset:
 
 def load(folder: Path, draws, *, seed=0, workers=0, transform=None):
     return list(
-        load_batches(dataset(folder, transform), draws, seed=seed, workers=workers, device=CPU)
+        load_training_batches(
+            dataset(folder, transform), draws, seed=seed, workers=workers, device=CPU
+        )
     )
 
 

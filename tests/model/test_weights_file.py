@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.model.conftest import FAMILIES, random_clip
-from wiseft_cli.errors import ModelError
+from wiseft_cli.errors import ModelError, WiseftError
 from wiseft_cli.model.full_clip import build_untrained_clip
 from wiseft_cli.model.weights_file import OPENAI_KEYS, inspect_weights, load_weights
 
@@ -77,7 +77,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
         inspect_weights(path)
     assert not (tmp_path / "mark").exists()
     assert caught.value.message == (
-        f"{path}: rejected by torch's weights-only loader: it contains posix.mkdir"
+        f"{path}: rejected by torch's weights-only loader: contains posix.mkdir"
     )
 
 
@@ -89,7 +89,8 @@ def test_torchscript_archive_is_rejected_with_the_remedy(tmp_path: Path) -> None
     with pytest.raises(ModelError) as caught:
         inspect_weights(path)
     assert caught.value.message == (
-        f"{path}: a TorchScript archive, which contains code, expected plain weights"
+        f"{path}: rejected by torch's weights-only loader: a TorchScript archive, which "
+        "contains code"
     )
     assert caught.value.hint == "for OpenAI's models use --pretrained openai instead of the file"
 
@@ -102,12 +103,12 @@ def test_torchscript_archive_is_rejected_with_the_remedy(tmp_path: Path) -> None
         (
             "w.pt",
             b"not a file of torch",
-            "rejected by torch's weights-only loader: torch.save did not write it",
+            "rejected by torch's weights-only loader: damaged, or not written by torch.save",
         ),
         (
             "w.pt",
             b"",
-            "rejected by torch's weights-only loader: torch.save did not write it",
+            "rejected by torch's weights-only loader: damaged, or not written by torch.save",
         ),
         ("w.safetensors", b"12345", "5 bytes"),
     ],
@@ -117,7 +118,7 @@ def test_damaged_and_unsupported_files_are_rejected(
 ) -> None:
     path = tmp_path / name
     path.write_bytes(data)
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(WiseftError) as caught:
         inspect_weights(path)
     assert caught.value.message.startswith(f"{path}: {message}")
 

@@ -23,7 +23,7 @@ from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.model.classifier import load_classifier, state_arrays
 from wiseft_cli.model.full_clip import FullClip, load_full_clip, replace_image_encoder
 from wiseft_cli.model.model_source import CONFIG_NAME, ModelSource, find_model
-from wiseft_cli.model.tokenizer import check_exportable, check_saved_tokenizer, save_tokenizer
+from wiseft_cli.model.tokenizer import check_saved_tokenizer, save_tokenizer
 
 WEIGHTS_NAME = "open_clip_model.safetensors"
 MANIFEST_NAME = "wiseft_export.json"
@@ -82,7 +82,6 @@ def export_checkpoint(
     assert card.model is not None  # load_classifier rejects such a card
     full = load_full_clip(source, quick_gelu=bool(card.model.config["quick_gelu"]))
     on_message(f"model: {full.description}")
-    check_exportable(source, full.tokenizer)
     notes = full.notes + replace_image_encoder(full, checkpoint, classifier.visual, card)
     for note in notes:
         on_message(f"note: {note}")

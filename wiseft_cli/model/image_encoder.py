@@ -22,27 +22,11 @@ from wiseft_cli.errors import ModelError
 from wiseft_cli.model.quiet import quiet_libraries
 
 _GET_DEVICE: Any = Tensor.device.__get__
-_INITIALIZERS = frozenset(
-    [
-        "uniform_",
-        "normal_",
-        "trunc_normal_",
-        "fill_",
-        "zero_",
-        "zeros_",
-        "ones_",
-        "constant_",
-        "copy_",
-        "erfinv_",
-        "mul_",
-        "add_",
-        "clamp_",
-        "kaiming_uniform_",
-        "kaiming_normal_",
-        "xavier_uniform_",
-        "xavier_normal_",
-    ]
-)
+_INITIALIZERS = {
+    "uniform_", "normal_", "trunc_normal_", "fill_", "zero_", "zeros_", "ones_", "constant_",
+    "copy_", "erfinv_", "mul_", "add_", "clamp_", "kaiming_uniform_", "kaiming_normal_",
+    "xavier_uniform_", "xavier_normal_",
+}  # fmt: skip
 """Methods and functions of `torch.nn.init` that set a tensor in place and return it."""
 
 

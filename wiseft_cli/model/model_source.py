@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -260,7 +259,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def download_error(what: str, error: Exception, remedy: str) -> ModelError:
-    """Return the error that explains a failed download.
+    """Return the error for a failed download, with a hint for its cause.
 
     open_clip and transformers wrap the exceptions of the hub's client, so the whole chain of
     causes is searched.
@@ -270,41 +269,25 @@ def download_error(what: str, error: Exception, remedy: str) -> ModelError:
         error: The exception that the library raised.
         remedy: How to use a local file or folder instead.
     """
-    reason = " ".join(str(error).split()) or type(error).__name__
+    hints = {
+        HFValidationError: "write hf-hub:ORG/REPO",
+        GatedRepoError: f"accept its terms on the hub and run `hf auth login`, or {remedy}",
+        RepositoryNotFoundError: "check the name; for a private repository run `hf auth login`",
+        LocalEntryNotFoundError: remedy,
+        EntryNotFoundError: f"only repositories in open_clip's layout, with {CONFIG_NAME}, are "
+        "supported",
+    }
     causes = list(_causes(error))
-
-    def is_caused_by(kind: type[Exception]) -> bool:
-        return any(isinstance(cause, kind) for cause in causes)
-
-    if is_caused_by(HFValidationError):
-        return ModelError(f"{what}: not a valid repository name", hint="write hf-hub:ORG/REPO")
-    if hub_constants.HF_HUB_OFFLINE and is_caused_by(OSError):
+    known = [kind for kind in hints if any(isinstance(cause, kind) for cause in causes)]
+    is_offline = hub_constants.HF_HUB_OFFLINE and HFValidationError not in known
+    if is_offline and any(isinstance(cause, OSError) for cause in causes):
         return ModelError(
             f"{what}: not in the local cache, and HF_HUB_OFFLINE forbids downloads",
             hint=f"unset HF_HUB_OFFLINE, or {remedy}",
         )
-    is_gated = is_caused_by(GatedRepoError)
-    # The hub's 401 response for a missing repository mentions gated repositories too.
-    if is_caused_by(RepositoryNotFoundError) and not is_gated:
-        return ModelError(
-            f"{what}: repository not found on the hub, or private",
-            hint="check the name; for a private repository run `hf auth login`",
-        )
-    if is_gated or re.search(r"\bgated\b|\b40[13]\b", reason, re.IGNORECASE):
-        return ModelError(
-            f"{what}: no permission to download: {reason}",
-            hint=f"accept its terms on the hub and run `hf auth login`, or {remedy}",
-        )
-    if is_caused_by(LocalEntryNotFoundError):
-        return ModelError(
-            f"{what}: not in the local cache, and the hub cannot be reached", hint=remedy
-        )
-    if is_caused_by(EntryNotFoundError):
-        return ModelError(
-            f"{what}: the repository lacks a file that open_clip needs: {reason}",
-            hint=f"only repositories in open_clip's layout, with {CONFIG_NAME}, are supported",
-        )
-    return ModelError(f"{what}: the download failed: {reason}", hint=remedy)
+    reason = " ".join(str(error).split()) or type(error).__name__
+    hint = hints[known[0]] if known else remedy
+    return ModelError(f"{what}: the download failed: {reason}", hint=hint)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -19,7 +19,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.pretrained import download_pretrained_from_hf
-from open_clip.tokenizer import HFTokenizer, SigLipTokenizer
+from open_clip.tokenizer import HFTokenizer
 from torch import Tensor
 
 from wiseft_cli.errors import (
@@ -46,7 +46,6 @@ _HF_PACKAGES = ("transformers", "sentencepiece")
 """Packages that the extra `hf` installs."""
 _PROBES = ("a photo of a tree-house.", "", "Ünicode 語, 123!", "it's  SPACED", "long " * 200)
 """Texts on which two different tokenizers are likely to differ."""
-_LOAD_VISUAL_HINT = "load the `visual.*` tensors into the named model instead"
 
 
 @dataclass(frozen=True)
@@ -241,28 +240,6 @@ def _vocabulary_size(text_config: Mapping[str, Any]) -> int:
         raise download_error(f"config of the text tower {tower_name}", error, remedy) from None
 
 
-def check_exportable(source: ModelSource, tokenizer: PromptTokenizer) -> None:
-    """Check that open_clip will find a model's tokenizer in a folder.
-
-    Raises:
-        ModelError: open_clip selects the tokenizer by the model's name, or the config of the text
-            tower is outside the folder.
-    """
-    if isinstance(tokenizer.tokenize, SigLipTokenizer):
-        raise ModelError(
-            f"{source.name}: open_clip selects its tokenizer by the model's name and would select "
-            "another one for a folder",
-            hint=_LOAD_VISUAL_HINT,
-        )
-    tower_name = str(source.config["text_cfg"].get("hf_model_name") or "")
-    if tower_name and Path(tower_name).is_dir():
-        raise ModelError(
-            f"{source.name}: the config of its text tower is in the folder {tower_name}, outside "
-            "the model folder",
-            hint="set text_cfg.hf_model_name to a text tower on the hub",
-        )
-
-
 def save_tokenizer(folder: Path, source: ModelSource, tokenizer: PromptTokenizer) -> dict[str, Any]:
     """Write the files of a model's tokenizer into a folder.
 
@@ -271,8 +248,17 @@ def save_tokenizer(folder: Path, source: ModelSource, tokenizer: PromptTokenizer
 
     Returns:
         The `text_cfg` with which open_clip finds the tokenizer in the folder.
+    Raises:
+        ModelError: The config of the text tower is in another folder.
     """
     text_config = dict(source.config["text_cfg"])
+    tower_name = text_config.get("hf_model_name")
+    if tower_name and Path(tower_name).is_dir():
+        raise ModelError(
+            f"{source.name}: the config of its text tower is in the folder {tower_name}, outside "
+            "the model folder",
+            hint="set text_cfg.hf_model_name to a text tower on the hub",
+        )
     merges = _find_merges(source)
     if merges is not None:
         shutil.copyfile(merges, folder / merges.name)
@@ -301,5 +287,6 @@ def check_saved_tokenizer(
         raise ModelError(f"open_clip cannot load the saved tokenizer: {error}") from None
     if not is_same:
         raise ModelError(
-            "the saved tokenizer gives other tokens than the model's", hint=_LOAD_VISUAL_HINT
+            "the tokenizer that open_clip loads from the folder differs from the model's",
+            hint="load the `visual.*` tensors into the named model instead",
         )

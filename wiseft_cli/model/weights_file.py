@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from wiseft_cli.checkpoint.format import read_header
-from wiseft_cli.errors import ModelError, NotACheckpointError
+from wiseft_cli.errors import ModelError
 from wiseft_cli.model.classifier import HEAD_WEIGHT
 from wiseft_cli.model.quiet import quiet_libraries
 
@@ -52,8 +51,9 @@ def inspect_weights(path: Path) -> WeightsFile:
     """Read the names and shapes of the tensors in a weights file, and its digest.
 
     Raises:
-        ModelError: The file is missing, of an unsupported type, a TorchScript archive, cannot be
-            read without unpickling, or holds a classifier or no state dict.
+        NotACheckpointError: A `.safetensors` file is damaged.
+        ModelError: The file is missing, of an unsupported type, cannot be read without
+            unpickling, or holds a classifier or no state dict.
     """
     if not path.is_file():
         raise ModelError(f"{path}: not a file, expected model weights")
@@ -62,7 +62,10 @@ def inspect_weights(path: Path) -> WeightsFile:
             f"{path}: unsupported file type {path.suffix!r}",
             hint=f"supported types are {', '.join(SUFFIXES)}",
         )
-    shapes = _safetensors_shapes(path) if path.suffix == ".safetensors" else _torch_shapes(path)
+    if path.suffix == ".safetensors":
+        shapes = {name: info.shape for name, info in read_header(path).tensors.items()}
+    else:
+        shapes = _torch_shapes(path)
     if HEAD_WEIGHT in shapes:
         raise ModelError(
             f"{path}: holds a classifier (image encoder and head), expected a whole CLIP model",
@@ -109,27 +112,20 @@ def _find_differences(model: nn.Module, weights: WeightsFile) -> list[str]:
     ]
 
 
-def _safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    try:
-        return {name: info.shape for name, info in read_header(path).tensors.items()}
-    except NotACheckpointError as error:
-        raise ModelError(error.message, hint=error.hint) from None
-
-
 def _torch_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    if _is_torchscript(path):
-        raise ModelError(
-            f"{path}: a TorchScript archive, which contains code, expected plain weights",
-            hint="for OpenAI's models use --pretrained openai instead of the file",
-        )
     try:
         content: Any = torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:  # a hostile or damaged file raises errors of any type
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it contains {found[1]}" if found else "torch.save did not write it"
+        hint = "nothing is unpickled; if you trust the file, convert it to .safetensors"
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            reason = f"contains {found[1]}"
+        elif "TorchScript" in str(error):
+            reason = "a TorchScript archive, which contains code"
+            hint = "for OpenAI's models use --pretrained openai instead of the file"
+        else:
+            reason = "damaged, or not written by torch.save"
         raise ModelError(
-            f"{path}: rejected by torch's weights-only loader: {reason}",
-            hint="nothing is unpickled; if you trust the file, convert it to .safetensors",
+            f"{path}: rejected by torch's weights-only loader: {reason}", hint=hint
         ) from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -146,12 +142,3 @@ def _torch_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         str(name).removeprefix("module."): tuple(getattr(value, "shape", ()))
         for name, value in content.items()
     }
-
-
-def _is_torchscript(path: Path) -> bool:
-    """Return whether a file is a zip archive with the constants of a TorchScript module."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
-        return False

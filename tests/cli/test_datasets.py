@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.cli.test_zeroshot_head import head, place
+from tests.cli.test_zeroshot_head import head
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
 from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
@@ -18,8 +18,6 @@ from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.data.images import find_unreadable_images
 from wiseft_cli.data.suite import suite_names
 from wiseft_cli.model.zeroshot_prompts import resolve_prompts
-
-__all__ = ["place"]
 
 Captured = pytest.CaptureFixture[str]
 

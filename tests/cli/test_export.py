@@ -9,13 +9,10 @@ import open_clip
 import pytest
 import torch
 
-from tests.cli.test_zeroshot_encoder import trained
-from tests.cli.test_zeroshot_head import head, place
+from tests.cli.test_zeroshot_head import head
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
 from wiseft_cli.model.classifier import load_classifier
-
-__all__ = ["place", "trained"]
 
 Captured = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("place")

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from timm.data.imagenet_info import ImageNetInfo
 
-from tests.cli.test_zeroshot_head import head, place
+from tests.cli.test_zeroshot_head import head
 from tests.data.imagenet_labels import write_devkit
 from tests.data.test_dataset_card import timm_subset
 from tests.evaluation.telling import draw, logits_of, make_telling_checkpoint
@@ -21,8 +21,6 @@ from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
 from wiseft_cli.data.dataset_card import read_dataset_card
-
-__all__ = ["place"]
 
 IDS = ImageNetInfo("imagenet-1k").label_names()
 OBJECTS = {

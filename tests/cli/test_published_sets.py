@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sklearn.metrics import accuracy_score, recall_score
 
-from tests.cli.test_zeroshot_head import head, place
+from tests.cli.test_zeroshot_head import head
 from tests.data.published_copies import (
     Where,
     publish_cifar,
@@ -30,8 +30,6 @@ from tests.data.torchvision_copies import WRITERS, write_mnist
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
 from wiseft_cli.data.dataset_card import read_dataset_card
-
-__all__ = ["place"]
 
 LINEAR = ["--freeze", "encoder", "--lr", "0.3", "--device", "cpu", "--threads", "1"]
 """A linear classifier on features of random weights learns the colour pattern of a class."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from tests.cli.test_zeroshot_head import head, place
+from tests.cli.test_zeroshot_head import head
 from tests.cli.video_sets import (
     TENCH,
     VID_MAP,
@@ -33,8 +33,6 @@ from wiseft_cli.cli.app import main
 from wiseft_cli.data import loading
 from wiseft_cli.data.dataset_card import read_dataset_card
 from wiseft_cli.data.images import load_image_of
-
-__all__ = ["place"]
 
 IDS = read_dataset_card("imagenet").class_ids
 

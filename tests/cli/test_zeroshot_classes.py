@@ -10,12 +10,10 @@ import numpy as np
 import open_clip
 import pytest
 
-from tests.cli.test_zeroshot_head import head, place
+from tests.cli.test_zeroshot_head import head
 from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
 from wiseft_cli.cli import zeroshot_head as command
-
-__all__ = ["place"]
 
 Captured = pytest.CaptureFixture[str]
 

@@ -8,13 +8,10 @@ import numpy as np
 import pytest
 
 from tests.cli.test_zeroshot_classes import head_weight
-from tests.cli.test_zeroshot_head import head, place
+from tests.cli.test_zeroshot_head import head
 from wiseft_cli.checkpoint.card import HistoryEntry, HistoryInput
 from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
-from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.model.classifier import load_classifier
-
-__all__ = ["place"]
 
 Captured = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("place")
@@ -23,22 +20,6 @@ pytestmark = pytest.mark.usefixtures("place")
 def tensors(path: str) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
     with open_checkpoint(Path(path)) as reader:
         return {name: reader.read_array(name) for name in reader.tensors}
-
-
-@pytest.fixture
-def trained(place: Path) -> str:
-    """A checkpoint whose encoder differs from the model's, as after fine-tuning."""
-    assert head("-o", "base.safetensors") == 0
-    arrays = tensors("base.safetensors")
-    generator = np.random.default_rng(0)
-    moved = {
-        name: (array + 0.01 * generator.standard_normal(array.shape)).astype(np.float32)
-        for name, array in arrays.items()
-    }
-    card = read_card(Path("base.safetensors"))
-    write_checkpoint(Path("trained.safetensors"), moved, card)
-    Path("classes.txt").write_text("boat\nplane\n")
-    return "trained.safetensors"
 
 
 def test_checkpoint_holds_the_trained_encoder_and_the_head_of_the_text_tower(trained: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import subprocess
 from collections.abc import Callable
@@ -12,27 +11,12 @@ import open_clip
 import pytest
 import torch
 
-from tests.model.conftest import MERGES, write_model_folder
 from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
 from wiseft_cli.cli.app import main
 from wiseft_cli.model.classifier import load_classifier
-from wiseft_cli.model.full_clip import read_clip_merges
 
 RunWiseft = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a model folder, classes and templates."""
-    merges = tmp_path / "bpe.txt.gz"
-    merges.write_bytes(gzip.compress(read_clip_merges(MERGES).encode(), mtime=0))
-    write_model_folder(tmp_path / "tiny", "vit", merges)
-    write_model_folder(tmp_path / "tiny-siglip", "siglip", merges)
-    (tmp_path / "classes.txt").write_text("cat\ndog\nowl\n")
-    (tmp_path / "templates.txt").write_text("a {}.\nthe {}\n")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def head(*arguments: str, model: str = "local-dir:tiny", classes: str = "classes.txt") -> int:

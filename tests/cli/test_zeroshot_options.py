@@ -9,11 +9,9 @@ import pytest
 import torch
 
 from tests.cli.test_zeroshot_classes import head_weight
-from tests.cli.test_zeroshot_head import head, place
+from tests.cli.test_zeroshot_head import head
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.model.classifier import load_classifier
-
-__all__ = ["place"]
 
 Captured = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("place")

@@ -12,10 +12,8 @@ from wiseft_cli.errors import UsageError
 from wiseft_cli.prompts.templates import DEFAULT_TEMPLATES
 
 EXAMPLES = """
-wiseft zeroshot-head --model ViT-B-32 --pretrained openai --classes imagenet --templates openai \
--o zeroshot.safetensors
-wiseft zeroshot-head --model local-dir:clip --classes classes.txt --template "a photo of a {}." \
--o zeroshot.safetensors
+wiseft zeroshot-head --model ViT-B-32 --pretrained openai --classes imagenet -o zeroshot.safetensors
+wiseft zeroshot-head --model local-dir:clip --classes classes.txt --templates openai -o z.safetensors
 """
 
 

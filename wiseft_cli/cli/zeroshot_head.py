@@ -13,7 +13,7 @@ from wiseft_cli.prompts.templates import DEFAULT_TEMPLATES
 
 EXAMPLES = """
 wiseft zeroshot-head --model ViT-B-32 --pretrained openai --classes imagenet -o zeroshot.safetensors
-wiseft zeroshot-head --model local-dir:clip --classes classes.txt --templates openai -o z.safetensors
+wiseft zeroshot-head --model local-dir:clip --classes pets.yaml --templates openai -o z.safetensors
 """
 
 

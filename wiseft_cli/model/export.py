@@ -19,9 +19,10 @@ from wiseft_cli import __version__
 from wiseft_cli.checkpoint.atomic_folder import AtomicFolder, check_output_folder
 from wiseft_cli.checkpoint.card import Card, HistoryEntry, HistoryInput, join_histories
 from wiseft_cli.checkpoint.digest import UNKNOWN_DIGEST
+from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.checkpoint.writer import write_checkpoint
-from wiseft_cli.model.classifier import load_classifier, state_arrays
-from wiseft_cli.model.full_clip import FullClip, load_full_clip, replace_image_encoder
+from wiseft_cli.model.classifier import state_arrays
+from wiseft_cli.model.full_clip import FullClip, load_full_clip
 from wiseft_cli.model.model_source import CONFIG_NAME, ModelSource, find_model
 from wiseft_cli.model.tokenizer import check_saved_tokenizer, save_tokenizer
 
@@ -78,12 +79,11 @@ def export_checkpoint(
     source = find_model(model, pretrained=pretrained, random_weights=random_weights)
     inputs = [checkpoint, *source.files]
     check_output_folder(output, manifest=MANIFEST_NAME, force=force, inputs=inputs)
-    classifier, card = load_classifier(checkpoint)
-    assert card.model is not None  # load_classifier rejects such a card
-    full = load_full_clip(source, quick_gelu=bool(card.model.config["quick_gelu"]))
+    card = read_card(checkpoint)
+    quick_gelu = None if card.model is None else bool(card.model.config["quick_gelu"])
+    full = load_full_clip(source, quick_gelu=quick_gelu, image_encoder=checkpoint)
     on_message(f"model: {full.description}")
-    notes = full.notes + replace_image_encoder(full, checkpoint, classifier.visual, card)
-    for note in notes:
+    for note in full.notes:
         on_message(f"note: {note}")
     with AtomicFolder(output, manifest=MANIFEST_NAME, force=force, inputs=inputs) as folder:
         config = _write_config(folder.temporary, source, full, card)
@@ -94,13 +94,13 @@ def export_checkpoint(
         )
         folder.commit(_manifest(full, card, digest))
     merges = (config["text_cfg"].get("tokenizer_kwargs") or {}).get("bpe_path")
+    notes = full.notes
     if merges is not None:
-        note = (
+        notes += (
             f"open_clip looks for {merges} in the working directory; elsewhere load the tokenizer"
-            f" with open_clip.get_tokenizer('local-dir:{output}', bpe_path='{output / merges}')"
+            f" with open_clip.get_tokenizer('local-dir:{output}', bpe_path='{output / merges}')",
         )
-        on_message(f"note: {note}")
-        notes += (note,)
+        on_message(f"note: {notes[-1]}")
     return Export(output, digest, card, notes)
 
 

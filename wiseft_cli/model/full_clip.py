@@ -13,7 +13,7 @@ import gzip
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import nn
 from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.errors import ModelError
+from wiseft_cli.model.classifier import load_classifier
 from wiseft_cli.model.image_encoder import SkipInitialization, image_encoder_config
 from wiseft_cli.model.model_source import ModelSource
 from wiseft_cli.model.quiet import quiet_libraries
@@ -56,6 +57,7 @@ class FullClip:
         preprocess: open_clip's preprocessing fields, including the size.
         weights_digest: `sha256:...` of the weights file, or None (random).
         notes: Remarks for the user.
+        encoder_card: Card of the checkpoint whose image encoder replaced the model's own.
     """
 
     model: nn.Module
@@ -66,6 +68,7 @@ class FullClip:
     preprocess: Mapping[str, Any]
     weights_digest: str | None
     notes: tuple[str, ...] = ()
+    encoder_card: Card | None = None
 
     @property
     def logit_scale(self) -> float:
@@ -108,6 +111,7 @@ def load_full_clip(
     device: torch.device | str = "cpu",
     quick_gelu: bool | None = None,
     truncate: bool = False,
+    image_encoder: Path | None = None,
 ) -> FullClip:
     """Build a CLIP model and load its weights; random weights come from a fixed seed.
 
@@ -116,27 +120,23 @@ def load_full_clip(
         device: Device of the model.
         quick_gelu: Overrides the activation of the weights.
         truncate: Whether the tokenizer cuts prompts that exceed the model's context.
+        image_encoder: A checkpoint whose image encoder replaces the model's own.
     Raises:
-        ModelError: The config cannot be built, or the weights do not match it.
+        ModelError: The config cannot be built, the weights do not match it, or `image_encoder`
+            was made from another model.
+        CheckpointError: `image_encoder` is not a classifier.
         MissingDependencyError: The tokenizer needs a package that is not installed.
     """
+    # Loaded first, because a wrong checkpoint is found faster than a model is built.
+    replacement = None if image_encoder is None else load_classifier(image_encoder)
     weights = None if source.weights is None else inspect_weights(source.weights)
     config, notes = _resolve_activation(source, weights, quick_gelu)
     tokenizer = load_tokenizer(source, truncate=truncate)
-    with torch.random.fork_rng(devices=[]):
-        if weights is None:
-            torch.manual_seed(RANDOM_WEIGHTS_SEED)
-            model = build_untrained_clip(config)
-        else:
-            with SkipInitialization():
-                model = build_untrained_clip(config)
-            notes += _resize_notes(model, weights)
-            load_weights(model, weights)
-    tower: Any = model.visual
-    preprocess = {**source.preprocess, "size": tower.image_size}
+    model, resize_notes = _build_model(config, weights)
+    preprocess = {**source.preprocess, "size": model.visual.image_size}
     check_preprocessing(preprocess)  # report wrong values before any image is read
     digest = None if weights is None else weights.digest
-    return FullClip(
+    full = FullClip(
         model=model.eval().to(device),
         tokenizer=tokenizer,
         name=source.name,
@@ -144,8 +144,13 @@ def load_full_clip(
         config=config,
         preprocess=preprocess,
         weights_digest=digest,
-        notes=source.notes + notes,
+        notes=source.notes + notes + resize_notes,
     )
+    if image_encoder is None or replacement is None:
+        return full
+    classifier, card = replacement
+    notes = _replace_image_encoder(full, image_encoder, classifier.visual, card)
+    return replace(full, notes=full.notes + notes, encoder_card=card)
 
 
 def build_untrained_clip(model_config: Mapping[str, Any]) -> nn.Module:
@@ -176,20 +181,35 @@ def build_untrained_clip(model_config: Mapping[str, Any]) -> nn.Module:
             raise ModelError(f"open_clip cannot build this model config: {error}") from None
 
 
-def replace_image_encoder(
+def _build_model(
+    config: Mapping[str, Any], weights: WeightsFile | None
+) -> tuple[Any, tuple[str, ...]]:
+    """Return the model with its weights, and notes about interpolated position embeddings."""
+    with torch.random.fork_rng(devices=[]):
+        if weights is None:
+            torch.manual_seed(RANDOM_WEIGHTS_SEED)
+            return build_untrained_clip(config), ()
+        with SkipInitialization():
+            model = build_untrained_clip(config)
+    notes = []
+    for name, tensor in model.state_dict().items():
+        stored = weights.shapes.get(name)
+        if name.endswith("positional_embedding") and stored not in (None, tuple(tensor.shape)):
+            notes.append(
+                f"{name} of {weights.path.name} is interpolated from {stored} to "
+                f"{tuple(tensor.shape)}"
+            )
+    load_weights(model, weights)
+    return model, tuple(notes)
+
+
+def _replace_image_encoder(
     full: FullClip, path: Path, image_encoder: nn.Module, card: Card
 ) -> tuple[str, ...]:
-    """Load the weights of a checkpoint's image encoder into a CLIP model, in place.
+    """Load the weights of a checkpoint's image encoder into a model of the same config.
 
-    Args:
-        full: The model.
-        path: The checkpoint, for messages.
-        image_encoder: The checkpoint's image encoder.
-        card: The checkpoint's card.
     Returns:
         Notes: signs that the encoder was not trained together with this text tower.
-    Raises:
-        ModelError: The configs of the two encoders differ.
     """
     assert card.model is not None  # load_classifier rejects such a card
     expected = _flatten(card.model.config)
@@ -280,19 +300,6 @@ def _find_activation(
         f"with QuickGELU, as OpenAI's models were, use --model {twin}"
     )
     return False, (warning,)
-
-
-def _resize_notes(model: nn.Module, weights: WeightsFile) -> tuple[str, ...]:
-    """Return a note for each position embedding that open_clip will interpolate."""
-    notes = []
-    for name, tensor in model.state_dict().items():
-        stored = weights.shapes.get(name)
-        if name.endswith("positional_embedding") and stored not in (None, tuple(tensor.shape)):
-            notes.append(
-                f"{name} of {weights.path.name} is interpolated from {stored} to "
-                f"{tuple(tensor.shape)}"
-            )
-    return tuple(notes)
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

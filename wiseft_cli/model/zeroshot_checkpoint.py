@@ -28,10 +28,7 @@ from wiseft_cli.errors import UsageError, brief, counted, list_some
 from wiseft_cli.model.zeroshot_prompts import ClassPrompts, resolve_prompts
 
 if TYPE_CHECKING:
-    import torch
-
     from wiseft_cli.model.full_clip import FullClip
-    from wiseft_cli.model.model_source import ModelSource
 
 _PRECISIONS = ("fp32", "bf16")
 
@@ -112,15 +109,21 @@ def build_zeroshot_checkpoint(
     # lazy: torch and open_clip cost seconds
     from wiseft_cli.compute.devices import resolve_device
     from wiseft_cli.model.classifier import ImageClassifier, state_arrays
-    from wiseft_cli.model.full_clip import note_line
+    from wiseft_cli.model.full_clip import load_full_clip, note_line
     from wiseft_cli.model.model_source import find_model
     from wiseft_cli.model.zeroshot_head import build_zeroshot_head, encode_prompts
 
     torch_device = resolve_device(device)
-    pretrained = None if pretrained is None else str(pretrained)
-    source = find_model(model, pretrained=pretrained, random_weights=random_weights)
+    weights = None if pretrained is None else str(pretrained)
+    source = find_model(model, pretrained=weights, random_weights=random_weights)
     check_output(output, force=force, inputs=[*inputs, *source.files])
-    full, encoder_card = _load_model(source, image_encoder, torch_device, quick_gelu, truncate)
+    full = load_full_clip(
+        source,
+        device=torch_device,
+        quick_gelu=quick_gelu,
+        truncate=truncate,
+        image_encoder=None if image_encoder is None else Path(image_encoder),
+    )
     on_message(f"model: {full.description}")
     long_prompts = full.tokenizer.find_long(text for _, text in prompts)
     notes = (*full.notes, *_truncation_notes(long_prompts, full.tokenizer.context_length))
@@ -143,33 +146,12 @@ def build_zeroshot_checkpoint(
     options: dict[str, Any] = {"truncate": True} if long_prompts else {}
     options |= {} if quick_gelu is None else {"quick_gelu": quick_gelu}
     options |= {} if precision == "fp32" else {"precision": precision}
-    card = _card(full, prompts, options, encoder_card)
+    card = _card(full, prompts, options)
     visual: Any = full.model.visual
     arrays = state_arrays(ImageClassifier(visual, head))
     del full  # frees the text tower
     digest = write_checkpoint(output, arrays, card, force=force)
     return ZeroshotCheckpoint(output, digest, (*prompts.classes.notes, *notes))
-
-
-def _load_model(
-    source: ModelSource,
-    image_encoder: str | Path | None,
-    device: torch.device,
-    quick_gelu: bool | None,
-    truncate: bool,
-) -> tuple[FullClip, Card | None]:
-    """Load the model, and the card of the checkpoint whose image encoder replaces its own."""
-    # lazy: torch and open_clip cost seconds
-    from wiseft_cli.model.classifier import load_classifier
-    from wiseft_cli.model.full_clip import load_full_clip, replace_image_encoder
-
-    if image_encoder is None:
-        return load_full_clip(source, device=device, quick_gelu=quick_gelu, truncate=truncate), None
-    path = Path(image_encoder)
-    classifier, card = load_classifier(path)
-    full = load_full_clip(source, device=device, quick_gelu=quick_gelu, truncate=truncate)
-    notes = replace_image_encoder(full, path, classifier.visual, card)
-    return replace(full, notes=full.notes + notes), card
 
 
 def _truncation_notes(prompts: Sequence[str], context_length: int) -> tuple[str, ...]:
@@ -182,17 +164,11 @@ def _truncation_notes(prompts: Sequence[str], context_length: int) -> tuple[str,
     )
 
 
-def _card(
-    full: FullClip, prompts: ClassPrompts, options: Mapping[str, Any], encoder: Card | None
-) -> Card:
+def _card(full: FullClip, prompts: ClassPrompts, options: Mapping[str, Any]) -> Card:
     """Return the card; on another checkpoint's encoder, the history continues from its card."""
-    templates = prompts.templates_or_digest()
-    templates_digest = (
-        templates["digest"]
-        if isinstance(templates, dict)
-        else sha256_of(canonical_json(templates).encode())
-    )
+    encoder = full.encoder_card
     classes = [[entry.id, entry.name] for entry in prompts.classes.entries]
+    templates = prompts.templates_or_digest()
     step = HistoryEntry(
         "zeroshot-head",
         __version__,
@@ -201,18 +177,23 @@ def _card(
             "pretrained": full.source,
             "weights": full.weights_digest,
             "classes": sha256_of(canonical_json(classes).encode()),
-            "templates": templates_digest,
+            "templates": templates["digest"]
+            if isinstance(templates, dict)
+            else sha256_of(canonical_json(templates).encode()),
             **options,
         },
         inputs=() if encoder is None else (HistoryInput("image_encoder", str(encoder.digest)),),
     )
-    own_model = ModelSpec(full.name, full.source, full.encoder_config)
-    return Card(
+    card = Card(
         role="zeroshot",
-        model=own_model if encoder is None else encoder.model,
-        preprocess=full.preprocess if encoder is None else encoder.preprocess,
+        model=ModelSpec(full.name, full.source, full.encoder_config),
+        preprocess=full.preprocess,
         classes=prompts.classes.entries,
         templates=templates,
         logit_scale=full.logit_scale,
-        history=(step,) if encoder is None else (*join_histories(encoder), step),
+        history=(step,),
     )
+    if encoder is None:
+        return card
+    history = (*join_histories(encoder), step)
+    return replace(card, model=encoder.model, preprocess=encoder.preprocess, history=history)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import gzip
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.clip_merges import write_clip_merges
 from tests.model.conftest import MERGES, write_model_folder
 from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
 from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.cli.app import main
-from wiseft_cli.model.full_clip import read_clip_merges
 
 
 @pytest.fixture(scope="session")
 def model_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two tiny models and their byte-pair vocabulary."""
     folder = tmp_path_factory.mktemp("models")
-    merges = folder / "bpe.txt.gz"
-    merges.write_bytes(gzip.compress(read_clip_merges(MERGES).encode(), mtime=0))
+    merges = write_clip_merges(folder / "bpe.txt.gz", MERGES)
     write_model_folder(folder / "tiny", "vit", merges)
     write_model_folder(folder / "tiny-siglip", "siglip", merges)
     return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -17,11 +16,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from tests.clip_merges import write_clip_merges
 from tests.families.catalog import Family, small_config
 from tests.families.small_tokenizers import put_small_tower_on_the_hub, write_small_tokenizer
 from tests.model.conftest import MERGES
 from wiseft_cli.cli.app import main
-from wiseft_cli.model.full_clip import build_untrained_clip, read_clip_merges
+from wiseft_cli.model.full_clip import build_untrained_clip
 
 NAMES = ("cat", "sea lion")
 TEMPLATES = ("a {}.", "one {} here", "{}")
@@ -109,8 +109,7 @@ def write_small_model(family: Family, folder: Path) -> Path:
     config = small_config(family)
     if family.tokenizer == "clip":
         config["text_cfg"]["tokenizer_kwargs"] = {"bpe_path": "bpe.txt.gz"}
-        merges = gzip.compress(read_clip_merges(MERGES).encode(), mtime=0)
-        (folder / "bpe.txt.gz").write_bytes(merges)
+        write_clip_merges(folder / "bpe.txt.gz", MERGES)
     else:
         write_small_tokenizer(folder, family.tokenizer)
     document = {"model_cfg": config, "preprocess_cfg": PREPROCESS}

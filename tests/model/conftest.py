@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from wiseft_cli.model.full_clip import build_untrained_clip, read_clip_merges
+from tests.clip_merges import write_clip_merges
+from wiseft_cli.model.full_clip import build_untrained_clip
 
 MERGES = 100
 VOCAB_SIZE = 2 * 256 + MERGES + 2
@@ -94,9 +94,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="session")
 def merges_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small byte-pair vocabulary."""
-    path = tmp_path_factory.mktemp("merges") / "bpe.txt.gz"
-    path.write_bytes(gzip.compress(read_clip_merges(MERGES).encode(), mtime=0))
-    return path
+    return write_clip_merges(tmp_path_factory.mktemp("merges") / "bpe.txt.gz", MERGES)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ text tower. `model_source.py` finds the weights; `classifier.py` needs the image
 from __future__ import annotations
 
 import copy
-import gzip
 import json
 import math
 from collections.abc import Mapping
@@ -19,7 +18,6 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.tokenizer import default_bpe
 from torch import nn
 
 from wiseft_cli.checkpoint.card import Card
@@ -222,7 +220,9 @@ def _replace_image_encoder(
     ]
     if faults:
         source = card.model.source
-        weights = "" if source is None or source.startswith("hf-hub:") else f", weights {source}"
+        weights = (
+            "" if source is None or source.startswith("hf-hub:") else f" with weights {source}"
+        )
         raise ModelError(
             f"{path}: its image encoder differs from that of {full.name}",
             faults=faults,
@@ -243,22 +243,6 @@ def _replace_image_encoder(
             f"the logit scale of {full.name} is {full.logit_scale:.6g}, that of {path} {scale:.6g}"
         )
     return tuple(notes)
-
-
-def build_simple_tokenizer(bpe_path: Path, context_length: int) -> open_clip.SimpleTokenizer:
-    """Build CLIP's byte-pair tokenizer with the merges of a file.
-
-    Args:
-        bpe_path: Gzipped merges after a header line.
-        context_length: Number of tokens that a text is padded or cut to.
-    """
-    return open_clip.SimpleTokenizer(bpe_path=str(bpe_path), context_length=context_length)
-
-
-def read_clip_merges(count: int) -> str:
-    """Return the header and the first `count` byte-pair merges of CLIP's own vocabulary."""
-    lines = gzip.decompress(Path(default_bpe()).read_bytes()).decode("utf-8").split("\n")
-    return "\n".join(lines[: count + 1])
 
 
 def _resolve_activation(

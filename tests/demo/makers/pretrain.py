@@ -14,7 +14,6 @@ torch version and thread count writes the same bytes. No handwritten digit is us
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import math
 import random
@@ -30,6 +29,7 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from tests.clip_merges import write_clip_merges
 from tests.demo.makers.glyphs import GlyphBank, render_glyph_bank, split_by_family
 from tests.demo.makers.pictures import (
     Attributes,
@@ -37,7 +37,7 @@ from tests.demo.makers.pictures import (
     sample_attributes,
     write_captions,
 )
-from wiseft_cli.model.full_clip import build_untrained_clip, read_clip_merges
+from wiseft_cli.model.full_clip import build_untrained_clip
 
 MERGES = 1536
 CONTEXT_LENGTH = 24  # tokens
@@ -252,7 +252,7 @@ def pretrain(
     """
     out.mkdir(parents=True, exist_ok=True)
     bpe_path = out / BPE_NAME
-    bpe_path.write_bytes(gzip.compress(read_clip_merges(MERGES).encode("utf-8"), mtime=0))
+    write_clip_merges(bpe_path, MERGES)
     tokenize = open_clip.SimpleTokenizer(bpe_path=str(bpe_path), context_length=CONTEXT_LENGTH)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -15,8 +15,8 @@ from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.images import load_image
 from wiseft_cli.data.label_join import join_labels
 from wiseft_cli.errors import DatasetError
-from wiseft_cli.evaluation.accuracy import evaluate_image_set
 from wiseft_cli.evaluation.metrics import SetAccuracy
+from wiseft_cli.evaluation.scoring import evaluate_image_set
 from wiseft_cli.model.classifier import ImageClassifier, load_classifier
 from wiseft_cli.model.transforms import eval_transform
 

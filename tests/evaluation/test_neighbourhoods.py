@@ -9,16 +9,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from wiseft_cli.evaluation.neighbourhoods import FrameTally
 
 from tests.evaluation.tiny import CLASSES, make_checkpoint, make_images
 from wiseft_cli.data.image_set import ImageRecord, ImageSet
 from wiseft_cli.data.label_join import join_image_set
 from wiseft_cli.data.sources import open_image_set
 from wiseft_cli.errors import DatasetError, UsageError
-from wiseft_cli.evaluation.accuracy import evaluate_image_set
 from wiseft_cli.evaluation.metrics import AnchorCount, SetAccuracy
-from wiseft_cli.evaluation.neighbourhoods import FrameTally
 from wiseft_cli.evaluation.plan import plan_jobs
+from wiseft_cli.evaluation.scoring import evaluate_image_set
 from wiseft_cli.evaluation.weight_sets import plan_weight_sets, read_checkpoints
 from wiseft_cli.model.classifier import load_classifier
 from wiseft_cli.reporting.statistics import clopper_pearson

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from wiseft_cli.evaluation.predictions import plan_prediction_files
 
 from tests.evaluation.tiny import CLASSES, make_images, make_pair
 from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.errors import OutputError
 from wiseft_cli.evaluation.plan import Job, plan_jobs
-from wiseft_cli.evaluation.predictions import plan_prediction_files
 from wiseft_cli.evaluation.sweep import SweepSettings, sweep
 from wiseft_cli.evaluation.weight_sets import plan_weight_sets, read_checkpoints
 from wiseft_cli.merging.alpha import parse_alphas

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from wiseft_cli.evaluation.row import DeviceBatch
+from wiseft_cli.evaluation.weights import WeightBank
 
 from tests.evaluation import tiny
 from tests.evaluation.tiny import (
@@ -27,7 +29,6 @@ from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.errors import DatasetError, ModelError
 from wiseft_cli.evaluation import sweep as sweep_module
 from wiseft_cli.evaluation.plan import Job, plan_jobs
-from wiseft_cli.evaluation.row import DeviceBatch
 from wiseft_cli.evaluation.sweep import SweepSettings, chunked, sweep
 from wiseft_cli.evaluation.weight_sets import (
     NamedCheckpoint,
@@ -35,7 +36,6 @@ from wiseft_cli.evaluation.weight_sets import (
     plan_weight_sets,
     read_checkpoints,
 )
-from wiseft_cli.evaluation.weights import WeightBank
 from wiseft_cli.merging.alpha import Alpha, parse_alphas
 from wiseft_cli.merging.merge import merge_checkpoints
 from wiseft_cli.model.classifier import load_classifier, state_arrays

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, f1_score, top_k_accuracy_score
+from wiseft_cli.evaluation.tally import BATCHES_BETWEEN_LOOKS, Columns, Tally
 
 from wiseft_cli.data.label_join import LabelJoin
 from wiseft_cli.errors import ModelError
 from wiseft_cli.evaluation.metrics import SetAccuracy
-from wiseft_cli.evaluation.tally import BATCHES_BETWEEN_LOOKS, Columns, Tally
 
 CPU = torch.device("cpu")
 

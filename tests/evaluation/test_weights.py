@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from wiseft_cli.evaluation.interpolated import interpolate_tensors
+from wiseft_cli.evaluation.weights import WeightBank
 
 from tests.evaluation.tiny import CLASSES, RESNET, VIT, make_checkpoint, make_images, make_pair
 from wiseft_cli.checkpoint.reader import open_checkpoint
@@ -15,11 +17,9 @@ from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.errors import CheckpointError
 from wiseft_cli.evaluation import interpolated as interpolated_module
 from wiseft_cli.evaluation import weights as weights_module
-from wiseft_cli.evaluation.interpolated import interpolate_tensors
 from wiseft_cli.evaluation.plan import Job, plan_jobs
 from wiseft_cli.evaluation.sweep import SweepSettings, sweep
 from wiseft_cli.evaluation.weight_sets import WeightSet, plan_weight_sets, read_checkpoints
-from wiseft_cli.evaluation.weights import WeightBank
 from wiseft_cli.merging.alpha import parse_alphas
 from wiseft_cli.merging.arithmetic import interpolate_arrays
 from wiseft_cli.merging.merge import merge_checkpoints
@@ -158,7 +158,7 @@ def test_an_ensemble_averages_the_logits_of_both(
 
 def weights_images(folder: Path) -> list[torch.Tensor]:
     from tests.evaluation.tiny import PREPROCESS
-    from wiseft_cli.evaluation.accuracy import load_images
+    from wiseft_cli.evaluation.scoring import load_images
 
     batches = load_images(
         list_image_folder(folder), PREPROCESS, batch_size=8, workers=0, device=CPU

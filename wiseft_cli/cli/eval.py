@@ -1,43 +1,52 @@
-"""`wiseft eval`: checkpoints, and the points between two, on labelled image sets.
-
-Options in, one evaluation, results out; what is planned is in `eval_plan.py`, the run in
-`eval_run.py`, what is shown and judged in `eval_report.py`.
-"""
+"""`wiseft eval`: the accuracy of checkpoints, and of points between two, on image sets."""
 
 from __future__ import annotations
 
-from enum import StrEnum
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from wiseft_cli.compute.workers import MAX_DEFAULT_WORKERS, default_workers
+from wiseft_cli.cli.console import print_json, print_message, print_result, progress, warn
+from wiseft_cli.compute.workers import MAX_DEFAULT_WORKERS
+from wiseft_cli.errors import GateFailedError, WiseftError
 
+if TYPE_CHECKING:
+    from wiseft_cli.evaluation.evaluate import Evaluation
+    from wiseft_cli.evaluation.plan import EvalPlan
 
-class Precision(StrEnum):
-    """What `--precision` accepts."""
+EXAMPLES = """
+wiseft eval merged.safetensors --data imagenet --data sketch --results results.jsonl
+wiseft eval zeroshot.safetensors finetuned.safetensors --alpha 0:1:0.1 --data val --select-on val
+"""
 
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
+_DATA = "Image sets"
+_WEIGHTS = "Weights"
+_OUTPUT = "Output"
+_GATES = "Gates"
+_LABELS = "Labels and images"
+_COMPUTE = "Compute"
 
 
 def eval_command(
     checkpoints: Annotated[
         list[Path],
         typer.Argument(
-            help="Checkpoints that wiseft wrote, or folders with one.", show_default=False
+            metavar="CHECKPOINT",
+            help="Checkpoints that wiseft wrote, or folders that hold a single one.",
+            show_default=False,
         ),
     ],
     data: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[NAME=]SPEC",
-            help="Image set: a folder with one subfolder a class, a manifest (.csv, .tsv, .jsonl),"
-            " shards (data-{000..127}.tar), or a suite of several (.yaml); repeatable. The first"
-            " one is the in-distribution set.",
+            help="Image set: a folder with one subfolder per class, a manifest (.csv, .tsv,"
+            " .jsonl), shards (data-{000..127}.tar), or a suite of several sets (.yaml). May be"
+            " repeated; the first set is the in-distribution set.",
             show_default=False,
+            rich_help_panel=_DATA,
         ),
     ] = None,
     suite: Annotated[
@@ -45,158 +54,274 @@ def eval_command(
         typer.Option(
             metavar="NAME|FILE",
             help="Several image sets at once, before those of --data: a suite that `wiseft"
-            " datasets` lists, or a file of your own.",
+            " datasets` lists, or a file.",
+            rich_help_panel=_DATA,
         ),
     ] = None,
     root: Annotated[
         Path | None,
-        typer.Option(help="Folder that holds the sets of --suite, a folder each."),
+        typer.Option(
+            metavar="DIR",
+            help="Folder that holds the sets of --suite, one folder per set.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of the in-distribution set.  [default: the first]",
+            rich_help_panel=_DATA,
+        ),
     ] = None,
     alpha: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="ALPHA",
             help="Evaluate the points between two checkpoints, ZEROSHOT FINETUNED, at these"
-            " weights of the fine-tuned one: 0.5, a list 0,0.5,1 or a range 0:1:0.1; repeatable."
+            " weights of the fine-tuned one: 0.5, a list 0,0.5,1 or a range 0:1:0.1. May be"
+            " repeated.",
+            rich_help_panel=_WEIGHTS,
         ),
-    ] = None,
-    output_ensemble: Annotated[
-        bool,
-        typer.Option(
-            "--output-ensemble", help="Add a row that averages the logits of the two checkpoints."
-        ),
-    ] = False,
-    reference: Annotated[
-        str | None,
-        typer.Option(help="Name of the in-distribution set.  [default: the first]"),
     ] = None,
     select_on: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Image set that chooses alpha, a validation set: the best there, the smallest of"
-            " equal ones. It is no shift.",
+            help="Validation set used to choose alpha: the best there, the smallest of equal"
+            " ones. It is not counted as a distribution shift.",
+            rich_help_panel=_WEIGHTS,
         ),
     ] = None,
     merge_best: Annotated[
         Path | None,
         typer.Option(
-            metavar="OUT", help="Write the merge at the alpha that --select-on chooses to OUT."
+            metavar="FILE",
+            help="Write the merge at the alpha that --select-on chooses.",
+            rich_help_panel=_WEIGHTS,
         ),
     ] = None,
+    output_ensemble: Annotated[
+        bool,
+        typer.Option(
+            "--output-ensemble",
+            help="Add a row that averages the logits of the two checkpoints.",
+            rich_help_panel=_WEIGHTS,
+        ),
+    ] = False,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File of JSON lines to add the results to. Results that it already holds are not"
+            " computed again.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print the results lines as a JSON list.", rich_help_panel=_OUTPUT
+        ),
+    ] = False,
+    save_predictions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for the prediction for every image, one file SET.WEIGHTS.jsonl per row"
+            " and set. Computes again what --results already holds.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Compute again what --results already holds, and overwrite outputs that exist.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
     fail_under: Annotated[
         list[str] | None,
         typer.Option(
             metavar="EXPR",
-            help="Exit with 3 unless it holds: 'SET:METRIC>=NUMBER' or"
-            " 'SET:METRIC>=baseline-NUMBER', numbers as fractions; SET may be shifts for the mean"
-            " over them, METRIC primary; repeatable.",
+            help="Exit with 3 unless this holds: 'SET:METRIC>=NUMBER' or"
+            " 'SET:METRIC>=baseline-NUMBER', numbers as fractions. SET may be shifts, for the"
+            " mean over them; METRIC may be primary. May be repeated.",
+            rich_help_panel=_GATES,
         ),
-    ] = None,
-    gate_alpha: Annotated[
-        str | None,
-        typer.Option(metavar="A", help="The alpha that --fail-under judges, of several."),
     ] = None,
     baseline: Annotated[
         Path | None,
         typer.Option(
             metavar="CHECKPOINT",
             help="Checkpoint that --fail-under compares with; it has a row too.",
+            rich_help_panel=_GATES,
         ),
     ] = None,
-    results: Annotated[
-        Path | None,
-        typer.Option(help="File of JSON lines to add to; what it holds already is not run again."),
-    ] = None,
-    save_predictions: Annotated[
-        Path | None,
+    gate_alpha: Annotated[
+        str | None,
         typer.Option(
-            metavar="DIR",
-            help="Folder for the prediction of every image: SET.WEIGHTS.jsonl for each row and"
-            " set. Runs again what RESULTS holds.",
+            metavar="ALPHA",
+            help="The alpha that --fail-under judges, if there are several.",
+            rich_help_panel=_GATES,
         ),
     ] = None,
     all_classes: Annotated[
         bool,
         typer.Option(
             "--all-classes",
-            help="Score over all classes of the head, not only those that a set has.",
+            help="Score over all classes of the head, not only those of each set.",
+            rich_help_panel=_LABELS,
         ),
     ] = False,
     labels_are_indices: Annotated[
         bool,
         typer.Option(
             "--labels-are-indices",
-            help="Take labels that are numbers as positions among the head's classes, from 0.",
+            help="Labels are positions among the head's classes, counted from 0.",
+            rich_help_panel=_LABELS,
         ),
     ] = False,
-    max_bad: Annotated[int, typer.Option(min=0, help="Unreadable images a set to leave out.")] = 0,
+    max_bad: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Maximum number of unreadable images per set; they are left out.",
+            rich_help_panel=_LABELS,
+        ),
+    ] = 0,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="DEVICE",
+            help="Where to compute: auto, cpu, cuda, cuda:N or mps.",
+            rich_help_panel=_COMPUTE,
+        ),
+    ] = "auto",
+    batch_size: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Images per forward pass.", rich_help_panel=_COMPUTE),
+    ] = 64,
     precision: Annotated[
-        Precision, typer.Option(help="What the image encoder computes in; the head is float32.")
-    ] = Precision.fp32,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 64,
+        Literal["fp32", "bf16", "fp16"],
+        typer.Option(
+            metavar="PRECISION",
+            help="Precision of the image encoder: fp32, bf16 or fp16. The head is float32.",
+            rich_help_panel=_COMPUTE,
+        ),
+    ] = "fp32",
     workers: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Processes that decode images; 0 decodes in this one.  [default: one a CPU,"
-            f" at most {MAX_DEFAULT_WORKERS}]",
+            metavar="N",
+            help="Processes that decode images; 0 decodes in this process.  [default: one per"
+            f" CPU, up to {MAX_DEFAULT_WORKERS}]",
+            rich_help_panel=_COMPUTE,
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:N or mps.")
-    ] = "auto",
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads.  [default: torch's choice]")
-    ] = None,
-    force: Annotated[
-        bool,
+        int | None,
         typer.Option(
-            "--force", help="Run again what RESULTS holds, and overwrite outputs that exist."
+            min=1,
+            metavar="N",
+            help="CPU threads.  [default: torch's choice]",
+            rich_help_panel=_COMPUTE,
         ),
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the results lines as a JSON list.")
-    ] = False,
+    ] = None,
 ) -> None:
-    """Measure checkpoints on image sets, joined by class id or name, in one pass over the images.
+    """Measure the accuracy of checkpoints on image sets.
 
-    The table on stdout has a row for each checkpoint or alpha and a column for each set; a set
-    with some of the head's classes is scored over those. Under torchrun the processes share the
-    images.
+    Labels are joined with the classes of the head by id or name. The table has one row per
+    checkpoint or alpha and one column per set; a set with only some of the head's classes is
+    scored over those. All rows are computed in one pass over the images. Under torchrun the
+    processes share the images.
     """
     # lazy: --help of other commands must not wait for numpy
-    from wiseft_cli.cli.eval_plan import Request, plan_evaluation
-    from wiseft_cli.cli.eval_report import judge, merge_best_alpha, report
-    from wiseft_cli.cli.eval_run import RunOptions, evaluate
     from wiseft_cli.cli.torchrun import rank_zero_output
+    from wiseft_cli.evaluation.evaluate import merge_selected
+    from wiseft_cli.evaluation.plan import plan_evaluation
+    from wiseft_cli.evaluation.request import EvalRequest
 
-    request = Request(
-        checkpoints=tuple(checkpoints),
-        data=tuple(data or ()),
+    request = EvalRequest(
+        checkpoints=checkpoints,
+        data=data or (),
         suite=suite,
         root=root,
-        alpha=tuple(alpha or ()),
+        alpha=alpha or (),
         output_ensemble=output_ensemble,
         reference=reference,
         select_on=select_on,
         merge_best=merge_best,
-        fail_under=tuple(fail_under or ()),
+        fail_under=fail_under or (),
         gate_alpha=gate_alpha,
         baseline=baseline,
         results=results,
         save_predictions=save_predictions,
         all_classes=all_classes,
         labels_are_indices=labels_are_indices,
-        precision=precision.value,
+        max_bad=max_bad,
+        precision=precision,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        threads=threads,
         force=force,
     )
     with rank_zero_output() as launch:
-        if workers is None:
-            workers = default_workers(launch.local_world_size)
-        options = RunOptions(batch_size, workers, device, threads, max_bad)
-        plan = plan_evaluation(request, n_processes=launch.world_size)
-        lines = evaluate(plan, options, launch)
-        if launch.is_first:
-            report(plan, lines, as_json=as_json)
-            merge_best_alpha(plan, lines)
-            judge(plan, lines)
+        plan = plan_evaluation(request, launch)
+        evaluation = _run(plan)
+        if evaluation is None:  # process 0 has the results
+            return
+        if as_json:
+            print_json(evaluation.documents())
+        else:
+            print_result(evaluation.table())
+        for warning in evaluation.warnings:
+            warn(warning)
+        for warning in merge_selected(plan, evaluation):
+            warn(warning)
+        if merge_best is not None and evaluation.selected_alpha is not None:
+            text = evaluation.selected_alpha.text
+            print_message(
+                f"wrote {merge_best}: the merge at alpha {text}, the best on {select_on!r}"
+            )
+        _report_gates(plan, evaluation)
+
+
+def _run(plan: EvalPlan) -> Evaluation | None:
+    # lazy: as above
+    from wiseft_cli.cli.torchrun import report_on_this_rank
+    from wiseft_cli.evaluation.evaluate import run_evaluation
+
+    for warning in plan.warnings:
+        warn(warning)
+    if plan.held:
+        print_message(
+            f"{plan.request.results} holds {len(plan.held)} of {len(plan.jobs)} results already;"
+            " --force runs them again"
+        )
+    bar = nullcontext()
+    if plan.to_do:
+        bar = progress(plan.n_to_do, "evaluating (images times weights)")
+    with report_on_this_rank(WiseftError), bar as advance:
+        return run_evaluation(plan, on_progress=advance)
+
+
+def _report_gates(plan: EvalPlan, evaluation: Evaluation) -> None:
+    """Report the gates that hold.
+
+    Raises:
+        GateFailedError: Some gates do not hold; each is reported with its numbers.
+    """
+    for verdict in evaluation.verdicts:
+        if verdict.passes:
+            print_message(f"gate holds: {verdict}")
+    failed = [str(verdict) for verdict in evaluation.verdicts if not verdict.passes]
+    if failed and plan.judged is not None:
+        raise GateFailedError(
+            f"{len(failed)} of {len(evaluation.verdicts)} gates failed for {plan.judged.name}",
+            faults=failed,
+        )

@@ -1,31 +1,30 @@
-"""The metrics of an image set: their names, the counts behind them, their intervals.
+"""The metrics of an image set: one table of names, conditions and formulas over counts.
 
-    top1, top5      share of the images whose class is first, or among the first five
-    mean_per_class  mean over the set's labels of their top-1 accuracy (balanced accuracy)
-    macro_f1        mean over the set's labels of the F1 score of the top-1 predictions
+    top1, top5      fraction of images whose class is ranked first, or among the first five
+    mean_per_class  mean over the labels of their top-1 accuracy (balanced accuracy)
+    macro_f1        mean over the labels of the F1 score of the top-1 predictions
     worst_group     lowest top-1 accuracy of a group (Sagawa et al. 2020, arXiv:1911.08731)
-    pm0, pm10       share of a video set's anchor frames that are right, and that are right with
-                    every frame around them (Shankar et al. 2021, arXiv:1906.02168)
+    pm0, pm10       fraction of anchor frames of videos that are right, and that are right with all
+                    frames around them (Shankar et al. 2021, arXiv:1906.02168)
 
-Labels without a readable image take no part. The formulas are few lines over counts that are
-gathered batch by batch, and fit joins of several classes, which no library's metrics do; the
-tests compare them with scikit-learn's. This module needs no torch; `tally.py` does the counting.
+Labels without a readable image are ignored. A new metric is a new entry of `METRICS`; counts that
+it needs beyond those of `SetAccuracy` are gathered in `scoring.py`. The formulas are written here,
+not taken from a library, because they apply to counts of many batches and to columns of several
+classes; the tests compare them with scikit-learn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
-from wiseft_cli.reporting.results import Metric
+from wiseft_cli.reporting.results import N_ANCHORS, Metric
 from wiseft_cli.reporting.statistics import clopper_pearson, stratified_interval
 
 MIN_COLUMNS_FOR_TOP5 = 6
 """With fewer classes every image is among the top five."""
-
-METRIC_NAMES = ("top1", "top5", "mean_per_class", "macro_f1", "worst_group", "pm0", "pm10")
-"""Every metric there is; which of them a set has depends on its classes and groups."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,9 @@ class LabelCount:
     """Counts of one label of a set.
 
     Attributes:
-        n_images: Its readable images.
-        n_correct: Those of them whose top-1 prediction is right.
-        n_predicted: Images of any label that were predicted to be of this one; None where a
+        n_images: Readable images of the label.
+        n_correct: Those whose top-1 prediction is right.
+        n_predicted: Images of any label that were predicted to have this one; None if a
             prediction can stand for several labels.
     """
 
@@ -50,7 +49,7 @@ class AnchorCount:
 
     Attributes:
         n_anchors: Readable anchor frames.
-        n_right: Those of them that are right.
+        n_right: Those that are right.
         n_all_right: Those that are right with every readable frame around them.
     """
 
@@ -61,16 +60,16 @@ class AnchorCount:
 
 @dataclass(frozen=True)
 class SetAccuracy:
-    """Counts of one classifier on one image set.
+    """Counts of one classifier on one image set, and the metrics that follow from them.
 
     Attributes:
-        n_images: Images scored; unreadable ones are not among them.
-        n_correct: Images that are right, by metric: `top1`, and `top5` from six classes on.
+        n_images: Images scored, without the unreadable ones.
+        n_correct: Number of right images by metric: `top1`, and `top5` from six classes on.
         n_unreadable: Images that could not be decoded.
         n_classes: Classes that competed: columns of the label join.
-        labels: The counts of each label of the set.
-        groups: By name of each group, its images and those of them that are right.
-        anchors: The anchor frames, where the set has neighbourhoods of frames.
+        labels: Counts of each label of the set.
+        groups: Number of images, and of right ones, by name of each group.
+        anchors: Counts of the anchor frames, if the set has neighbourhoods of frames.
     """
 
     n_images: int
@@ -83,87 +82,154 @@ class SetAccuracy:
 
     @property
     def top1(self) -> float:
-        """Share of the images whose highest score is their class's, in [0, 1]."""
+        """Fraction of images whose highest score is that of their class."""
         return self.n_correct["top1"] / self.n_images
 
-    def metrics(self) -> dict[str, Metric]:
-        """Return each metric, with a 95 % interval where it is an accuracy."""
-        metrics = {
-            name: _share(n_correct, self.n_images) for name, n_correct in self.n_correct.items()
-        }
-        seen = [label for label in self.labels if label.n_images]
-        if seen:
-            metrics["mean_per_class"] = mean_per_class(seen)
-            if all(label.n_predicted is not None for label in seen):
-                metrics["macro_f1"] = macro_f1(seen)
-        worst = self.worst_group
-        if worst is not None:
-            metrics["worst_group"] = _share(worst[1][1], worst[1][0])
-        if self.anchors is not None:
-            metrics["pm0"] = _share(self.anchors.n_right, self.anchors.n_anchors)
-            metrics["pm10"] = _share(self.anchors.n_all_right, self.anchors.n_anchors)
-        return metrics
+    @property
+    def seen_labels(self) -> list[LabelCount]:
+        """Counts of the labels that have a readable image."""
+        return [label for label in self.labels if label.n_images]
 
     @property
     def worst_group(self) -> tuple[str, tuple[int, int]] | None:
-        """The group with the lowest accuracy, the first by name of equal ones, with its counts."""
+        """Name and counts of the group with the lowest accuracy, the first of equal ones."""
         seen = {name: counts for name, counts in (self.groups or {}).items() if counts[0]}
         if not seen:
             return None
         return min(sorted(seen.items()), key=lambda item: item[1][1] / item[1][0])
+
+    def metrics(self) -> dict[str, Metric]:
+        """Return the value of each metric, with a 95 % interval if it is an accuracy."""
+        values = {metric.name: metric.compute(self) for metric in METRICS}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def details(self) -> dict[str, Any]:
+        """Return the further fields of the results line that explain the metrics."""
+        details: dict[str, Any] = {}
+        if self.worst_group is not None:
+            details["worst_group"] = self.worst_group[0]
+        if self.anchors is not None:
+            details[N_ANCHORS] = self.anchors.n_anchors
+        return details
+
+
+@dataclass(frozen=True)
+class SetTraits:
+    """The traits of a joined image set that decide which metrics it has.
+
+    Attributes:
+        n_columns: Columns of the label join.
+        predicts_labels: Whether each column is right for at most one label.
+        has_groups: Whether an image is in a group.
+        has_anchors: Whether there are neighbourhoods of video frames.
+    """
+
+    n_columns: int
+    predicts_labels: bool = True
+    has_groups: bool = False
+    has_anchors: bool = False
+
+
+@dataclass(frozen=True)
+class MetricDefinition:
+    """One metric.
+
+    Attributes:
+        name: Name in options, tables and results lines.
+        compute: Return the value from the counts; None if they lack what it needs.
+        applies: Return whether a set has the metric, before it is evaluated.
+        needs: What a set must have, for messages; empty if every set has the metric.
+    """
+
+    name: str
+    compute: Callable[[SetAccuracy], Metric | None]
+    applies: Callable[[SetTraits], bool] = lambda traits: True
+    needs: str = ""
 
 
 def _share(n_correct: int, n_images: int) -> Metric:
     return Metric(n_correct / n_images, *clopper_pearson(n_correct, n_images))
 
 
-def mean_per_class(labels: Sequence[LabelCount]) -> Metric:
-    """Return the mean of the labels' accuracies, each with at least one image.
-
-    Its interval is that of a mean over strata (`reporting/statistics.py`).
-    """
-    counts = [(label.n_correct, label.n_images) for label in labels]
-    value = fmean(n_correct / n_images for n_correct, n_images in counts)
-    return Metric(value, *stratified_interval(counts))
-
-
-def macro_f1(labels: Sequence[LabelCount]) -> Metric:
-    """Return the mean of the labels' F1 scores, 2 tp / (images + predictions); no interval."""
-    value = fmean(
-        2 * label.n_correct / (label.n_images + (label.n_predicted or 0)) for label in labels
+def _top(name: str) -> Callable[[SetAccuracy], Metric | None]:
+    return lambda counts: (
+        _share(counts.n_correct[name], counts.n_images) if name in counts.n_correct else None
     )
-    return Metric(value)
 
 
-def tells_labels(accepted: Mapping[str, Sequence[int]]) -> bool:
-    """Return whether a prediction names a label: each column is right for at most one.
+def _mean_per_class(counts: SetAccuracy) -> Metric | None:
+    pairs = [(label.n_correct, label.n_images) for label in counts.seen_labels]
+    if not pairs:
+        return None
+    value = fmean(n_correct / n_images for n_correct, n_images in pairs)
+    return Metric(value, *stratified_interval(pairs))
+
+
+def _macro_f1(counts: SetAccuracy) -> Metric | None:
+    """Return the mean of 2 tp / (images + predictions) over the labels; without an interval."""
+    scores = [
+        2 * label.n_correct / (label.n_images + label.n_predicted)
+        for label in counts.seen_labels
+        if label.n_predicted is not None
+    ]
+    return Metric(fmean(scores)) if scores and len(scores) == len(counts.seen_labels) else None
+
+
+def _worst_group(counts: SetAccuracy) -> Metric | None:
+    if counts.worst_group is None:
+        return None
+    n_images, n_correct = counts.worst_group[1]
+    return _share(n_correct, n_images)
+
+
+def _pm0(counts: SetAccuracy) -> Metric | None:
+    return counts.anchors and _share(counts.anchors.n_right, counts.anchors.n_anchors)
+
+
+def _pm10(counts: SetAccuracy) -> Metric | None:
+    return counts.anchors and _share(counts.anchors.n_all_right, counts.anchors.n_anchors)
+
+
+METRICS = (
+    MetricDefinition("top1", _top("top1")),
+    MetricDefinition(
+        "top5",
+        _top("top5"),
+        lambda traits: traits.n_columns >= MIN_COLUMNS_FOR_TOP5,
+        "at least six classes",
+    ),
+    MetricDefinition("mean_per_class", _mean_per_class),
+    MetricDefinition(
+        "macro_f1",
+        _macro_f1,
+        lambda traits: traits.predicts_labels,
+        "different classes for different labels",
+    ),
+    MetricDefinition(
+        "worst_group", _worst_group, lambda traits: traits.has_groups, "a column of groups"
+    ),
+    MetricDefinition(
+        "pm0", _pm0, lambda traits: traits.has_anchors, "a published set of video frames"
+    ),
+    MetricDefinition(
+        "pm10", _pm10, lambda traits: traits.has_anchors, "a published set of video frames"
+    ),
+)
+"""All metrics, in the order in which they are listed."""
+
+METRIC_NAMES = tuple(metric.name for metric in METRICS)
+
+
+def metric_names(traits: SetTraits) -> tuple[str, ...]:
+    """Return the names of the metrics that a set has, before it is evaluated."""
+    return tuple(metric.name for metric in METRICS if metric.applies(traits))
+
+
+def predicts_labels(accepted: Mapping[str, Sequence[int]]) -> bool:
+    """Return whether each column is right for at most one label.
 
     Args:
-        accepted: The columns that are right for each label.
+        accepted: The right columns of each label.
     """
     columns = [column for of_label in accepted.values() for column in of_label]
     return len(columns) == len(set(columns))
-
-
-def metric_names(
-    n_columns: int, *, has_groups: bool, tells_labels: bool, has_anchors: bool = False
-) -> tuple[str, ...]:
-    """Return the metrics that a set will have, known before it is evaluated.
-
-    Args:
-        n_columns: Columns of its label join.
-        has_groups: Whether any of its images is in a group.
-        tells_labels: Whether each column is right for at most one label.
-        has_anchors: Whether it has neighbourhoods of video frames.
-    """
-    names = ["top1"]
-    if n_columns >= MIN_COLUMNS_FOR_TOP5:
-        names.append("top5")
-    names.append("mean_per_class")
-    if tells_labels:
-        names.append("macro_f1")
-    if has_groups:
-        names.append("worst_group")
-    if has_anchors:
-        names += ["pm0", "pm10"]
-    return tuple(names)

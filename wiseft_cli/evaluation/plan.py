@@ -1,38 +1,48 @@
-"""What an evaluation is going to do, known from headers and file names before any work.
+"""Plan an evaluation from headers and file names, before an image is decoded or a model is built.
 
-Every mistake that can be seen without decoding an image or building a model is found here.
-`sweep.py` carries the plan out.
+A job is one weight set on one image set. Mistakes that need no model and no pixels are found here.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from wiseft_cli import __version__
 from wiseft_cli.checkpoint.digest import canonical_json
+from wiseft_cli.compute.torchrun import Launch
 from wiseft_cli.data.image_set import ImageSet, data_fingerprint
 from wiseft_cli.data.label_join import LabelJoin, is_of_other_classes, join_image_set
+from wiseft_cli.data.sources import open_image_sets, open_suite
 from wiseft_cli.errors import DatasetError, UsageError
-from wiseft_cli.evaluation.metrics import METRIC_NAMES, metric_names, tells_labels
-from wiseft_cli.evaluation.weight_sets import WeightSet
-from wiseft_cli.reporting.results import CheckpointName, MeasurementKey, ResultLine
-
-PRECISIONS = ("fp32", "bf16", "fp16")
-"""What image encoders can compute in; a field of the results, as each gives other numbers."""
-
-
-@dataclass(frozen=True)
-class JoinRules:
-    """How labels find classes and what counts, for every set that does not say so itself.
-
-    Attributes:
-        labels_are_indices: Labels are positions among the head's classes.
-        all_classes: Score over every class of the head.
-    """
-
-    labels_are_indices: bool = False
-    all_classes: bool = False
+from wiseft_cli.evaluation.metrics import (
+    METRIC_NAMES,
+    METRICS,
+    SetAccuracy,
+    SetTraits,
+    metric_names,
+    predicts_labels,
+)
+from wiseft_cli.evaluation.prediction_files import plan_prediction_files
+from wiseft_cli.evaluation.request import EvalRequest
+from wiseft_cli.evaluation.weight_sets import (
+    NamedCheckpoint,
+    WeightSet,
+    descent_warnings,
+    plan_weight_sets,
+    read_checkpoints,
+)
+from wiseft_cli.merging.alpha import Alpha
+from wiseft_cli.reporting.gates import Gate, check_gates, parse_gate
+from wiseft_cli.reporting.results import (
+    CheckpointName,
+    MeasurementKey,
+    ResultLine,
+    read_result_lines,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +50,15 @@ class Job:
     """One weight set on one image set.
 
     Attributes:
-        metrics: The names of the metrics that the set will have.
-        primary: The one that stands for the set.
-        protocol: See `ResultLine`.
+        weights: The weight set.
+        image_set: The images.
+        fingerprint: Fingerprint of the image set.
+        join: Join of its labels with the head.
+        reference: Whether the set is the in-distribution one.
+        metrics: Names of the metrics that the set will have.
+        primary: The metric that represents the set.
+        protocol: As in `ResultLine`.
+        precision: Precision of the image encoder.
     """
 
     weights: WeightSet
@@ -57,7 +73,7 @@ class Job:
 
     @property
     def checkpoint_names(self) -> tuple[CheckpointName, ...]:
-        """The checkpoints as a results line names them."""
+        """The checkpoints as in a results line."""
         return tuple(
             CheckpointName(item.name, item.card.role, item.digest)
             for item in self.weights.checkpoints
@@ -65,12 +81,12 @@ class Job:
 
     @property
     def alpha_text(self) -> str | None:
-        """The exact decimal of alpha, where weights are interpolated."""
+        """Exact decimal of alpha; None if no weights are interpolated."""
         return self.weights.alpha.text if self.weights.alpha else None
 
     @property
     def key(self) -> MeasurementKey:
-        """Identity of the results line of this job."""
+        """Identity of the results line."""
         return MeasurementKey(
             digests=tuple(item.digest for item in self.weights.checkpoints),
             alpha=self.alpha_text,
@@ -82,26 +98,155 @@ class Job:
             metrics=frozenset(self.metrics),
         )
 
+    def result_line(self, accuracy: SetAccuracy) -> ResultLine:
+        """Return the results line with the counts of the evaluation."""
+        return ResultLine(
+            checkpoints=self.checkpoint_names,
+            alpha=self.alpha_text,
+            set_name=self.image_set.name,
+            reference=self.reference,
+            data_fingerprint=self.fingerprint,
+            n_images=accuracy.n_images,
+            n_unreadable=accuracy.n_unreadable,
+            n_classes=accuracy.n_classes,
+            join=self.join.kind,
+            primary=self.primary,
+            metrics=accuracy.metrics(),
+            precision=self.precision,
+            version=__version__,
+            ensemble=self.weights.is_ensemble,
+            protocol=self.protocol,
+            extra=accuracy.details(),
+        )
+
+
+@dataclass(frozen=True)
+class EvalPlan:
+    """A checked request.
+
+    Attributes:
+        request: The request.
+        launch: Rank of this process in the run.
+        jobs: All jobs; those of an image set are adjacent.
+        held: Results lines of jobs that the results file holds already.
+        gates: Conditions on the judged row.
+        judged: The weight set that gates judge; None without gates.
+        baseline: The weight set that gates compare with, if there is one.
+        shifts: Names of the distribution shifts; with gates, those of the judged row.
+        predictions: File of each job's predictions; empty if none are written.
+        warnings: What is doubtful about the data and the checkpoints.
+    """
+
+    request: EvalRequest
+    launch: Launch
+    jobs: tuple[Job, ...]
+    held: Mapping[Job, ResultLine]
+    gates: tuple[Gate, ...]
+    judged: WeightSet | None
+    baseline: WeightSet | None
+    shifts: tuple[str, ...]
+    predictions: Mapping[Job, Path]
+    warnings: tuple[str, ...]
+
+    @property
+    def to_do(self) -> tuple[Job, ...]:
+        """The jobs whose results are not held."""
+        return tuple(job for job in self.jobs if job not in self.held)
+
+    @property
+    def n_to_do(self) -> int:
+        """Number of images times weight sets that this process has to evaluate."""
+        from wiseft_cli.compute.process_group import ProcessGroup  # lazy: torch takes seconds
+
+        processes = ProcessGroup(self.launch.rank, self.launch.world_size)
+        sizes = [len(job.image_set.records) for job in self.to_do]
+        shares = [processes.share_of_batches(n, self.request.batch_size) for n in sizes]
+        return sum(len(batch) for share in shares for batch in share)
+
+
+def plan_evaluation(request: EvalRequest, launch: Launch | None = None) -> EvalPlan:
+    """Check a request, and list the jobs.
+
+    Args:
+        request: The request.
+        launch: Rank of this process under torchrun; a single process by default.
+    Raises:
+        WiseftError: The request cannot be fulfilled.
+    """
+    launch = launch or Launch()
+    alphas, gates = request.alphas, tuple(map(parse_gate, request.gates))
+    gate_alpha = request.check_options()
+    checkpoints, baseline = _read_checkpoints(request)
+    request.check_outputs()
+    rows = plan_weight_sets(checkpoints, alphas, output_ensemble=request.output_ensemble)
+    judged = _judged_row(rows, baseline, gate_alpha) if gates else None
+    suite = open_suite(request.suite, request.suite_root) if request.suite is not None else ()
+    image_sets = [*suite, *(at for spec in request.data_specs for at in open_image_sets(spec))]
+    _check_name(request.select_on, image_sets, "--select-on")
+    if baseline is not None and baseline not in rows:
+        rows = (*rows, baseline)
+    jobs = plan_jobs(
+        rows,
+        image_sets,
+        reference=request.reference,
+        labels_are_indices=request.labels_are_indices,
+        all_classes=request.all_classes,
+        precision=request.precision,
+        optional=[image_set.name for image_set in suite],
+    )
+    shifts = _shifts(jobs, judged, request.select_on)
+    if judged is not None and baseline is not None:
+        _check_baseline(jobs, judged, baseline)
+    compared = [row for row in (judged, baseline) if row is not None]
+    check_gates(gates, _common_metrics(jobs, compared), shifts, has_baseline=baseline is not None)
+    predictions = {}
+    if request.save_predictions is not None:
+        predictions = plan_prediction_files(
+            Path(request.save_predictions),
+            jobs,
+            n_processes=launch.world_size,
+            force=request.force,
+        )
+    return EvalPlan(
+        request=request,
+        launch=launch,
+        jobs=jobs,
+        held=_read_held(jobs, request) if launch.is_first else {},
+        gates=gates,
+        judged=judged,
+        baseline=baseline,
+        shifts=shifts,
+        predictions=predictions,
+        warnings=(
+            *(note for images in image_sets for note in (*images.notes, *images.warnings)),
+            *(descent_warnings(*checkpoints) if alphas else ()),
+            *_omission_notes(rows, image_sets, jobs),
+        ),
+    )
+
 
 def plan_jobs(
     weight_sets: Sequence[WeightSet],
     image_sets: Sequence[ImageSet],
     *,
     reference: str | None = None,
-    rules: JoinRules | None = None,
+    labels_are_indices: bool = False,
+    all_classes: bool = False,
     precision: str = "fp32",
     optional: Collection[str] = (),
 ) -> tuple[Job, ...]:
-    """Join every set with every head; the jobs of one set stand together.
+    """Join every image set with every head; the jobs of one set are adjacent.
 
     Args:
-        reference: Name of the in-distribution set; where None the first one that each head fits,
-            so that a suite for heads of several kinds has one for each.
-        precision: One of `PRECISIONS`.
+        reference: Name of the in-distribution set. By default the first one that each head fits,
+            so that a suite for several kinds of heads has one for each.
+        labels_are_indices: Labels of all sets are positions among the head's classes.
+        all_classes: Score all sets over every class of the head.
+        precision: Precision of the image encoder.
         optional: Names of sets that are left out for heads of other classes.
     Raises:
-        UsageError: Two sets have one name, no set has the reference's, or a set does not have
-            the metric that it names as its primary one.
+        UsageError: Two sets have the same name, no set has the name of the reference, or a set
+            lacks its primary metric.
         DatasetError: The labels of a set do not fit a head.
     """
     names = [image_set.name for image_set in image_sets]
@@ -109,89 +254,77 @@ def plan_jobs(
     if repeated:
         raise UsageError(
             f"more than one image set is named {', '.join(map(repr, repeated))}",
-            hint="name them apart: --data NAME=DIR",
+            hint="give them different names: --data NAME=DIR",
         )
-    if reference is not None and reference not in names:
-        raise UsageError(f"--reference {reference!r} is no image set; there are {', '.join(names)}")
+    _check_name(reference, image_sets, "--reference")
     jobs: list[Job] = []
-    heads: set[tuple[object, ...]] = set()  # that a set before fits
+    heads: set[tuple[object, ...]] = set()  # heads that an earlier set fits
     for image_set in image_sets:
-        fitting = weight_sets
-        if image_set.name in optional:
-            fitting = [
-                item for item in weight_sets if not is_of_other_classes(image_set, item.classes)
-            ]
-        of_set = {item.classes for item in fitting}
+        fitting = [
+            weights
+            for weights in weight_sets
+            if image_set.name not in optional or not is_of_other_classes(image_set, weights.classes)
+        ]
+        of_set = {weights.classes for weights in fitting}
         is_first, heads = heads.isdisjoint(of_set), heads | of_set
         is_reference = is_first if reference is None else image_set.name == reference
-        jobs += _jobs_of_set(
-            fitting, image_set, is_reference, rules or JoinRules(), precision=precision
-        )
+        fingerprint = data_fingerprint(image_set)
+        joins = {
+            classes: join_image_set(
+                image_set, classes, labels_are_indices=labels_are_indices, all_classes=all_classes
+            )
+            for classes in dict.fromkeys(weights.classes for weights in fitting)
+        }
+        metrics = {classes: _metrics_of(image_set, join) for classes, join in joins.items()}
+        jobs += [
+            Job(
+                weights,
+                image_set,
+                fingerprint,
+                joins[weights.classes],
+                is_reference,
+                metrics[weights.classes],
+                _primary_metric(image_set, metrics[weights.classes]),
+                _protocol(weights, joins[weights.classes]),
+                precision,
+            )
+            for weights in fitting
+        ]
     if not jobs:
         raise DatasetError(
             f"the heads of all checkpoints are of other classes than {', '.join(names)}",
-            hint="`wiseft zeroshot-head --classes NAME` makes a head of a published set's classes",
+            hint="`wiseft zeroshot-head --classes NAME` builds a head of a published set's classes",
         )
     return tuple(jobs)
 
 
-def _jobs_of_set(
-    weight_sets: Sequence[WeightSet],
-    image_set: ImageSet,
-    is_reference: bool,
-    rules: JoinRules,
-    *,
-    precision: str,
-) -> list[Job]:
-    fingerprint = data_fingerprint(image_set)
-    has_groups = bool(image_set.groups)
-    joins: dict[tuple[object, ...], LabelJoin] = {}
-    jobs = []
-    for weights in weight_sets:
-        if weights.classes not in joins:
-            joins[weights.classes] = join_image_set(
-                image_set,
-                weights.classes,
-                labels_are_indices=rules.labels_are_indices,
-                all_classes=rules.all_classes,
-            )
-        join = joins[weights.classes]
-        metrics = metric_names(
-            len(join.columns),
-            has_groups=has_groups,
-            tells_labels=tells_labels(join.accepted),
-            has_anchors=bool(image_set.neighbourhoods),
-        )
-        job = Job(
-            weights,
-            image_set,
-            fingerprint,
-            join,
-            is_reference,
-            metrics,
-            _primary_metric(image_set, metrics),
-            _protocol(weights, join),
-            precision,
-        )
-        jobs.append(job)
-    return jobs
+def _check_name(name: str | None, image_sets: Sequence[ImageSet], option: str) -> None:
+    names = [image_set.name for image_set in image_sets]
+    if name is not None and name not in names:
+        raise UsageError(f"{option} {name!r} is not an image set; there are {', '.join(names)}")
+
+
+def _metrics_of(image_set: ImageSet, join: LabelJoin) -> tuple[str, ...]:
+    traits = SetTraits(
+        n_columns=len(join.columns),
+        predicts_labels=predicts_labels(join.accepted),
+        has_groups=bool(image_set.groups),
+        has_anchors=bool(image_set.neighbourhoods),
+    )
+    return metric_names(traits)
 
 
 def _primary_metric(image_set: ImageSet, metrics: Sequence[str]) -> str:
     primary = image_set.join_options.primary or metrics[0]
     if primary in metrics:
         return primary
+    where = f"image set {image_set.name!r}: its primary metric is {primary!r}"
     if primary not in METRIC_NAMES:
-        expected = ", ".join(METRIC_NAMES)
-        raise UsageError(
-            f"image set {image_set.name!r}: its primary metric is {primary!r}, expected one of"
-            f" {expected}"
-        )
+        raise UsageError(f"{where}, expected one of {', '.join(METRIC_NAMES)}")
+    needs = METRICS[METRIC_NAMES.index(primary)].needs
     raise UsageError(
-        f"image set {image_set.name!r}: its primary metric is {primary!r}, which it does not"
-        f" have; it has {', '.join(metrics)}",
-        hint="top5 needs six classes, worst_group a column of groups, macro_f1 labels of their own"
-        " classes, pm0 and pm10 a published set of video frames",
+        f"{where}, which it does not have; it has {', '.join(metrics)}",
+        hint=f"{primary} needs {needs}",
     )
 
 
@@ -202,16 +335,108 @@ def _protocol(weights: WeightSet, join: LabelJoin) -> str:
     return f"sha256:{hashlib.sha256(document.encode('ascii')).hexdigest()}"
 
 
-def split_held(
-    jobs: Sequence[Job], held: Sequence[ResultLine], *, max_unreadable: int
-) -> tuple[dict[Job, ResultLine], tuple[Job, ...]]:
-    """Part the jobs into those whose line is held already, and those still to do.
+def _read_checkpoints(
+    request: EvalRequest,
+) -> tuple[tuple[NamedCheckpoint, ...], WeightSet | None]:
+    """Return the checkpoints, and the baseline, which may be one of them."""
+    paths = request.checkpoint_paths
+    if request.baseline is None:
+        return read_checkpoints(paths), None
+    baseline = Path(request.baseline)
+    same = [
+        at
+        for at, path in enumerate(paths)
+        if path.exists() and baseline.exists() and os.path.samefile(path, baseline)
+    ]
+    named = read_checkpoints([*paths, *([] if same else [baseline])])
+    return named[: len(paths)], WeightSet((named[same[0] if same else -1],))
 
-    A held line takes the names, the reference and the primary metric of this run; one with more
-    unreadable images than this run allows is no result for it.
+
+def _judged_row(
+    rows: Sequence[WeightSet], baseline: WeightSet | None, gate_alpha: Alpha | None
+) -> WeightSet:
+    """Return the row that gates judge: the only one, or the one at `--gate-alpha`."""
+    candidates = [row for row in rows if not row.is_ensemble and row != baseline]
+    if gate_alpha is not None:
+        candidates = [row for row in candidates if row.alpha == gate_alpha]
+    if len(candidates) != 1:
+        found = ", ".join(row.name for row in candidates) or "none beside the baseline"
+        raise UsageError(
+            f"--fail-under judges one row, and there are {len(candidates)}: {found}",
+            hint="name one alpha with --gate-alpha, or evaluate one checkpoint",
+        )
+    return candidates[0]
+
+
+def _shifts(
+    jobs: Sequence[Job], judged: WeightSet | None, select_on: str | None
+) -> tuple[str, ...]:
+    """Return the sets that are neither a reference nor the validation set."""
+    shifts = [
+        job.image_set.name
+        for job in jobs
+        if not job.reference and job.image_set.name != select_on and judged in (None, job.weights)
+    ]
+    return tuple(dict.fromkeys(shifts))
+
+
+def _check_baseline(jobs: Sequence[Job], judged: WeightSet, baseline: WeightSet) -> None:
+    """Reject a baseline that is not evaluated on every set of the judged row."""
+    measured = {job.image_set.name for job in jobs if job.weights == baseline}
+    wanted = [job.image_set.name for job in jobs if job.weights == judged]
+    missing = [name for name in wanted if name not in measured]
+    if missing:
+        raise UsageError(
+            f"--baseline {baseline.name}: its head is of other classes than {', '.join(missing)}",
+            hint=f"compare {judged.name} with a checkpoint of the same classes",
+        )
+
+
+def _common_metrics(jobs: Sequence[Job], rows: Sequence[WeightSet]) -> dict[str, list[str]]:
+    """Return the metrics that each set has in all of the rows."""
+    metrics: dict[str, list[str]] = {}
+    for job in jobs:
+        if job.weights in rows:
+            held = metrics.get(job.image_set.name, list(job.metrics))
+            metrics[job.image_set.name] = [name for name in held if name in job.metrics]
+    return metrics
+
+
+def _omission_notes(
+    rows: Sequence[WeightSet], image_sets: Sequence[ImageSet], jobs: Sequence[Job]
+) -> list[str]:
+    """Report which sets of a suite are left out for which rows."""
+    notes = []
+    for image_set in image_sets:
+        planned = [job.weights for job in jobs if job.image_set.name == image_set.name]
+        names = [row.name for row in rows if row not in planned]
+        if names:
+            notes.append(
+                f"image set {image_set.name!r} is left out for {', '.join(names)}: the head is of"
+                " other classes"
+            )
+    return notes
+
+
+def _read_held(jobs: Sequence[Job], request: EvalRequest) -> dict[Job, ResultLine]:
+    """Return the results that the results file holds; none if all are to be computed again."""
+    path = request.results_path
+    held = read_result_lines(path) if path is not None and path.exists() else ()
+    # Predictions belong to a run: a held line does not have them.
+    is_reused = not request.force and request.save_predictions is None
+    return find_held(jobs, held if is_reused else (), max_unreadable=request.max_bad)
+
+
+def find_held(
+    jobs: Sequence[Job], lines: Sequence[ResultLine], *, max_unreadable: int
+) -> dict[Job, ResultLine]:
+    """Return the jobs whose results are among some lines.
+
+    The lines get the names, the reference and the primary metric of the jobs. A line with more
+    unreadable images than allowed is ignored.
     """
-    by_key = {line.key: line for line in held if line.n_unreadable <= max_unreadable}
-    done = {
+    by_key = {line.key: line for line in lines if line.n_unreadable <= max_unreadable}
+    return {
         job: replace(
             by_key[job.key],
             checkpoints=job.checkpoint_names,
@@ -221,4 +446,3 @@ def split_held(
         for job in jobs
         if job.key in by_key
     }
-    return done, tuple(job for job in jobs if job not in done)

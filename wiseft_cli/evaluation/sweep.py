@@ -1,16 +1,16 @@
-"""One pass over the images for every weight set: decoded once, scored by each.
+"""Evaluate all weight sets in one pass over the images: each image is decoded once.
 
-The images of a set are read in chunks of bounded size, and every weight set is applied to a
-chunk before the next one is read. Where weights must be set for each chunk (interpolated, or
-read again from a file), a chunk spans many batches. Weight sets with the same image encoder
-share its features. Batches are the same as without chunks, so a row's numbers are those of its
-weights evaluated alone. Under torchrun the processes share the batches.
+The images of a set are read in chunks of bounded size, and every weight set is applied to a chunk
+before the next one is read. If weights must be set again for each chunk (interpolated, or read
+from a file), a chunk spans many batches. Weight sets with the same image encoder share its
+features. Batches are the same as without chunks, so the numbers of a row are those of its weights
+evaluated alone. Under torchrun the processes share the batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -18,41 +18,42 @@ from typing import Any
 
 import torch
 
-from wiseft_cli import __version__
 from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.compute.memory import report_out_of_memory
 from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
+from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.loading import ImageBatch
-from wiseft_cli.errors import DatasetError, list_some
-from wiseft_cli.evaluation.accuracy import GroupPositions, load_images
+from wiseft_cli.errors import DatasetError, ModelError
+from wiseft_cli.evaluation.classifiers import ClassifierPool
 from wiseft_cli.evaluation.metrics import SetAccuracy
 from wiseft_cli.evaluation.plan import Job
-from wiseft_cli.evaluation.row import DeviceBatch, Row
+from wiseft_cli.evaluation.prediction_files import PredictionFile
+from wiseft_cli.evaluation.scoring import ScoredSet, Tally, load_images
 from wiseft_cli.evaluation.weight_sets import WeightSet
-from wiseft_cli.evaluation.weights import WeightBank
-from wiseft_cli.reporting.results import N_ANCHORS, ResultLine
+from wiseft_cli.reporting.results import ResultLine
 
 CHUNK_BYTES = 256 * 2**20
-"""Transformed images held at a time where weights change: 446 at 224 pixels.
+"""Transformed images in memory at a time if weights change: 446 at 224 pixels.
 
-Setting the weights costs two passes over them in float64, as much as a few forward passes of
-one image; over hundreds of images it does not show.
+Setting the weights is two passes over them in float64, which costs as much as a few forward passes
+of one image and is negligible over hundreds of images.
 """
+
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """How a sweep runs.
+    """Settings of a sweep.
 
-    A result depends on the images left out and on the precision, and in its last bits on batch
-    size and device.
+    Batch size and device only change the last bits of the logits.
 
     Attributes:
-        batch_size: Images of one forward pass.
-        workers: Processes that decode; 0 decodes in this one.
+        batch_size: Images per forward pass.
+        workers: Processes that decode; 0 decodes in this process.
         device: Where the classifiers run.
-        max_unreadable: Unreadable images of one set that are left out before it is an error.
-        predictions: File to write each job's predictions to; empty for none.
+        max_unreadable: Maximum number of unreadable images per set; they are left out.
+        predictions: File of each job's predictions; empty if none are written.
         force: Whether existing files of predictions may be overwritten.
         processes: The processes that share the images.
     """
@@ -66,50 +67,37 @@ class SweepSettings:
     processes: ProcessGroup = SINGLE_PROCESS
 
     def report_out_of_memory(self) -> AbstractContextManager[None]:
-        """Suggest a smaller batch where memory runs out."""
+        """Suggest a smaller batch if memory runs out."""
         return report_out_of_memory(
             f"batches of {self.batch_size} images on {self.device}",
             hint=f"use a smaller --batch-size than {self.batch_size}, or fewer --workers",
         )
 
 
-Progress = Callable[[int], None]
-
-
-@dataclass
-class _Group:
-    """The jobs of one image set that share preprocessing, and so the images."""
-
-    jobs: Sequence[Job]
-    rows: Sequence[Row]
-    unreadable: list[str] = field(default_factory=list)
-    n_seen: int = 0
-
-
 def sweep(
     jobs: Iterable[Job], settings: SweepSettings, *, on_progress: Progress | None = None
 ) -> Iterator[dict[Job, ResultLine]]:
-    """Evaluate the jobs, and yield the lines of each image set once it is done.
+    """Evaluate the jobs, and yield the results lines of each image set once it is done.
 
     Args:
-        jobs: From `plan_jobs`; the jobs of a set stand together, and all have one precision.
-        on_progress: Called with the number of images that a row is done with, in this process.
+        jobs: From `plan_jobs`; the jobs of a set are adjacent, and all have the same precision.
+        on_progress: Called with the number of images that a row has finished in this process.
     Raises:
-        CheckpointError: A file cannot be read, or its tensors are not those of its card.
+        CheckpointError: A file cannot be read, or its tensors do not match its card.
         DatasetError: More images of a set are unreadable than allowed.
-        ModelError: A classifier's logits are not finite, or the memory does not suffice.
+        ModelError: The logits of a classifier are not finite, or memory is not enough.
         OutputError: A file of predictions cannot be written.
     """
     jobs = list(jobs)
     with settings.report_out_of_memory(), torch.inference_mode():
-        bank = WeightBank([job.weights for job in jobs], settings.device)
+        pool = ClassifierPool([job.weights for job in jobs], settings.device)
     for _, of_set in groupby(jobs, key=lambda job: job.image_set.name):
         jobs_of_set = list(of_set)
         lines: dict[Job, ResultLine] = {}
-        for of_group in _by_preprocessing(jobs_of_set):
-            # Not around the yield: what the consumer does is not to run in inference mode.
+        for same_images in _by_preprocessing(jobs_of_set):
+            # Not around the yield: the consumer must not run in inference mode.
             with settings.report_out_of_memory(), torch.inference_mode():
-                lines |= _run_group(of_group, bank, settings, on_progress or (lambda n: None))
+                lines |= _evaluate(same_images, pool, settings, on_progress or (lambda n: None))
         yield {job: lines[job] for job in jobs_of_set}
 
 
@@ -120,72 +108,64 @@ def _by_preprocessing(jobs: Sequence[Job]) -> list[list[Job]]:
     return list(groups.values())
 
 
-def _run_group(
-    jobs: Sequence[Job], bank: WeightBank, settings: SweepSettings, on_progress: Progress
+def _evaluate(
+    jobs: Sequence[Job], pool: ClassifierPool, settings: SweepSettings, on_progress: Progress
 ) -> dict[Job, ResultLine]:
+    """Evaluate jobs of one image set and one preprocessing, which share the decoded images."""
+    image_set = jobs[0].image_set
+    scored = ScoredSet(image_set, settings.device)
+    unreadable: list[str] = []
     with ExitStack() as stack:
-        rows = [
-            stack.enter_context(
-                Row(job, settings.processes, settings.predictions.get(job), force=settings.force)
-            )
-            for job in jobs
-        ]
-        group = _Group(jobs, rows)
-        plan = _by_encoder(rows, bank)
-        chunk_bytes = CHUNK_BYTES if bank.changes_weights and len(rows) > 1 else 0
-        for chunk in chunked(_batches(group, settings), chunk_bytes):
-            for uses in plan:
-                _score(uses, chunk, bank, settings, on_progress)
-        unreadable = settings.processes.gather(group.unreadable)
-        group.n_seen = len(jobs[0].image_set.records)
-        _check_unreadable(group, unreadable, settings.max_unreadable)
-        return {row.job: _line(row.job, row.finish(n_unreadable=len(unreadable))) for row in rows}
+        rows = [stack.enter_context(_Row(job, scored, settings)) for job in jobs]
+        by_encoder = _by_encoder(rows, pool)
+        chunk_bytes = CHUNK_BYTES if pool.changes_weights and len(rows) > 1 else 0
+        for chunk in chunked(_load(jobs[0], settings, unreadable), chunk_bytes):
+            for parts in by_encoder:
+                _score(parts, chunk, pool, on_progress)
+        everywhere = settings.processes.gather(unreadable)
+        _check_unreadable(image_set, everywhere, len(image_set.records), settings.max_unreadable)
+        return {
+            row.job: row.job.result_line(row.finish(n_unreadable=len(everywhere))) for row in rows
+        }
 
 
-Use = tuple[Row, WeightSet]
-
-
-def _by_encoder(rows: Sequence[Row], bank: WeightBank) -> list[list[Use]]:
-    """Put together the rows, and parts of rows, that share an image encoder."""
-    uses: dict[Hashable, list[Use]] = {}
-    for row in rows:
-        for part in row.job.weights.parts:
-            uses.setdefault(bank.encoder_key(part), []).append((row, part))
-    return list(uses.values())
-
-
-def _batches(group: _Group, settings: SweepSettings) -> Iterator[DeviceBatch]:
-    first = group.jobs[0]
-    batches = load_images(
-        first.image_set,
-        first.weights.preprocess,
+def _load(job: Job, settings: SweepSettings, unreadable: list[str]) -> Iterator[ImageBatch]:
+    """Yield the batches of a job's set, and collect why images could not be read."""
+    n_seen = 0
+    for batch in load_images(
+        job.image_set,
+        job.weights.preprocess,
         batch_size=settings.batch_size,
         workers=settings.workers,
         device=settings.device,
         processes=settings.processes,
-    )
-    groups = GroupPositions(first.image_set)
-    for batch in batches:
-        group.n_seen += len(batch.targets) + len(batch.unreadable)
-        group.unreadable += batch.unreadable.values()
-        _check_unreadable(group, group.unreadable, settings.max_unreadable)
-        yield _with_groups(batch, groups, settings.device)
+    ):
+        n_seen += len(batch.targets) + len(batch.unreadable)
+        unreadable += batch.unreadable.values()
+        _check_unreadable(job.image_set, unreadable, n_seen, settings.max_unreadable)
+        yield batch
 
 
-def _with_groups(batch: ImageBatch, groups: GroupPositions, device: torch.device) -> DeviceBatch:
-    of_group = groups.of(batch.indices)
-    return DeviceBatch(
-        images=batch.images,
-        targets=batch.targets,
-        groups=None if of_group is None else of_group.to(device, non_blocking=True),
-        indices=batch.indices,
-        unreadable=tuple(batch.unreadable.items()),
-    )
+def _check_unreadable(
+    image_set: ImageSet, unreadable: Sequence[str], n_seen: int, max_unreadable: int
+) -> None:
+    n_images = len(image_set.records)
+    if len(unreadable) > max_unreadable:
+        raise DatasetError(
+            f"image set {image_set.name!r}: {len(unreadable)} unreadable images among the first"
+            f" {n_seen} of {n_images}, at most {max_unreadable} allowed",
+            faults=unreadable,
+            hint="replace or remove the files, or allow some with --max-bad N",
+        )
+    if len(unreadable) == n_images:
+        raise DatasetError(
+            f"image set {image_set.name!r}: none of its {n_images} images is readable"
+        )
 
 
-def chunked(batches: Iterable[DeviceBatch], chunk_bytes: int) -> Iterator[list[DeviceBatch]]:
+def chunked(batches: Iterable[ImageBatch], chunk_bytes: int) -> Iterator[list[ImageBatch]]:
     """Gather batches into chunks that end once they hold `chunk_bytes` of images."""
-    chunk: list[DeviceBatch] = []
+    chunk: list[ImageBatch] = []
     held_bytes = 0
     for batch in batches:
         chunk.append(batch)
@@ -197,17 +177,29 @@ def chunked(batches: Iterable[DeviceBatch], chunk_bytes: int) -> Iterator[list[D
         yield chunk
 
 
+RowPart = tuple["_Row", WeightSet]
+"""A row, and the weights of it or of one half of its ensemble."""
+
+
+def _by_encoder(rows: Sequence[_Row], pool: ClassifierPool) -> list[list[RowPart]]:
+    """Group rows, and halves of ensembles, that have the same image encoder."""
+    groups: dict[Hashable, list[RowPart]] = {}
+    for row in rows:
+        for part in row.job.weights.parts:
+            groups.setdefault(pool.encoder_key(part), []).append((row, part))
+    return list(groups.values())
+
+
 def _score(
-    uses: Sequence[Use],
-    chunk: Sequence[DeviceBatch],
-    bank: WeightBank,
-    settings: SweepSettings,
+    parts: Sequence[RowPart],
+    chunk: Sequence[ImageBatch],
+    pool: ClassifierPool,
     on_progress: Progress,
 ) -> None:
-    """Apply weight sets with one image encoder to a chunk."""
+    """Apply weight sets with the same image encoder to a chunk."""
     features: list[torch.Tensor] = []
-    for row, part in uses:
-        classifier = bank.classifier(part)
+    for row, part in parts:
+        classifier = pool.classifier(part)
         if not features:
             features = [
                 classifier.encode_image(batch.images, precision=row.job.precision)
@@ -216,51 +208,74 @@ def _score(
                 for batch in chunk
             ]
         for batch, of_batch in zip(chunk, features, strict=True):
-            if row.add(batch, classifier.classification_head, of_batch):
+            logits = of_batch
+            if len(batch.targets):
+                logits = classifier.classification_head(of_batch).float()
+            if row.add(batch, logits):
                 on_progress(len(batch.targets) + len(batch.unreadable))
 
 
-def _check_unreadable(group: _Group, unreadable: Sequence[str], max_unreadable: int) -> None:
-    image_set = group.jobs[0].image_set
-    n_images = len(image_set.records)
-    if len(unreadable) > max_unreadable:
-        raise DatasetError(
-            "\n".join(
-                [
-                    f"image set {image_set.name!r}: {len(unreadable)} unreadable images among"
-                    f" the first {group.n_seen} of {n_images}, at most {max_unreadable} allowed:",
-                    *(f"  {line}" for line in list_some(unreadable)),
-                ]
-            ),
-            hint="replace or remove the files, or allow some with --max-bad N",
-        )
-    if len(unreadable) == n_images:
-        raise DatasetError(
-            f"image set {image_set.name!r}: none of its {n_images} images is readable"
-        )
+class _Row:
+    """One job while it is evaluated: its counts and its file of predictions; a context manager.
 
+    The logits of the two halves of an ensemble arrive one after the other, in any order of
+    batches; the first ones wait for the second.
+    """
 
-def _line(job: Job, accuracy: SetAccuracy) -> ResultLine:
-    extra: dict[str, Any] = {}
-    if accuracy.worst_group is not None:
-        extra["worst_group"] = accuracy.worst_group[0]
-    if accuracy.anchors is not None:
-        extra[N_ANCHORS] = accuracy.anchors.n_anchors
-    return ResultLine(
-        checkpoints=job.checkpoint_names,
-        alpha=job.alpha_text,
-        set_name=job.image_set.name,
-        reference=job.reference,
-        data_fingerprint=job.fingerprint,
-        n_images=accuracy.n_images,
-        n_unreadable=accuracy.n_unreadable,
-        n_classes=accuracy.n_classes,
-        join=job.join.kind,
-        primary=job.primary,
-        metrics=accuracy.metrics(),
-        precision=job.precision,
-        version=__version__,
-        ensemble=job.weights.is_ensemble,
-        protocol=job.protocol,
-        extra=extra,
-    )
+    def __init__(self, job: Job, scored: ScoredSet, settings: SweepSettings) -> None:
+        self.job, self._processes = job, settings.processes
+        self._tally = Tally(scored, job.join)
+        self._file: PredictionFile | None = None
+        if job in settings.predictions:
+            self._file = PredictionFile(
+                settings.predictions[job],
+                job,
+                self._tally.columns,
+                settings.processes,
+                force=settings.force,
+            )
+        self._waiting: dict[int, torch.Tensor] = {}
+
+    def __enter__(self) -> _Row:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._file is not None:
+            self._file.__exit__(*exception)
+
+    def add(self, batch: ImageBatch, logits: torch.Tensor) -> bool:
+        """Count a batch, unless it is that of the first half of an ensemble.
+
+        Args:
+            logits: Shape (B, C); ignored if no image of the batch was readable.
+        Returns:
+            Whether the row is done with the batch.
+        """
+        if self.job.weights.is_ensemble:
+            first = self._waiting.pop(id(batch), None)
+            if first is None:
+                self._waiting[id(batch)] = logits
+                return False
+            logits = (first + logits) / 2
+        if len(batch.targets):
+            with self._name_in_errors():
+                self._tally.add(logits, batch)
+        if self._file is not None:
+            self._file.add(batch, logits)
+        return True
+
+    def finish(self, *, n_unreadable: int) -> SetAccuracy:
+        """Return the counts of all processes, and give the file of predictions its name."""
+        with self._name_in_errors():
+            accuracy = self._tally.finish(self._processes, n_unreadable=n_unreadable)
+        if self._file is not None:
+            self._file.commit()
+        return accuracy
+
+    @contextmanager
+    def _name_in_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except ModelError as error:
+            where = f"{self.job.weights.name} on {self.job.image_set.name!r}"
+            raise ModelError(f"{where}: {error.message}", hint=error.hint) from None

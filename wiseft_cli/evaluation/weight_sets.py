@@ -1,6 +1,6 @@
-"""The rows of an evaluation: checkpoints as they are, points between two, the average of outputs.
+"""The weights that an evaluation compares: checkpoints, points between two, output ensembles.
 
-All of it is decided from headers and cards; no tensor is read. This module needs no torch.
+Everything is decided from headers and cards; no tensor is read and torch is not imported.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ from typing import Any
 from wiseft_cli.checkpoint.card import Card, ClassEntry
 from wiseft_cli.checkpoint.reader import FILE_SUFFIX, INDEX_SUFFIX, open_checkpoint, read_card
 from wiseft_cli.errors import CheckpointError, UsageError
+from wiseft_cli.merging import compatibility
 from wiseft_cli.merging.alpha import Alpha
-from wiseft_cli.merging.compatibility import (
-    descent_warnings,
-    require_compatible,
-    require_roles_in_order,
-)
+
+_HINT = "evaluate a checkpoint written by wiseft zeroshot-head, finetune or merge"
 
 
 @dataclass(frozen=True)
@@ -28,9 +26,9 @@ class NamedCheckpoint:
 
     Attributes:
         path: The file.
-        name: What reports call it.
+        name: Display name.
         card: Its card.
-        digest: Its content digest, as the card has it.
+        digest: Content digest, as in the card.
         model_config: open_clip's model config, from the card.
         preprocess: open_clip's preprocessing fields, from the card.
     """
@@ -45,12 +43,12 @@ class NamedCheckpoint:
 
 @dataclass(frozen=True)
 class WeightSet:
-    """The weights of one row: a checkpoint as it is, a point between two, or two side by side.
+    """The weights of one row: a checkpoint, a point between two, or an output ensemble.
 
     Attributes:
         checkpoints: One; or two, theta_0 and theta_1.
-        alpha: The weight of theta_1; None where no weights are interpolated. Two checkpoints
-            without alpha are an output ensemble: the average of their logits.
+        alpha: The weight of theta_1; None if no weights are interpolated. Two checkpoints without
+            alpha are an output ensemble, the average of their logits.
     """
 
     checkpoints: tuple[NamedCheckpoint, ...]
@@ -63,14 +61,19 @@ class WeightSet:
 
     @property
     def parts(self) -> tuple[WeightSet, ...]:
-        """The weight sets whose logits are averaged: itself, or both of an ensemble."""
+        """The weight sets whose logits are averaged: itself, or the two of an ensemble."""
         if not self.is_ensemble:
             return (self,)
         return tuple(WeightSet((checkpoint,)) for checkpoint in self.checkpoints)
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files of the checkpoints."""
+        return tuple(checkpoint.path for checkpoint in self.checkpoints)
+
+    @property
     def name(self) -> str:
-        """What messages call it."""
+        """Display name in messages."""
         names = " to ".join(checkpoint.name for checkpoint in self.checkpoints)
         if self.is_ensemble:
             return f"output ensemble of {names}"
@@ -78,23 +81,23 @@ class WeightSet:
 
     @property
     def classes(self) -> tuple[ClassEntry, ...]:
-        """The classes of the head's rows, the same for both of a pair."""
+        """The classes of the head, the same for both checkpoints of a pair."""
         return self.checkpoints[0].card.classes
 
     @property
     def preprocess(self) -> Mapping[str, Any]:
-        """open_clip's preprocessing fields, the same for both of a pair."""
+        """open_clip's preprocessing fields, the same for both checkpoints of a pair."""
         return self.checkpoints[0].preprocess
 
 
 def read_checkpoints(paths: Sequence[Path]) -> tuple[NamedCheckpoint, ...]:
-    """Read the cards and give each checkpoint a name of its own: as little of its path as tells.
+    """Read the cards, and name each checkpoint by the shortest distinct end of its path.
 
     Args:
-        paths: Checkpoint files, or folders with a single one.
+        paths: Checkpoint files, or folders that hold a single checkpoint.
     Raises:
-        UsageError: A folder without a checkpoint, or a file twice.
-        CheckpointError: No checkpoint, or one that cannot be run.
+        UsageError: A folder holds no checkpoint, or a file is given twice.
+        CheckpointError: A file is not a checkpoint that can be run.
     """
     files = [_file_of(path) for path in paths]
     real = [file.resolve() for file in files]
@@ -107,7 +110,6 @@ def read_checkpoints(paths: Sequence[Path]) -> tuple[NamedCheckpoint, ...]:
 
 
 def _file_of(path: Path) -> Path:
-    """Return the checkpoint file that a person named, itself or by its folder."""
     if not path.is_dir() and not path.name.endswith(INDEX_SUFFIX):
         return path
     if path.is_dir() and not any(
@@ -117,12 +119,11 @@ def _file_of(path: Path) -> Path:
             f"{path} is a folder without a checkpoint, expected a checkpoint",
             hint=f"did you mean `--data {shlex.quote(str(path))}`?",
         )
-    with open_checkpoint(path, allow_shards=True) as source:
-        if len(source.files) == 1:
-            return source.files[0]
+    with open_checkpoint(path, allow_shards=True) as reader:
+        if len(reader.files) == 1:
+            return reader.files[0]
     raise CheckpointError(
-        f"{path}: is sharded, and a sharded checkpoint has no card, so it cannot be run",
-        hint="evaluate a checkpoint that wiseft zeroshot-head, finetune or merge made",
+        f"{path}: is sharded, and a sharded checkpoint has no card, so it cannot be run", hint=_HINT
     )
 
 
@@ -131,13 +132,13 @@ def _read_checkpoint(path: Path, name: str) -> NamedCheckpoint:
     if card.model is None or card.preprocess is None or not card.classes or card.digest is None:
         raise CheckpointError(
             f"{path}: its card names no model, preprocessing or classes, so it cannot be run",
-            hint="evaluate a checkpoint that wiseft zeroshot-head, finetune or merge made",
+            hint=_HINT,
         )
     return NamedCheckpoint(path, name, card, card.digest, card.model.config, card.preprocess)
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Return the stems, with as many parent folders before them as it takes to differ."""
+    """Return the stems, with as many parent folders as are needed to make them distinct."""
     stems = [path.with_suffix("") if path.suffix == FILE_SUFFIX else path for path in paths]
     for depth in range(1, max(len(path.parts) for path in paths)):
         names = ["/".join(stem.parts[1:][-depth:]) for stem in stems]
@@ -152,10 +153,10 @@ def plan_weight_sets(
     *,
     output_ensemble: bool = False,
 ) -> tuple[WeightSet, ...]:
-    """Return the rows: the checkpoints, or with alphas the points between exactly two.
+    """Return the weight sets: the checkpoints, or with alphas the points between exactly two.
 
     Args:
-        output_ensemble: Add the average of the two checkpoints' logits as the last row.
+        output_ensemble: Add the average of the two checkpoints' logits as the last weight set.
     Raises:
         UsageError: Alphas or an ensemble without exactly two checkpoints.
         IncompatibleCheckpointsError: The two have different models, preprocessing, classes or
@@ -167,10 +168,10 @@ def plan_weight_sets(
         _require_mergeable(*checkpoints, example="--alpha 0:1:0.1")
     if output_ensemble:
         _require_pair(checkpoints, "--output-ensemble averages", "--output-ensemble")
-        _require_one_label_space(*checkpoints)
-    rows = [WeightSet(tuple(checkpoints), alpha) for alpha in alphas]
-    rows = rows or [WeightSet((checkpoint,)) for checkpoint in checkpoints]
-    return (*rows, WeightSet(tuple(checkpoints))) if output_ensemble else tuple(rows)
+        _require_same_task(*checkpoints)
+    pair = tuple(checkpoints)
+    rows = [WeightSet(pair, alpha) for alpha in alphas] or [WeightSet((at,)) for at in checkpoints]
+    return (*rows, WeightSet(pair)) if output_ensemble else tuple(rows)
 
 
 def _require_pair(checkpoints: Sequence[NamedCheckpoint], what: str, example: str) -> None:
@@ -182,23 +183,20 @@ def _require_pair(checkpoints: Sequence[NamedCheckpoint], what: str, example: st
 
 
 def _require_mergeable(theta_0: NamedCheckpoint, theta_1: NamedCheckpoint, *, example: str) -> None:
-    with (
-        open_checkpoint(theta_0.path, allow_shards=True) as source_0,
-        open_checkpoint(theta_1.path, allow_shards=True) as source_1,
-    ):
+    with open_checkpoint(theta_0.path) as reader_0, open_checkpoint(theta_1.path) as reader_1:
         try:
-            require_roles_in_order(source_0, source_1)
+            compatibility.require_roles_in_order(reader_0, reader_1)
         except CheckpointError as error:
             command = ["wiseft", "eval", str(theta_1.path), str(theta_0.path)]
             raise CheckpointError(
                 error.message,
                 hint=f"name the zero-shot checkpoint first: {shlex.join(command)} {example} ...",
             ) from None
-        require_compatible(source_0, source_1)
+        compatibility.require_compatible(reader_0, reader_1)
 
 
-def _require_one_label_space(theta_0: NamedCheckpoint, theta_1: NamedCheckpoint) -> None:
-    """Refuse to average logits that are not of the same classes and images."""
+def _require_same_task(theta_0: NamedCheckpoint, theta_1: NamedCheckpoint) -> None:
+    """Reject an average of logits over different classes or images."""
     faults = [
         what
         for what, is_equal in (
@@ -215,10 +213,7 @@ def _require_one_label_space(theta_0: NamedCheckpoint, theta_1: NamedCheckpoint)
         )
 
 
-def doubts_about_pair(theta_0: NamedCheckpoint, theta_1: NamedCheckpoint) -> tuple[str, ...]:
-    """Return what speaks against the second checkpoint descending from the first."""
-    with (
-        open_checkpoint(theta_0.path, allow_shards=True) as source_0,
-        open_checkpoint(theta_1.path, allow_shards=True) as source_1,
-    ):
-        return tuple(descent_warnings(source_0, source_1))
+def descent_warnings(theta_0: NamedCheckpoint, theta_1: NamedCheckpoint) -> tuple[str, ...]:
+    """Return reasons to doubt that the second checkpoint was fine-tuned from the first."""
+    with open_checkpoint(theta_0.path) as reader_0, open_checkpoint(theta_1.path) as reader_1:
+        return tuple(compatibility.descent_warnings(reader_0, reader_1))

@@ -218,6 +218,8 @@ def add_result_lines(path: Path, lines: Sequence[ResultLine]) -> None:
     with _exclusive_access(path):
         held = read_result_lines(path) if path.exists() else ()
         merged = {line.key: line for line in (*held, *lines)}
+        if held == tuple(merged.values()):
+            return
         text = "".join(canonical_json(result_document(line)) + "\n" for line in merged.values())
         write_bytes_atomically(path, text.encode("ascii"), force=True)
 

@@ -21,7 +21,7 @@ from wiseft_cli.checkpoint.digest import canonical_json, sha256_of
 from wiseft_cli.compute.process_group import ProcessGroup
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.errors import CheckpointError, DatasetError, OutputError
-from wiseft_cli.evaluation.accuracy import load_images
+from wiseft_cli.evaluation.scoring import load_images
 from wiseft_cli.model.classifier import ImageClassifier
 from wiseft_cli.training.batches import Draw
 from wiseft_cli.training.callbacks import Callbacks

@@ -15,7 +15,7 @@ import torch
 
 from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
 from wiseft_cli.data.loading import ImageDataset
-from wiseft_cli.evaluation.accuracy import evaluate_image_set
+from wiseft_cli.evaluation.scoring import evaluate_image_set
 from wiseft_cli.model.classifier import ImageClassifier
 from wiseft_cli.model.transforms import train_transform
 from wiseft_cli.training.batches import MicroBatches

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from wiseft_cli.compute.precision import build_scaler
 from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
 from wiseft_cli.errors import RecipeError
-from wiseft_cli.evaluation.accuracy import evaluation_mode
+from wiseft_cli.evaluation.scoring import evaluation_mode
 from wiseft_cli.training.batches import (
     Purpose,
     StepSpan,

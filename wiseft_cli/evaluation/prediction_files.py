@@ -1,49 +1,52 @@
-"""What a weight set predicted for each image of a set, as a file of JSON lines.
+"""Write the prediction for each image of an evaluation as a file of JSON lines.
 
-One line an image, in the order of the set:
+There is one line per image, in the order of the set:
     {"group": null, "id": "n01440764", "label": "tench", "name": "tench", "path": "tench/1.jpg",
      "probability": 0.93, "right": true}
 `id` and `name` are the predicted class; the probability is the softmax over the classes that
 competed. An image that could not be read has `"error"` instead. A video frame has `"anchors"`, the
-paths of the anchor frames that it is around or is itself. The file appears whole, once the set is
-done, and memory does not grow with its images.
+paths of the anchor frames whose neighbourhoods it is in. A file appears once its set is done, and
+memory does not grow with the number of images.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from wiseft_cli.checkpoint.atomic import AtomicFile, check_output
 from wiseft_cli.checkpoint.digest import canonical_json
-from wiseft_cli.compute.process_group import ProcessGroup
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.errors import OutputError
-from wiseft_cli.evaluation.plan import Job
-from wiseft_cli.evaluation.tally import Columns
+
+if TYPE_CHECKING:
+    import torch
+
+    from wiseft_cli.compute.process_group import ProcessGroup
+    from wiseft_cli.data.loading import ImageBatch
+    from wiseft_cli.evaluation.plan import Job
+    from wiseft_cli.evaluation.scoring import LabelColumns
 
 
 def plan_prediction_files(
     folder: Path, jobs: Sequence[Job], *, n_processes: int = 1, force: bool
 ) -> dict[Job, Path]:
-    """Name the file of each job: `SET.WEIGHTS.jsonl`, and see that all of them may be written.
+    """Return the file of each job, `SET.WEIGHTS.jsonl`, after checking that it may be written.
 
     Args:
-        folder: Where they go; it need not exist.
-        n_processes: How many processes share the images. Each writes a file of its own, with
-            `.part-RANK-of-N` before the suffix; one after the other they are the whole.
+        folder: Folder of the files; it is created if it does not exist.
+        n_processes: Number of processes that share the images. Each writes its own file, with
+            `.part-RANK-of-N` before the suffix; concatenated they are the whole.
         force: Whether existing files may be overwritten.
     Raises:
-        OutputError: A file exists already, or the folder cannot be made or written.
+        OutputError: A file exists already, or the folder cannot be created or written.
     """
     files: dict[Job, Path] = {}
     taken: set[str] = set()
     for job in jobs:
-        stem = name = f"{_file_name(job.image_set.name)}.{_file_name(_short_name(job))}"
+        stem = name = f"{_file_name(job.image_set.name)}.{_file_name(_weights_name(job))}"
         count = 1
         while name.casefold() in taken:
             count += 1
@@ -56,16 +59,16 @@ def plan_prediction_files(
     if not folder.is_dir():
         raise OutputError(
             f"--save-predictions {folder} is a file, expected a folder",
-            hint="name a folder; it is made where there is none",
+            hint="name a folder; it is created if it does not exist",
         )
     check_output(folder / "x.jsonl", force=True)
     for path in files.values():
         for rank in range(n_processes):
-            check_output(_of_process(path, rank, n_processes), force=force)
+            check_output(_part(path, rank, n_processes), force=force)
     return files
 
 
-def _short_name(job: Job) -> str:
+def _weights_name(job: Job) -> str:
     if job.weights.is_ensemble:
         return "output-ensemble"
     return f"alpha-{job.alpha_text}" if job.alpha_text else job.weights.name
@@ -75,12 +78,12 @@ def _file_name(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", text).strip(".") or "_"
 
 
-def _of_process(path: Path, rank: int, count: int) -> Path:
+def _part(path: Path, rank: int, count: int) -> Path:
     return path if count == 1 else path.with_suffix(f".part-{rank}-of-{count}{path.suffix}")
 
 
 def _anchors_of_frames(image_set: ImageSet) -> dict[str, list[str]]:
-    """Return by path of each video frame the anchors whose neighbourhoods it is in, sorted."""
+    """Return for each video frame the anchors whose neighbourhoods it is in, sorted."""
     anchors: dict[str, list[str]] = {}
     for anchor, around in sorted(image_set.neighbourhoods.items()):
         for path in (anchor, *around):
@@ -89,33 +92,31 @@ def _anchors_of_frames(image_set: ImageSet) -> dict[str, list[str]]:
 
 
 class PredictionFile:
-    """The predictions of one job being written; use it as a context manager.
+    """The predictions of one job while they are written; a context manager.
 
     Args:
         path: From `plan_prediction_files`.
-        job: Whose predictions they are.
-        columns: The job's label join.
-        processes: The processes that share the images; each writes a file of its own.
+        job: The job.
+        columns: The label join of the job.
+        processes: The processes that share the images; each writes its own file.
         force: Whether an existing file may be overwritten.
     Raises:
-        OutputError: Its folder cannot be made.
+        OutputError: The folder cannot be created.
     """
 
     def __init__(
-        self, path: Path, job: Job, columns: Columns, processes: ProcessGroup, *, force: bool
+        self, path: Path, job: Job, columns: LabelColumns, processes: ProcessGroup, *, force: bool
     ) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(
-                f"{path.parent}: cannot be made: {error.strerror}",
+                f"{path.parent}: cannot be created: {error.strerror}",
                 hint="choose another folder with --save-predictions",
             ) from None
         self._job, self._columns = job, columns
         self._anchors = _anchors_of_frames(job.image_set)
-        self._file = AtomicFile(
-            _of_process(path, processes.rank, processes.world_size), force=force
-        )
+        self._file = AtomicFile(_part(path, processes.rank, processes.world_size), force=force)
         self._end = 0
 
     def __enter__(self) -> PredictionFile:
@@ -125,27 +126,20 @@ class PredictionFile:
         self._file.__exit__(*exception)
 
     def commit(self) -> None:
-        """Give the file its name."""
+        """Rename the finished file to its path."""
         self._file.commit()
 
-    def add(
-        self,
-        indices: torch.Tensor,
-        logits: torch.Tensor,
-        targets: torch.Tensor,
-        unreadable: Iterable[tuple[int, str]],
-    ) -> None:
+    def add(self, batch: ImageBatch, logits: torch.Tensor) -> None:
         """Append the lines of a batch.
 
         Args:
-            indices: Position of each readable image in the set, shape (B,).
-            logits: Shape (B, C).
-            targets: Position of each image's label, shape (B,).
-            unreadable: Position and reason of each image that could not be read.
+            logits: Of the readable images, shape (B, C).
         """
-        lines: dict[int, dict[str, Any]] = {at: {"error": reason} for at, reason in unreadable}
-        if len(indices):
-            lines |= self._predicted(indices, logits, targets)
+        lines: dict[int, dict[str, Any]] = {
+            at: {"error": reason} for at, reason in batch.unreadable.items()
+        }
+        if len(batch.indices):
+            lines |= self._predictions(batch, logits)
         text = "".join(
             canonical_json({**self._image(at), **lines[at]}) + "\n" for at in sorted(lines)
         ).encode("ascii")
@@ -157,18 +151,16 @@ class PredictionFile:
         image = {"path": record.path, "label": record.label, "group": record.group}
         return {**image, "anchors": self._anchors[record.path]} if self._anchors else image
 
-    def _predicted(
-        self, indices: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor
-    ) -> dict[int, dict[str, Any]]:
+    def _predictions(self, batch: ImageBatch, logits: torch.Tensor) -> dict[int, dict[str, Any]]:
         scores = self._columns.scores(logits)
         winners = scores.argmax(dim=1)
         shares = scores.softmax(dim=1).gather(1, winners[:, None])[:, 0]
-        is_right = self._columns.ranks(scores, targets) == 0
+        is_right = self._columns.ranks(scores, batch.targets) == 0
         classes = self._columns.winning_classes(logits, winners)
         entries = [self._job.weights.classes[index] for index in classes.tolist()]
         return {
             at: {"id": entry.id, "name": entry.name, "probability": share, "right": right}
             for at, entry, share, right in zip(
-                indices.tolist(), entries, shares.tolist(), is_right.tolist(), strict=True
+                batch.indices.tolist(), entries, shares.tolist(), is_right.tolist(), strict=True
             )
         }

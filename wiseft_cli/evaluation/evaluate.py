@@ -1,0 +1,199 @@
+"""Evaluate checkpoints, and points between two, on labelled image sets.
+
+`evaluate` does everything that `wiseft eval` does, in one call:
+
+    evaluation = evaluate(EvalRequest("merged.safetensors", data=["imagenet", "sketch"]))
+    print(evaluation.table())
+
+A caller that reports between the steps, such as the command, calls `plan_evaluation`,
+`run_evaluation` and `merge_selected` itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from wiseft_cli.compute.workers import default_workers
+from wiseft_cli.evaluation.plan import EvalPlan, Job, plan_evaluation
+from wiseft_cli.evaluation.request import EvalRequest
+from wiseft_cli.evaluation.weight_sets import WeightSet, descent_warnings
+from wiseft_cli.merging.alpha import Alpha, parse_alphas
+from wiseft_cli.merging.merge import merge_checkpoints
+from wiseft_cli.reporting.alpha_selection import alpha_choices, best_alpha, render_choices
+from wiseft_cli.reporting.gates import Verdict, judge_gate
+from wiseft_cli.reporting.results import ResultLine, add_result_lines, result_document
+from wiseft_cli.reporting.table import implausible_results, render_table
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of an evaluation.
+
+    Attributes:
+        lines: One results line per weight set and image set; those of a set are adjacent.
+        select_on: Name of the validation set, if there is one.
+        selected_alpha: The alpha with the best primary metric on the validation set.
+        verdicts: One per gate.
+        warnings: What is doubtful about the data, the checkpoints and the results.
+    """
+
+    lines: tuple[ResultLine, ...]
+    select_on: str | None
+    selected_alpha: Alpha | None
+    verdicts: tuple[Verdict, ...]
+    warnings: tuple[str, ...]
+
+    def table(self) -> str:
+        """Return the table of accuracies in per cent, and the choices of alpha below it."""
+        table = render_table(self.lines, select_on=self.select_on)
+        choices = render_choices(self.lines, select_on=self.select_on)
+        return "\n".join([table, "", *choices]) if choices else table
+
+    def documents(self) -> list[dict[str, Any]]:
+        """Return the results lines as JSON objects; `choice` names which choices an alpha is."""
+        choices = alpha_choices(self.lines, select_on=self.select_on)
+        return [
+            result_document(line) | ({"choice": list(choice)} if choice else {})
+            for line, choice in zip(self.lines, choices, strict=True)
+        ]
+
+
+def evaluate(
+    request: EvalRequest, *, on_progress: Callable[[int], None] | None = None
+) -> Evaluation:
+    """Evaluate checkpoints on image sets in this process, in one pass over the images.
+
+    Args:
+        request: What to evaluate, on what, and which files to write.
+        on_progress: Called with the number of images that a weight set has finished.
+    Raises:
+        UsageError: Options contradict each other.
+        CheckpointError: A checkpoint cannot be used, or two cannot be interpolated.
+        DatasetError: An image set cannot be read, or its labels do not fit a head.
+        ModelError: The device cannot be used, logits are not finite, or memory is not enough.
+        OutputError: A file cannot be written.
+    """
+    plan = plan_evaluation(request)
+    evaluation = run_evaluation(plan, on_progress=on_progress)
+    assert evaluation is not None, "a single process is the first one"
+    merge_warnings = merge_selected(plan, evaluation)
+    return replace(evaluation, warnings=(*plan.warnings, *evaluation.warnings, *merge_warnings))
+
+
+def run_evaluation(
+    plan: EvalPlan, *, on_progress: Callable[[int], None] | None = None
+) -> Evaluation | None:
+    """Carry out a plan; its results file is updated after each image set.
+
+    All processes of a run call this function; each evaluates a share of the images.
+
+    Args:
+        plan: From `plan_evaluation`.
+        on_progress: Called with the number of images that a weight set has finished in this
+            process.
+    Returns:
+        The results, in process 0; None in the others. `warnings` are those about the results.
+    Raises:
+        WiseftError: As `evaluate`; or another process of the run was lost.
+    """
+    done = dict(plan.held)
+    results = plan.request.results_path if plan.launch.is_first else None
+    if results is not None and done:
+        # Names, the reference or the primary metric may have changed.
+        add_result_lines(results, list(done.values()))
+    if plan.to_do or plan.launch.world_size > 1:  # the others wait for the list of process 0
+        done |= _run_jobs(plan, results, on_progress)
+    if not plan.launch.is_first:
+        return None
+    lines = tuple(done[job] for job in plan.jobs)
+    return Evaluation(
+        lines=lines,
+        select_on=plan.request.select_on,
+        selected_alpha=_select_alpha(lines, plan.request.select_on),
+        verdicts=_judge(plan, lines),
+        warnings=implausible_results(lines),
+    )
+
+
+def _run_jobs(
+    plan: EvalPlan, results: Path | None, on_progress: Callable[[int], None] | None
+) -> dict[Job, ResultLine]:
+    """Evaluate the jobs that process 0 has to do."""
+    # lazy: torch takes seconds, and held results need none
+    import torch
+
+    from wiseft_cli.compute.devices import resolve_device
+    from wiseft_cli.compute.process_group import join_process_group
+    from wiseft_cli.evaluation.sweep import SweepSettings, sweep
+
+    request, launch = plan.request, plan.launch
+    if request.threads is not None:
+        torch.set_num_threads(request.threads)
+    device = resolve_device(request.device, launch)
+    workers = request.workers
+    done: dict[Job, ResultLine] = {}
+    with join_process_group(launch, device) as processes:
+        settings = SweepSettings(
+            request.batch_size,
+            default_workers(launch.local_world_size) if workers is None else workers,
+            device,
+            max_unreadable=request.max_bad,
+            predictions=plan.predictions,
+            force=request.force,
+            processes=processes,
+        )
+        positions = [plan.jobs.index(job) for job in plan.to_do]
+        jobs = [plan.jobs[at] for at in processes.broadcast(positions)]
+        for lines in sweep(jobs, settings, on_progress=on_progress):
+            done |= lines
+            if results is not None:
+                add_result_lines(results, list(lines.values()))
+    return done
+
+
+def _select_alpha(lines: Sequence[ResultLine], select_on: str | None) -> Alpha | None:
+    return None if select_on is None else parse_alphas([best_alpha(lines, select_on)])[0]
+
+
+def _judge(plan: EvalPlan, lines: Sequence[ResultLine]) -> tuple[Verdict, ...]:
+    if plan.judged is None:
+        return ()
+    row = _lines_of(plan, lines, plan.judged)
+    baseline = None if plan.baseline is None else _lines_of(plan, lines, plan.baseline)
+    return tuple(judge_gate(gate, row, baseline, plan.shifts) for gate in plan.gates)
+
+
+def _lines_of(
+    plan: EvalPlan, lines: Sequence[ResultLine], weights: WeightSet
+) -> dict[str, ResultLine]:
+    """Return the lines of one weight set by set name."""
+    return {
+        line.set_name: line
+        for job, line in zip(plan.jobs, lines, strict=True)
+        if job.weights == weights
+    }
+
+
+def merge_selected(plan: EvalPlan, evaluation: Evaluation) -> tuple[str, ...]:
+    """Write the merge at the selected alpha, if `merge_best` names a file for it.
+
+    Returns:
+        Warnings of the merge that the plan does not have.
+    Raises:
+        CheckpointError: The checkpoints changed since they were evaluated.
+        OutputError: The file cannot be written.
+    """
+    alpha, output = evaluation.selected_alpha, plan.request.merge_best
+    if alpha is None or output is None:
+        return ()
+    theta_0, theta_1 = next(
+        job.weights.checkpoints for job in plan.jobs if job.weights.alpha is not None
+    )
+    known = descent_warnings(theta_0, theta_1)
+    done = merge_checkpoints(
+        theta_0.path, theta_1.path, [(alpha, Path(output))], force=plan.request.force
+    )
+    return tuple(warning for warning in done.warnings if warning not in known)

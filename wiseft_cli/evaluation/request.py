@@ -1,0 +1,172 @@
+"""The request for an evaluation: what to evaluate, on what, and what to do with the results."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wiseft_cli.checkpoint.atomic import check_output
+from wiseft_cli.errors import OutputError, UsageError
+from wiseft_cli.merging.alpha import Alpha, parse_alphas
+
+PathLike = str | Path
+
+
+@dataclass(frozen=True)
+class EvalRequest:
+    """The options of `wiseft eval`, with the same names.
+
+    Where a list is expected, a single value stands for a list of one.
+
+    Attributes:
+        checkpoints: Checkpoints that wiseft wrote, or folders that hold a single one.
+        data: Image sets: `[NAME=]SPEC`, with a folder of one subfolder per class, a manifest
+            (.csv, .tsv, .jsonl), shards (`data-{000..127}.tar`), or a suite (.yaml) as SPEC. The
+            first set is the in-distribution set.
+        suite: Several image sets, before those of `data`: the name of a suite that ships with
+            wiseft, or a file.
+        root: Folder that holds the sets of the suite.
+        alpha: Evaluate the points between two checkpoints, zero-shot and fine-tuned, at these
+            weights of the fine-tuned one: numbers, lists `0,0.5,1` or ranges `0:1:0.1`.
+        output_ensemble: Add a row that averages the logits of the two checkpoints.
+        reference: Name of the in-distribution set; by default the first one.
+        select_on: Name of the validation set that chooses alpha; it is not counted as a shift.
+        merge_best: File for the merge at the chosen alpha.
+        fail_under: Gates, such as `val:top1>=0.77` or `shifts:primary>=baseline-0.01`.
+        gate_alpha: The alpha that gates judge, if there are several.
+        baseline: Checkpoint that gates compare with; it has a row too.
+        results: File of results lines to add to; what it holds already is not computed again.
+        save_predictions: Folder for files with the prediction for each image.
+        all_classes: Score over all classes of the head, not only those of each set.
+        labels_are_indices: Labels are positions among the head's classes, from 0.
+        max_bad: Maximum number of unreadable images per set; they are left out.
+        precision: Precision of the image encoder: `fp32`, `bf16` or `fp16`.
+        batch_size: Images per forward pass.
+        workers: Processes that decode images; 0 decodes in this process. By default one per
+            usable CPU, up to 8.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        threads: CPU threads of torch in this process; by default torch's choice.
+        force: Compute again what `results` holds, and overwrite outputs that exist.
+    """
+
+    checkpoints: PathLike | Sequence[PathLike]
+    data: PathLike | Sequence[PathLike] = ()
+    suite: str | None = None
+    root: PathLike | None = None
+    alpha: str | float | Sequence[str | float] = ()
+    output_ensemble: bool = False
+    reference: str | None = None
+    select_on: str | None = None
+    merge_best: PathLike | None = None
+    fail_under: str | Sequence[str] = ()
+    gate_alpha: str | float | None = None
+    baseline: PathLike | None = None
+    results: PathLike | None = None
+    save_predictions: PathLike | None = None
+    all_classes: bool = False
+    labels_are_indices: bool = False
+    max_bad: int = 0
+    precision: str = "fp32"
+    batch_size: int = 64
+    workers: int | None = None
+    device: str = "auto"
+    threads: int | None = None
+    force: bool = False
+
+    @property
+    def checkpoint_paths(self) -> list[Path]:
+        """The paths of the checkpoints, without the baseline."""
+        return [Path(item) for item in _as_list(self.checkpoints)]
+
+    @property
+    def data_specs(self) -> list[str]:
+        """The specs of the image sets."""
+        return [str(item) for item in _as_list(self.data)]
+
+    @property
+    def alphas(self) -> tuple[Alpha, ...]:
+        """The interpolation coefficients; empty if no weights are interpolated.
+
+        Raises:
+            UsageError: One cannot be parsed, or is outside [0, 1].
+        """
+        texts = [str(item) for item in _as_list(self.alpha)]
+        return parse_alphas(texts) if texts else ()
+
+    @property
+    def gates(self) -> list[str]:
+        """The texts of the gates."""
+        return [str(item) for item in _as_list(self.fail_under)]
+
+    @property
+    def suite_root(self) -> Path | None:
+        """The folder that holds the sets of the suite."""
+        return None if self.root is None else Path(self.root)
+
+    @property
+    def results_path(self) -> Path | None:
+        """The file of results lines."""
+        return None if self.results is None else Path(self.results)
+
+    def check_options(self) -> Alpha | None:
+        """Reject options that lack another one, and return the alpha that gates judge.
+
+        Raises:
+            UsageError: An option needs another one, or no alpha is `gate_alpha`.
+        """
+        if not self.data_specs and self.suite is None:
+            raise UsageError("no image sets are named", hint="name them with --data or --suite")
+        has_alphas = bool(self.alphas)
+        for value, option, needs, is_there in (
+            (self.root, "--root", "--suite", self.suite is not None),
+            (self.select_on, "--select-on", "--alpha", has_alphas),
+            (self.merge_best, "--merge-best", "--select-on", self.select_on is not None),
+            (self.gate_alpha, "--gate-alpha", "--alpha", has_alphas),
+            (self.gate_alpha, "--gate-alpha", "--fail-under", bool(self.gates)),
+        ):
+            if value is not None and not is_there:
+                raise UsageError(f"{option} needs {needs}")
+        if self.gate_alpha is None:
+            return None
+        gate_alpha, *others = parse_alphas([str(self.gate_alpha)])
+        if others or gate_alpha not in self.alphas:
+            raise UsageError(
+                f"--gate-alpha {self.gate_alpha} is not among the alphas:"
+                f" {', '.join(alpha.text for alpha in self.alphas)}"
+            )
+        return gate_alpha
+
+    def check_outputs(self) -> None:
+        """Reject outputs that cannot be written, before any work.
+
+        Raises:
+            UsageError: Two outputs are the same file.
+            OutputError: An output exists, is an input, or cannot be written.
+        """
+        inputs = self.checkpoint_paths + ([] if self.baseline is None else [Path(self.baseline)])
+        if self.results_path is not None:
+            _check_output(self.results_path, "--results", force=True, inputs=inputs)
+        if self.merge_best is not None:
+            merged = Path(self.merge_best)
+            if self.results_path is not None and _is_same_place(merged, self.results_path):
+                raise UsageError(f"--merge-best and --results both name {self.results_path}")
+            _check_output(merged, "--merge-best", force=self.force, inputs=inputs)
+
+
+def _as_list(value: str | Path | float | Iterable[str | Path | float]) -> list[str | Path | float]:
+    return [value] if isinstance(value, str | Path | float | int) else list(value)
+
+
+def _is_same_place(path: Path, other: Path) -> bool:
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
+def _check_output(path: Path, option: str, *, force: bool, inputs: Sequence[Path]) -> None:
+    """Check an output; hints name the option that it was given with."""
+    try:
+        check_output(path, force=force, inputs=inputs)
+    except OutputError as error:
+        hint = error.hint.replace("with -o", f"with {option}") if error.hint else None
+        raise OutputError(error.message, hint=hint) from None

@@ -22,7 +22,7 @@ LABELS = [entry.id for entry in CLASSES]
 
 @pytest.fixture
 def room(tmp_path: Path) -> Path:
-    """A folder with a pair of checkpoints and two image sets, one joined by name."""
+    """Make a folder with a pair of checkpoints and two image sets, one joined by name."""
     make_pair(tmp_path)
     make_images(tmp_path / "val", LABELS, per_class=4, seed=1)
     names = [entry.name.replace(" ", "_").title() for entry in CLASSES[1:6]]
@@ -41,7 +41,7 @@ class Done:
 def run_here(
     room: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Done]:
-    """Run the command in this process, which has paid for torch already."""
+    """Run the command in this process, which has imported torch already."""
 
     def run(*words: object) -> Done:
         monkeypatch.chdir(room)
@@ -55,7 +55,7 @@ PAIR = ("zeroshot.safetensors", "finetuned.safetensors")
 SETS = ("--data", "val", "--data", "other=shift", "--workers", "0")
 
 
-def test_a_sweep_prints_a_table_and_writes_results(room: Path, run_wiseft: RunWiseft) -> None:
+def test_sweep_prints_a_table_and_writes_results(room: Path, run_wiseft: RunWiseft) -> None:
     done = run_wiseft("eval", *PAIR, "--alpha", "0:1:0.5", *SETS, "--results", "r.jsonl")
     assert done.returncode == 0, done.stderr
     rows = done.stdout.splitlines()
@@ -79,14 +79,16 @@ def test_a_sweep_prints_a_table_and_writes_results(room: Path, run_wiseft: RunWi
     assert str(room) not in (room / "r.jsonl").read_text()
 
 
-def test_json_is_the_lines_of_the_results(room: Path, run_here: Callable[..., Done]) -> None:
+def test_json_output_equals_the_lines_of_the_results_file(
+    room: Path, run_here: Callable[..., Done]
+) -> None:
     done = run_here("eval", *PAIR, *SETS, "--results", "r.jsonl", "--json")
     held = [json.loads(line) for line in (room / "r.jsonl").read_text().splitlines()]
     assert json.loads(done.stdout) == held
     assert [line["checkpoints"][0]["name"] for line in held[:2]] == ["zeroshot", "finetuned"]
 
 
-def test_held_results_are_not_run_again_unless_forced(
+def test_held_results_are_not_computed_again_unless_forced(
     room: Path, run_here: Callable[..., Done]
 ) -> None:
     words = ("eval", *PAIR, "--alpha", "0,1", *SETS, "--results", "r.jsonl", "--json")
@@ -106,7 +108,7 @@ def test_held_results_are_not_run_again_unless_forced(
     assert (room / "r.jsonl").read_bytes() == before
 
 
-def test_a_new_reference_is_noted_in_the_file_without_a_run(
+def test_new_reference_is_written_to_the_file_without_a_run(
     room: Path, run_here: Callable[..., Done]
 ) -> None:
     words = ("eval", PAIR[0], *SETS, "--results", "r.jsonl")
@@ -143,7 +145,7 @@ def test_a_new_reference_is_noted_in_the_file_without_a_run(
         (
             (PAIR[0], "--data", "val", "--reference", "x"),
             2,
-            "error: --reference 'x' is no image set; there are val\n",
+            "error: --reference 'x' is not an image set; there are val\n",
         ),
         ((PAIR[0], "--data", "nowhere"), 1, "error: image folder nowhere does not exist\n"),
         (
@@ -173,7 +175,7 @@ def test_a_new_reference_is_noted_in_the_file_without_a_run(
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, str) else None,
 )
-def test_mistakes_are_one_message(
+def test_mistake_is_one_message(
     room: Path, run_here: Callable[..., Done], words: tuple[str, ...], code: int, message: str
 ) -> None:
     make_images(room / "strange", ["x", "y"], per_class=1)
@@ -184,7 +186,7 @@ def test_mistakes_are_one_message(
     assert not (room / "r.jsonl").exists()
 
 
-def test_an_error_ends_the_processes_that_decode(room: Path, run_wiseft: RunWiseft) -> None:
+def test_error_ends_the_workers(room: Path, run_wiseft: RunWiseft) -> None:
     for at in range(40):  # more than are decoded by the time of the error
         (room / "val" / LABELS[0] / f"{at}.bad.png").write_text("no picture")
     done = run_wiseft("eval", PAIR[0], "--data", "val", "--workers", "2", "--batch-size", "2")
@@ -207,7 +209,7 @@ def test_max_bad_leaves_unreadable_images_out(room: Path, run_here: Callable[...
     assert "31 images and 1 unreadable," in done.stdout
 
 
-def test_an_interrupted_run_leaves_results_whole(room: Path) -> None:
+def test_interrupted_run_leaves_the_results_file_intact(room: Path) -> None:
     make_images(room / "large", LABELS, per_class=100, seed=3)
     words = ["eval", *PAIR, *SETS, "--data", "large", "--alpha", "0:1:0.01", "--results", "r.jsonl"]
     process = subprocess.Popen(
@@ -228,9 +230,7 @@ def test_an_interrupted_run_leaves_results_whole(room: Path) -> None:
     assert [name for name in os.listdir(room) if "tmp" in name] == []
 
 
-def test_checkpoints_side_by_side_have_a_row_each(
-    room: Path, run_here: Callable[..., Done]
-) -> None:
+def test_each_checkpoint_has_a_row(room: Path, run_here: Callable[..., Done]) -> None:
     make_checkpoint(room / "third.safetensors", seed=5)
     done = run_here("eval", *PAIR, "third.safetensors", "--data", "val", "--workers", "0")
     assert [row.split()[0] for row in done.stdout.splitlines()[1:4]] == [

@@ -1,4 +1,4 @@
-"""`wiseft eval` as a judge: choosing alpha, writing the merge, gates, predictions, joins."""
+"""`wiseft eval`: choosing alpha, writing the merge, gates, predictions, joins."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def value(line: dict[str, object], metric: str = "top1") -> float:
     return float(line["metrics"][metric]["value"])  # type: ignore[index]
 
 
-def test_the_merge_of_the_chosen_alpha_is_the_one_that_merge_writes(
+def test_merge_best_writes_the_bytes_of_wiseft_merge(
     files: Path, run_here: RunHere, tmp_path: Path
 ) -> None:
     out, merged = tmp_path / "best.safetensors", tmp_path / "merged.safetensors"
@@ -86,7 +86,7 @@ def test_the_merge_of_the_chosen_alpha_is_the_one_that_merge_writes(
     )
 
 
-def test_the_table_says_how_alpha_was_chosen(run_here: RunHere) -> None:
+def test_table_shows_how_alpha_was_chosen(run_here: RunHere) -> None:
     done = run_here("eval", *PAIR, *SETS, "--alpha", "0,0.5,1", "--select-on", "b")
     table, facts, choice = done.stdout.split("\n\n")
     assert table.splitlines()[0].split()[2:] == ["val", "a", "b", "average"]  # b is no shift
@@ -98,7 +98,7 @@ def test_the_table_says_how_alpha_was_chosen(run_here: RunHere) -> None:
     ]
 
 
-def test_broken_gates_are_named_after_the_results_and_exit_with_3(
+def test_failed_gates_are_listed_after_the_results_and_exit_with_3(
     files: Path, run_here: RunHere, tmp_path: Path
 ) -> None:
     results = tmp_path / "r.jsonl"
@@ -130,7 +130,7 @@ def value_of(line: object) -> float:
     return line.metrics["mean_per_class"].value  # type: ignore[attr-defined, no-any-return]
 
 
-def test_the_baseline_may_be_one_of_the_checkpoints(run_here: RunHere) -> None:
+def test_baseline_may_be_one_of_the_checkpoints(run_here: RunHere) -> None:
     words = ("eval", PAIR[1], PAIR[0], "--data", "val", "--workers", "0", "--baseline", PAIR[0])
     done = run_here(*words, "--fail-under", "val:top1>=baseline-1")
     assert done.returncode == 0
@@ -152,7 +152,7 @@ GATE = ("--fail-under", "val:top1>=0.5")
         (
             (*PAIR, "--alpha", "0.5", "--select-on", "x"),
             2,
-            "error: --select-on 'x' is no image set; there are val\n",
+            "error: --select-on 'x' is not an image set; there are val\n",
         ),
         ((PAIR[0], *GATE, "--gate-alpha", "0.5"), 2, "error: --gate-alpha needs --alpha\n"),
         (
@@ -163,7 +163,7 @@ GATE = ("--fail-under", "val:top1>=0.5")
         (
             (*PAIR, "--alpha", "0,1", *GATE, "--gate-alpha", "0.5"),
             2,
-            "error: --gate-alpha 0.5 is none of the alphas: 0, 1\n",
+            "error: --gate-alpha 0.5 is not among the alphas: 0, 1\n",
         ),
         (
             (*PAIR, "--alpha", "0,1", *GATE),
@@ -209,7 +209,7 @@ GATE = ("--fail-under", "val:top1>=0.5")
     ],
     ids=lambda value: " ".join(map(str, value))[:50] if isinstance(value, tuple) else None,
 )
-def test_mistakes_are_told_before_any_work(
+def test_mistake_is_reported_before_any_work(
     files: Path, run_here: RunHere, words: tuple[str, ...], code: int, message: str
 ) -> None:
     before = sorted(files.rglob("*"))
@@ -220,7 +220,7 @@ def test_mistakes_are_told_before_any_work(
     assert sorted(files.rglob("*")) == before
 
 
-def test_labels_that_are_indices_join_only_when_told(run_here: RunHere) -> None:
+def test_labels_are_indices_only_on_request(run_here: RunHere) -> None:
     words = ("eval", PAIR[0], "--data", "numbers", "--workers", "0", "--json")
     refused = run_here(*words)
     assert refused.returncode == 1
@@ -229,7 +229,7 @@ def test_labels_that_are_indices_join_only_when_told(run_here: RunHere) -> None:
     assert (line["join"], line["n_classes"]) == ("index", 3)
 
 
-def test_all_classes_lets_every_class_of_the_head_compete(run_here: RunHere) -> None:
+def test_all_classes_scores_over_every_class_of_the_head(run_here: RunHere) -> None:
     words = ("eval", PAIR[0], "--data", "few", "--workers", "0", "--json")
     (subset,), (every,) = (lines_of(run_here(*words, *more)) for more in ((), ("--all-classes",)))
     assert (subset["n_classes"], every["n_classes"]) == (3, 8)
@@ -237,7 +237,9 @@ def test_all_classes_lets_every_class_of_the_head_compete(run_here: RunHere) -> 
     assert subset["protocol"] != every["protocol"]
 
 
-def test_predictions_are_written_beside_held_results(run_here: RunHere, tmp_path: Path) -> None:
+def test_predictions_are_written_although_results_are_held(
+    run_here: RunHere, tmp_path: Path
+) -> None:
     words = ("eval", PAIR[0], "--data", "few", "--workers", "0", "--results", tmp_path / "r.jsonl")
     run_here(*words)
     done = run_here(*words, "--save-predictions", tmp_path / "predictions")
@@ -249,7 +251,7 @@ def test_predictions_are_written_beside_held_results(run_here: RunHere, tmp_path
     assert (refused.returncode, "few.zeroshot.jsonl: exists already" in refused.stderr) == (1, True)
 
 
-def test_a_checkpoint_may_be_named_by_its_folder(files: Path, run_here: RunHere) -> None:
+def test_checkpoint_may_be_named_by_its_folder(files: Path, run_here: RunHere) -> None:
     (files / "run").mkdir(exist_ok=True)
     if not (files / "run" / "model.safetensors").exists():
         (files / "run" / "model.safetensors").symlink_to(files / PAIR[0])

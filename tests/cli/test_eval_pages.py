@@ -36,7 +36,7 @@ def picture(seed: int) -> Image.Image:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The demo's layout, with pictures that the merge at 0.5 of two random models gets right."""
+    """Make the demo's layout, with pictures that the merge of two random models gets right."""
     theta_0, theta_1 = make_pair(tmp_path, classes=[ClassEntry(name, name) for name in DIGITS])
     half, transform = tmp_path / "half.safetensors", eval_transform(PREPROCESS)
     alphas = [(parse_alphas(["0.5"])[0], half)]
@@ -64,10 +64,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_commands_of_the_page_run(
+def test_commands_of_the_page_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("wiseft_cli.cli.eval.default_workers", lambda *_: 0)
+    monkeypatch.setattr("wiseft_cli.evaluation.evaluate.default_workers", lambda *_: 0)
     page = (DOCS / "evaluation.md").read_text()
     commands = re.findall(r"^\$ wiseft (.*)$", page, re.M)
     assert len(commands) == 5
@@ -86,7 +86,7 @@ def steps_of_the_job() -> list[str]:
     return [step["run"] for step in steps if "run" in step and "pip install" not in step["run"]]
 
 
-def test_the_job_of_the_page_passes_and_its_gate_can_fail(folder: Path) -> None:
+def test_job_of_the_page_passes_and_its_gate_can_fail(folder: Path) -> None:
     programs = folder / "bin"
     programs.mkdir()
     (programs / "wiseft").write_text(f'#!/bin/sh\nexec {sys.executable} -m wiseft_cli "$@"\n')

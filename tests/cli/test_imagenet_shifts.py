@@ -16,7 +16,7 @@ from timm.data.imagenet_info import ImageNetInfo
 from tests.cli.test_zeroshot_head import head
 from tests.data.imagenet_labels import write_devkit
 from tests.data.test_dataset_card import timm_subset
-from tests.evaluation.telling import draw, logits_of, make_telling_checkpoint
+from tests.evaluation.patterns import draw, logits_of, make_pattern_checkpoint
 from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
@@ -86,7 +86,7 @@ def make_objectnet(root: Path) -> None:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     classes = [ClassEntry(class_id, "x") for class_id in IDS]
-    return make_telling_checkpoint(tmp_path_factory.mktemp("w") / "z.safetensors", classes)
+    return make_pattern_checkpoint(tmp_path_factory.mktemp("w") / "z.safetensors", classes)
 
 
 def accuracies(checkpoint: Path, data: Path, *, border: int = 0) -> dict[str, float]:
@@ -178,7 +178,7 @@ def test_head_of_objectnets_own_classes_is_evaluated_without_the_map(
     classes = read_card(Path("own.safetensors")).classes
     assert len(classes) == 113
     assert ClassEntry("binder_closed", "binder (closed)") in classes
-    own = make_telling_checkpoint(
+    own = make_pattern_checkpoint(
         tmp_path / "t.safetensors",
         [*reversed(classes)],
         pattern_ids=[OBJECTS.get(entry.id, (entry.id,))[0] for entry in reversed(classes)],

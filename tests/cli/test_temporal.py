@@ -25,7 +25,7 @@ from tests.cli.video_sets import (
     vid_truth,
     ytbb_truth,
 )
-from tests.evaluation.telling import logits_of, make_telling_checkpoint
+from tests.evaluation.patterns import logits_of, make_pattern_checkpoint
 from tests.evaluation.test_several_processes import torchrun
 from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.checkpoint.reader import read_card
@@ -52,7 +52,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("weights")
     classes = [ClassEntry(class_id, "x") for class_id in IDS]
     return tuple(
-        str(make_telling_checkpoint(folder / f"{name}.safetensors", classes, seed=seed))
+        str(make_pattern_checkpoint(folder / f"{name}.safetensors", classes, seed=seed))
         for seed, name in enumerate(("zero", "fine"), start=1)
     )
 

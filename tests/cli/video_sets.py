@@ -15,7 +15,7 @@ from tests.data.video_copies import (
     write_ytbb,
     ytbb_frame,
 )
-from tests.evaluation.telling import draw
+from tests.evaluation.patterns import draw
 from wiseft_cli.data.dataset_card import read_dataset_card
 
 VID_MAP = read_dataset_card("imagenet-vid-robust").label_map

@@ -25,7 +25,7 @@ def torchrun(cwd: Path, *words: str, count: int = 2) -> subprocess.CompletedProc
     )
 
 
-def test_two_processes_give_the_lines_of_one_and_count_each_image_once(
+def test_two_processes_give_the_lines_of_one_process(
     tmp_path: Path,
 ) -> None:
     make_pair(tmp_path)
@@ -54,7 +54,7 @@ def test_two_processes_give_the_lines_of_one_and_count_each_image_once(
         assert "".join(part.read_text() for part in parts) == whole.read_text()
 
 
-def test_a_mistake_that_all_processes_find_is_told_once(tmp_path: Path) -> None:
+def test_mistake_that_all_processes_find_is_reported_once(tmp_path: Path) -> None:
     make_pair(tmp_path)
     done = torchrun(tmp_path, "eval", "zeroshot.safetensors", "--data", "nowhere")
     assert done.returncode != 0

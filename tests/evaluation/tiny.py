@@ -14,10 +14,16 @@ from torch.nn import functional
 from wiseft_cli.checkpoint.card import Card, ClassEntry, HistoryEntry, HistoryInput, ModelSpec
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.checkpoint.writer import write_checkpoint
+from wiseft_cli.data.image_folder import list_image_folder
+from wiseft_cli.evaluation.plan import Job, plan_jobs
+from wiseft_cli.evaluation.sweep import SweepSettings, sweep
+from wiseft_cli.evaluation.weight_sets import plan_weight_sets, read_checkpoints
+from wiseft_cli.merging.alpha import parse_alphas
 from wiseft_cli.model.classifier import load_classifier
 from wiseft_cli.model.image_encoder import build_image_encoder
+from wiseft_cli.reporting.results import ResultLine
 
-# With batch norm, so that integer tensors and running statistics take part.
+# Has batch norm, and so integer tensors and running statistics.
 RESNET = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16},
@@ -105,3 +111,27 @@ def make_images(
             )
             picture.save(root / label / f"{at}.png")
     return root
+
+
+def jobs_of(
+    paths: Sequence[Path],
+    folders: Sequence[Path],
+    alphas: str | None = None,
+    *,
+    ensemble: bool = False,
+    precision: str = "fp32",
+) -> tuple[Job, ...]:
+    """The jobs of checkpoints, or of points between two, on image folders."""
+    rows = plan_weight_sets(
+        read_checkpoints(paths),
+        parse_alphas([alphas]) if alphas else (),
+        output_ensemble=ensemble,
+    )
+    return plan_jobs(rows, [list_image_folder(folder) for folder in folders], precision=precision)
+
+
+def run_jobs(jobs: Sequence[Job], **options: Any) -> list[ResultLine]:
+    """The results lines of jobs, evaluated on the CPU in batches of eight."""
+    defaults = {"batch_size": 8, "workers": 0, "device": torch.device("cpu")}
+    settings = SweepSettings(**(defaults | options))
+    return [line for lines in sweep(jobs, settings) for line in lines.values()]

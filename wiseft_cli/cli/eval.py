@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -303,11 +302,11 @@ def _run(plan: EvalPlan) -> Evaluation | None:
             f"{plan.request.results} holds {len(plan.held)} of {len(plan.jobs)} results already;"
             " --force runs them again"
         )
-    bar = nullcontext()
-    if plan.to_do:
-        bar = progress(plan.n_to_do, "evaluating (images times weights)")
-    with report_on_this_rank(WiseftError), bar as advance:
-        return run_evaluation(plan, on_progress=advance)
+    with report_on_this_rank(WiseftError):
+        if not plan.to_do:
+            return run_evaluation(plan)
+        with progress(plan.n_to_do, "evaluating (images times weights)") as advance:
+            return run_evaluation(plan, on_progress=advance)
 
 
 def _report_gates(plan: EvalPlan, evaluation: Evaluation) -> None:

@@ -182,12 +182,12 @@ def _worst_group(counts: SetAccuracy) -> Metric | None:
     return _share(n_correct, n_images)
 
 
-def _pm0(counts: SetAccuracy) -> Metric | None:
-    return counts.anchors and _share(counts.anchors.n_right, counts.anchors.n_anchors)
-
-
-def _pm10(counts: SetAccuracy) -> Metric | None:
-    return counts.anchors and _share(counts.anchors.n_all_right, counts.anchors.n_anchors)
+def _anchors(counted: Callable[[AnchorCount], int]) -> Callable[[SetAccuracy], Metric | None]:
+    return lambda counts: (
+        None
+        if counts.anchors is None
+        else _share(counted(counts.anchors), counts.anchors.n_anchors)
+    )
 
 
 METRICS = (
@@ -209,10 +209,16 @@ METRICS = (
         "worst_group", _worst_group, lambda traits: traits.has_groups, "a column of groups"
     ),
     MetricDefinition(
-        "pm0", _pm0, lambda traits: traits.has_anchors, "a published set of video frames"
+        "pm0",
+        _anchors(lambda frames: frames.n_right),
+        lambda traits: traits.has_anchors,
+        "a published set of video frames",
     ),
     MetricDefinition(
-        "pm10", _pm10, lambda traits: traits.has_anchors, "a published set of video frames"
+        "pm10",
+        _anchors(lambda frames: frames.n_all_right),
+        lambda traits: traits.has_anchors,
+        "a published set of video frames",
     ),
 )
 """All metrics, in the order in which they are listed."""

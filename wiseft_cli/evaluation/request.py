@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from wiseft_cli.checkpoint.atomic import check_output
 from wiseft_cli.errors import OutputError, UsageError
 from wiseft_cli.merging.alpha import Alpha, parse_alphas
 
 PathLike = str | Path
+Item = TypeVar("Item", str, str | float, str | Path)
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class EvalRequest:
             _check_output(merged, "--merge-best", force=self.force, inputs=inputs)
 
 
-def _as_list(value: str | Path | float | Iterable[str | Path | float]) -> list[str | Path | float]:
+def _as_list(value: Item | Iterable[Item]) -> list[Item]:
     return [value] if isinstance(value, str | Path | float | int) else list(value)
 
 

@@ -66,17 +66,17 @@ def evaluate_image_set(
         DatasetError: An image cannot be read, or a worker process died.
         ModelError: A logit is infinite or NaN.
     """
-    batches = load_images(
-        image_set,
-        preprocess,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        processes=processes,
-    )
     tally = Tally(ScoredSet(image_set, device), join)
     with evaluation_mode(classifier), torch.inference_mode():
-        for batch in batches:
+        # No variable holds the iterator: an error ends its workers, although its traceback lives.
+        for batch in load_images(
+            image_set,
+            preprocess,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            processes=processes,
+        ):
             batch.require_readable()
             tally.add(classifier(batch.images).float(), batch)
             if on_progress is not None:

@@ -274,7 +274,9 @@ class Panel:
 
     def effective_robustness(self, point: PanelPoint) -> float | None:
         """Return the effective robustness of a point, a fraction; None without baselines."""
-        return self.fit and self.fit.effective_robustness(point.x.value, point.y.value)
+        if self.fit is None:
+            return None
+        return self.fit.effective_robustness(point.x.value, point.y.value)
 
 
 def arrange_panels(data: CurveData, baselines: Sequence[BaselineModel] = ()) -> tuple[Panel, ...]:

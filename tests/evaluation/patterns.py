@@ -1,6 +1,6 @@
-"""A classifier that tells classes apart by their patterns, and pictures of these patterns.
+"""A classifier that recognizes a coarse pattern for each class, and pictures of the patterns.
 
-Pictures are a class's pattern mixed with noise, so that some are told rightly and some not.
+Pictures mix the pattern of a class with noise, so that some are classified right and some wrong.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIZE = 40
 
 
 def pattern(text: str) -> npt.NDArray[np.float64]:
-    """The coarse pattern of a text, in [0, 255]."""
+    """Return the coarse pattern of a text, in [0, 255]."""
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
     return np.random.default_rng(seed).uniform(0, 255, (4, 4, 3))
 
@@ -39,19 +39,19 @@ def picture(class_id: str, *, noise: float = 0.0, seed: str = "") -> Image.Image
 
 
 def draw(path: Path, class_id: str, *, noise: float) -> Path:
-    """Write a picture of a class, with noise of its own."""
+    """Write a picture of a class with its own noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture(class_id, noise=noise, seed=path.name).save(path)
     return path
 
 
-def make_telling_checkpoint(
+def make_pattern_checkpoint(
     path: Path, classes: Sequence[ClassEntry], *, pattern_ids: Sequence[str] = (), seed: int = 1
 ) -> Path:
-    """A classifier whose head holds what its encoder sees in each class's pattern.
+    """Write a classifier whose head holds the image features of each class's pattern.
 
     Args:
-        pattern_ids: Whose pattern each class has; its own where not given.
+        pattern_ids: The class whose pattern each class has; by default its own.
     """
     make_checkpoint(path, seed=seed, classes=classes)
     classifier, card = load_classifier(path)
@@ -74,7 +74,7 @@ def make_telling_checkpoint(
 
 
 def logits_of(checkpoint: Path, images: Sequence[Path], *, border: int = 0) -> npt.NDArray[Any]:
-    """The logits of each image over all classes, one image at a time."""
+    """Return the logits of each image over all classes, computed one image at a time."""
     classifier, card = load_classifier(checkpoint)
     transform = eval_transform(card.preprocess)
     rows = []

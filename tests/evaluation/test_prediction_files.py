@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from wiseft_cli.evaluation.predictions import plan_prediction_files
 
 from tests.evaluation.tiny import CLASSES, make_images, make_pair
 from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.errors import OutputError
 from wiseft_cli.evaluation.plan import Job, plan_jobs
+from wiseft_cli.evaluation.prediction_files import plan_prediction_files
 from wiseft_cli.evaluation.sweep import SweepSettings, sweep
 from wiseft_cli.evaluation.weight_sets import plan_weight_sets, read_checkpoints
 from wiseft_cli.merging.alpha import parse_alphas
@@ -26,7 +26,7 @@ def plan(tmp_path: Path) -> tuple[Job, ...]:
     return plan_jobs(rows, [images])
 
 
-def test_every_image_has_a_line_that_adds_up_to_the_result(tmp_path: Path) -> None:
+def test_every_image_has_a_line_and_the_lines_add_up_to_the_result(tmp_path: Path) -> None:
     jobs = plan(tmp_path)
     bad = tmp_path / "val" / "n03" / "1.png"
     bad.write_bytes(b"damaged")
@@ -48,14 +48,14 @@ def test_every_image_has_a_line_that_adds_up_to_the_result(tmp_path: Path) -> No
         for row in scored:
             assert row["right"] == (row["id"] == row["label"])
             assert row["name"] == names[row["id"]]
-            assert row["id"] in LABELS[2:6]  # classes that the set lacks take no part
+            assert row["id"] in LABELS[2:6]  # classes that the set lacks are excluded
             assert 1 / 4 <= row["probability"] <= 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
         path.name for path in files.values()
     )
 
 
-def test_existing_predictions_are_refused_before_any_work(tmp_path: Path) -> None:
+def test_existing_predictions_are_rejected_before_any_work(tmp_path: Path) -> None:
     jobs = plan(tmp_path)
     out = tmp_path / "out"
     out.mkdir()

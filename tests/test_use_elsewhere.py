@@ -1,4 +1,4 @@
-"""The examples of docs/use-elsewhere.md run unchanged and give the results of wiseft."""
+"""The examples of docs/use-elsewhere.md give the results of wiseft."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "use-elsewhere.md").read_text()
 
 
 def write_merged(path: Path) -> None:
-    """Write a checkpoint whose encoder differs from the embedded model's, as after fine-tuning."""
+    """Write a checkpoint whose encoder differs from the embedded model's."""
     path.with_name("classes.txt").write_text("0\n1\n2\n")
     head = ["zeroshot-head", "--model", "local-dir:tiny-clip", "--classes", "classes.txt"]
     assert main([*head, "-o", "start.safetensors"]) == 0
@@ -39,7 +39,7 @@ def write_merged(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The folder in which the blocks of the page ran, and the variables of their Python code."""
+    """The folder in which the page's code ran, and the variables of the Python code."""
     folder = tmp_path_factory.mktemp("elsewhere")
     names: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Compare building a zero-shot head with open_clip's function and with a loop over classes.
+"""Compare building a zero-shot head with open_clip and with a loop over classes.
 
     python tests/benchmarks/bench_zeroshot_head.py [--model ViT-B-32] [--classes 20] [--repeats 2]
     python tests/benchmarks/bench_zeroshot_head.py --memory
@@ -126,7 +126,7 @@ def our_head(full: Any, names: list[str]) -> np.ndarray:
 
 
 def measure(model_name: str, class_count: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Run the sides alternately, compare their heads, and return the fastest run of each."""
+    """Run the sides alternately, and return the fastest run of each."""
     best: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         heads = {side: Path(scratch) / f"{side}.npy" for side in SIDES}
@@ -168,7 +168,7 @@ def report(best: dict[str, dict[str, float]]) -> None:
 
 
 def whole_ceiling() -> float:
-    """Return context length over mean length for all ImageNet names in all 80 templates."""
+    """Return context length over mean prompt length for all 80,000 prompts."""
     import open_clip
 
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
@@ -186,7 +186,7 @@ def peak_mib() -> float:
 
 
 def encode_many(class_count: int) -> None:
-    """Encode 80 prompts for each of many classes with a tiny text tower; print the peaks."""
+    """Encode 80 prompts for each of many classes, and print the memory peaks."""
     import open_clip
 
     from wiseft_cli.checkpoint.card import ClassEntry
@@ -208,7 +208,7 @@ def encode_many(class_count: int) -> None:
 
 
 def write_one(model_name: str) -> None:
-    """Write the checkpoint of a model with random weights; print the memory that it takes."""
+    """Write the checkpoint of a model with random weights, and print the memory."""
     from wiseft_cli.model import zeroshot_checkpoint
 
     seen: dict[str, float] = {}

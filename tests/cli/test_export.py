@@ -1,4 +1,4 @@
-"""`wiseft export` writes a folder that open_clip loads with the features of both towers."""
+"""`wiseft export` writes a model folder that open_clip loads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`wiseft zeroshot-head --image-encoder` builds a head for new classes on a trained encoder."""
+"""`wiseft zeroshot-head --image-encoder` builds a head on a trained encoder."""
 
 from __future__ import annotations
 

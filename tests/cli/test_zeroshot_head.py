@@ -1,4 +1,4 @@
-"""`wiseft zeroshot-head`: output streams, exit codes, bytes of the file, and errors."""
+"""`wiseft zeroshot-head`: output streams, exit codes, bytes and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All model families of open_clip, each with a small variant of one of its configs.
+"""All model families of open_clip, with a small variant of each.
 
 A variant keeps all fields that determine how a tower works (masks, pooling, projections, biases,
 activations) and has fewer layers, smaller widths, images and vocabularies. timm's image towers
@@ -151,7 +151,7 @@ def family_of(name: str) -> Family:
 
 
 def small_config(family: Family) -> dict[str, Any]:
-    """Return the config of `family.like` with small sizes and all other fields unchanged."""
+    """Return the config of `family.like` with small sizes."""
     config = copy.deepcopy(open_clip.get_model_config(family.like))
     assert config is not None, family.like
     config["embed_dim"] = family.embed_dim

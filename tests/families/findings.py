@@ -1,4 +1,4 @@
-"""Run the commands on a family's small model, and return its row of docs/models.md."""
+"""Run the commands for a family, and return its row of docs/models.md."""
 
 from __future__ import annotations
 

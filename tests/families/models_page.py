@@ -1,4 +1,4 @@
-"""Generate docs/models.md by running the commands: `python -m tests.families.models_page`.
+"""Generate docs/models.md: `python -m tests.families.models_page`.
 
 Each row is found by running the commands on the family's small model, as the tests do. A test of
 each family compares its row with the page.

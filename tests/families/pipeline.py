@@ -102,7 +102,7 @@ def command(*arguments: object) -> str:
 
 
 def write_small_model(family: Family, folder: Path) -> Path:
-    """Write an open_clip `local-dir` folder of the family's small model with random weights."""
+    """Write an open_clip `local-dir` folder of the family's small model."""
     folder.mkdir(parents=True)
     if family.hub_tower is not None:
         put_small_tower_on_the_hub(family.hub_tower)
@@ -133,7 +133,7 @@ def random_weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def bpe_option(folder: Path) -> dict[str, str]:
-    """Return the option for a folder's merges; open_clip expects them in the working directory."""
+    """Return the option without which open_clip looks in the working directory."""
     path = folder / "bpe.txt.gz"
     return {"bpe_path": str(path)} if path.exists() else {}
 

@@ -1,4 +1,4 @@
-"""Small variants of timm's image towers, registered in timm under names of their own.
+"""Small variants of timm's image towers, registered in timm.
 
 timm's entry points accept the sizes of a tower as arguments, but open_clip does not pass any. So an
 entry point is registered that calls the real one with small sizes.

@@ -1,4 +1,4 @@
-"""All commands work for every family of open_clip, with the results of open_clip itself."""
+"""All commands work for every family of open_clip, with open_clip's results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokenizers, text towers and models of the Hugging Face hub are loaded, or the cause is named."""
+"""Models, tokenizers and text towers of the hub are loaded, or an error says why."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ print(json.dumps([main(words) for words in json.loads(sys.argv[1])]))
 
 @pytest.fixture(scope="module")
 def without_hf(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[int], str]:
-    """Exit codes and stderr of all commands, run in a process without the packages of `hf`."""
+    """Exit codes and stderr of commands in a process without the packages of `hf`."""
     place = tmp_path_factory.mktemp("without-hf")
     folder = write_small_model(family_of("ViT-B-32"), place / "model")
     siglip = write_small_model(SIGLIP, place / "siglip")

@@ -103,7 +103,7 @@ def simple_tokenizer(merges_path: Path) -> open_clip.SimpleTokenizer:
 
 
 def random_clip(family: str, *, seed: int = 0) -> Any:
-    """Return a model of the family in evaluation mode; no parameter has its initial value."""
+    """Return a model in evaluation mode; no parameter has its initial value."""
     torch.manual_seed(seed)
     model: nn.Module = build_untrained_clip(FAMILIES[family])
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""A classifier is loaded from its checkpoint unchanged, or the checkpoint is rejected."""
+"""A classifier is loaded from its checkpoint unchanged, or it is rejected."""
 
 from __future__ import annotations
 

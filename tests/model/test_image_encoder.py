@@ -160,7 +160,7 @@ def test_skipped_initialization_draws_no_numbers_and_sets_buffers() -> None:
 
 
 def test_skipped_initialization_terminates_on_uninitialized_values() -> None:
-    """Newer torch redraws values that are out of bounds; here they are whatever memory held."""
+    """Newer torch redraws values that are out of bounds until none is left."""
     weight = nn.Parameter(torch.tensor([float("nan"), float("inf"), 1e30, 0.0]))
     with SkipInitialization():
         nn.init.trunc_normal_(weight)

@@ -1,4 +1,4 @@
-"""Prompts without padding give the features of padded ones, and are used only where exact."""
+"""Prompts without padding give the features of padded ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A zero-shot checkpoint is built with one call, and the text tower is freed before writing."""
+"""A zero-shot checkpoint is built with one call."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ class PeakRows:
 def test_memory_of_tokens_and_features_is_bounded(
     tokenizer: PromptTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For 900 prompts, at most two windows of tokens and two batches of features are alive."""
+    """At most two windows of tokens and two batches of features are alive."""
     batch_size, window = 5, 10
     tokens, features = PeakRows(), PeakRows()
     encode = TextEncoder.__call__

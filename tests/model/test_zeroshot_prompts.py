@@ -44,7 +44,7 @@ def test_imagenet_has_known_classes_at_their_labels(index: int) -> None:
 
 
 def test_imagenet_names_match_timms_descriptions_of_the_same_ids() -> None:
-    """The orders of two libraries agree: shifted by one class, few names would share a word."""
+    """Two libraries agree: shifted by one class, few names would share a word."""
     info = ImageNetInfo("imagenet-1k")
     entries = imagenet_classes().entries
 

@@ -1,4 +1,4 @@
-"""`wiseft zeroshot-head`: build a zero-shot checkpoint from CLIP weights and class names."""
+"""`wiseft zeroshot-head`: build a zero-shot checkpoint."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def load_classifier(
 
 
 def build_classification_head(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """Return a linear layer that uses these tensors, weight (C, D) and bias (C,), uncopied."""
+    """Return a linear layer of a weight (C, D) and a bias (C,), without a copy."""
     class_count, feature_dim = weight.shape
     head = nn.Linear(feature_dim, class_count, device="meta")
     head.load_state_dict({"weight": weight, "bias": bias}, strict=True, assign=True)
@@ -129,7 +129,7 @@ def build_classification_head(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 def state_arrays(module: nn.Module) -> dict[str, np.ndarray]:
-    """Return a module's state dict as arrays; for a classifier, the tensors of its checkpoint.
+    """Return a module's state dict as arrays, as a checkpoint stores them.
 
     Floating-point tensors become float32. Arrays share memory with tensors that are already
     float32 on the CPU, so writing a module needs no second copy.

@@ -57,7 +57,7 @@ def export_checkpoint(
     force: bool = False,
     on_message: Callable[[str], object] = lambda text: None,
 ) -> Export:
-    """Write a checkpoint's image encoder and its text tower as an open_clip model folder.
+    """Export a checkpoint with its text tower as an open_clip model folder.
 
     Args:
         checkpoint: A zero-shot, fine-tuned or merged checkpoint.
@@ -107,7 +107,7 @@ def export_checkpoint(
 def _write_config(
     folder: Path, source: ModelSource, full: FullClip, card: Card
 ) -> Mapping[str, Any]:
-    """Write open_clip's config and the tokenizer that it names; return the model config."""
+    """Write the config and the tokenizer, and return the model config."""
     config = copy.deepcopy(dict(full.config))
     config["text_cfg"] = save_tokenizer(folder, source, full.tokenizer)
     # The folder's weights replace those of the towers.

@@ -1,4 +1,4 @@
-"""Load whole CLIP models, image and text tower together, with open_clip's public interface.
+"""Load whole CLIP models, image and text tower together.
 
 The activation belongs to the weights: a model is built with the one that its weights were trained
 with, GELU or QuickGELU, and its config states what was built. A checkpoint's image encoder can
@@ -182,7 +182,7 @@ def build_untrained_clip(model_config: Mapping[str, Any]) -> nn.Module:
 def _build_model(
     config: Mapping[str, Any], weights: WeightsFile | None
 ) -> tuple[Any, tuple[str, ...]]:
-    """Return the model with its weights, and notes about interpolated position embeddings."""
+    """Return the model, and notes about interpolated position embeddings."""
     with torch.random.fork_rng(devices=[]):
         if weights is None:
             torch.manual_seed(RANDOM_WEIGHTS_SEED)
@@ -204,7 +204,9 @@ def _build_model(
 def _replace_image_encoder(
     full: FullClip, path: Path, image_encoder: nn.Module, card: Card
 ) -> tuple[str, ...]:
-    """Load the weights of a checkpoint's image encoder into a model of the same config.
+    """Load the weights of another image encoder into a model.
+
+    The configs of both encoders must be equal.
 
     Returns:
         Notes: signs that the encoder was not trained together with this text tower.
@@ -267,7 +269,7 @@ def _resolve_activation(
 def _find_activation(
     source: ModelSource, weights: WeightsFile | None
 ) -> tuple[bool, tuple[str, ...]]:
-    """Return whether the weights were trained with QuickGELU, and notes about how it is known."""
+    """Return whether the weights were trained with QuickGELU, and notes about it."""
     if source.config.get("quick_gelu"):
         return True, ()
     if weights is None or source.published is not None:

@@ -1,4 +1,4 @@
-"""Build an image encoder from a model config, without its text tower and without random weights.
+"""Build an image encoder from a model config, without its text tower.
 
 Only this module uses open_clip's private tower builder: its public API builds image and text
 towers together. open_clip is therefore capped at the tested minor version, and a test compares
@@ -107,9 +107,9 @@ def assign_weights(image_encoder: nn.Module, state_dict: Mapping[str, Tensor]) -
 
 
 class SkipInitialization(TorchFunctionMode):
-    """Leave parameters uninitialized while modules are built; buffers are set as usual.
+    """Build modules with uninitialized parameters; buffers are set as usual.
 
-    Every parameter must be loaded afterwards.
+    All parameters must be loaded afterwards.
     """
 
     def __torch_function__(
@@ -124,7 +124,7 @@ class SkipInitialization(TorchFunctionMode):
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Move each parameter to the meta device when a module registers it; buffers are real."""
+    """Build modules with parameters on the meta device; buffers are real."""
 
     def to_meta(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> Any:
         if parameter is None or parameter.is_meta:

@@ -1,4 +1,4 @@
-"""Find the config, preprocessing and weights file that `--model` and `--pretrained` name.
+"""Find the config, preprocessing and weights of `--model` and `--pretrained`.
 
 In several cases open_clip falls back to random weights silently; here every case ends with a
 weights file or with an error. Models are built in `full_clip.py`.
@@ -164,7 +164,7 @@ def _with_tag(named: ModelSource, tag: str) -> ModelSource:
 
 
 def _with_file(named: ModelSource, weights: Path) -> ModelSource:
-    """Use a local weights file, with the preprocessing that all tags of the model share."""
+    """Use a local file, with the preprocessing that all tags of the model share."""
     notes: tuple[str, ...] = ()
     if _shared_preprocess(named.name) not in (None, asdict(PreprocessCfg())):
         fields = ("mean", "std", "interpolation", "resize_mode")
@@ -198,7 +198,7 @@ def _from_folder(model: str, *, random_weights: bool) -> ModelSource:
 
 
 def _find_weights(folder: Path) -> Path:
-    """Return the weights file that open_clip would load; an ambiguous folder is an error."""
+    """Return the weights file that open_clip would load from a folder."""
     for name in _PREFERRED_WEIGHTS:
         if (folder / name).is_file():
             return folder / name

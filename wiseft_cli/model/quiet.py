@@ -1,4 +1,4 @@
-"""Silence the logs, warnings and download bars of the libraries that this package calls.
+"""Silence the logs, warnings and download bars of other libraries.
 
 Whatever a user must know about a model, this package checks and reports itself.
 """

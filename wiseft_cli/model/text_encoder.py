@@ -95,9 +95,9 @@ def _encode_causal(tower: Any, tokens: Tensor) -> Tensor:
 
 
 def _open_clip_tower(model: Any) -> Any:
-    """Return open_clip's own text tower, which `CLIP` holds in parts; None for other towers."""
+    """Return open_clip's own text tower, or None if the model has another one."""
     tower = getattr(model, "text", None)
-    if tower is None:
+    if tower is None:  # `open_clip.CLIP` holds the parts of its text tower itself
         return model if hasattr(model, "token_embedding") else None
     return tower if isinstance(tower, TextTransformer) else None
 

@@ -164,9 +164,9 @@ def prompt_tokenizer(
 
 
 def _find_merges(source: ModelSource) -> Path | None:
-    """Return the byte-pair file of a model that has its own, as a path that open_clip can open.
+    """Return the path of a model's own byte-pair file; None if it has none.
 
-    open_clip takes a relative `bpe_path` as relative to the working directory.
+    open_clip interprets a relative `bpe_path` relative to the working directory.
     """
     bpe_path = (source.config["text_cfg"].get("tokenizer_kwargs") or {}).get("bpe_path")
     if bpe_path is None:
@@ -226,7 +226,8 @@ def _check_vocabulary(name: str, tokenizer: Any, text_config: Mapping[str, Any])
 
 
 def _vocabulary_size(text_config: Mapping[str, Any]) -> int:
-    """Return the number of tokens of the text tower; a Hugging Face tower has its own config."""
+    """Return the number of tokens of the text tower."""
+    # A text tower of the hub has its own config.
     tower_name = text_config.get("hf_model_name")
     if not tower_name:
         return int(text_config.get("vocab_size", 49408))
@@ -272,7 +273,7 @@ def save_tokenizer(folder: Path, source: ModelSource, tokenizer: PromptTokenizer
 def check_saved_tokenizer(
     folder: Path, text_config: Mapping[str, Any], tokenizer: PromptTokenizer
 ) -> None:
-    """Load the tokenizer of a model folder as open_clip does, and compare it with the model's.
+    """Compare the tokenizer that open_clip loads from a folder with the model's.
 
     Raises:
         ModelError: The tokenizer cannot be loaded, or gives other tokens.

@@ -67,7 +67,7 @@ def build_zeroshot_checkpoint(
     on_message: Callable[[str], object] = lambda text: None,
     on_progress: Callable[[int, int], object] = lambda total, n: None,
 ) -> ZeroshotCheckpoint:
-    """Build a zero-shot classifier from a CLIP model, class names and templates, and write it.
+    """Build a zero-shot checkpoint from a CLIP model, class names and templates.
 
     Args:
         output: The checkpoint to write.
@@ -165,7 +165,7 @@ def _truncation_notes(prompts: Sequence[str], context_length: int) -> tuple[str,
 
 
 def _card(full: FullClip, prompts: ClassPrompts, options: Mapping[str, Any]) -> Card:
-    """Return the card; on another checkpoint's encoder, the history continues from its card."""
+    """Return the card; the history continues from that of another encoder's."""
     encoder = full.encoder_card
     classes = [[entry.id, entry.name] for entry in prompts.classes.entries]
     templates = prompts.templates_or_digest()

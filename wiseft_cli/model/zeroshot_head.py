@@ -113,7 +113,7 @@ def build_zeroshot_head(
 def _batches(
     encode: TextEncoder, tokens: Tensor, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield rows of a window and their tokens on the encoder's device, shortest prompts first."""
+    """Yield rows of a window and their tokens on the device, shortest prompts first."""
     lengths = encode.lengths(tokens)
     order = lengths.argsort(stable=True)
     start = 0

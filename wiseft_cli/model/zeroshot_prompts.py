@@ -1,8 +1,8 @@
-"""Find the classes and templates of a zero-shot head: files, built-in sets, data set cards.
+"""Find the classes and templates that a zero-shot head is built from.
 
-ImageNet's class names and the built-in templates are those of open_clip, its WordNet ids those of
-timm; nothing is copied, so corrections there take effect here. Files are read in `prompts/`.
-Importing this module does not import torch.
+Sources are lists, files (read in `prompts/`), built-in sets and data set cards. ImageNet's class
+names and the built-in templates are those of open_clip, its WordNet ids those of timm; nothing is
+copied, so corrections there take effect here. Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from wiseft_cli.prompts.templates import BUILTIN_TEMPLATES, PLACEHOLDER, read_te
 
 @dataclass(frozen=True)
 class ClassPrompts:
-    """The prompts of a zero-shot head; iterating yields pairs of class index and prompt.
+    """The prompts of all classes; iterating yields (class index, prompt) pairs.
 
     Attributes:
         classes: The classes, in the order of the head's rows.
@@ -56,7 +56,7 @@ class ClassPrompts:
         return sum(1 for _ in self)
 
     def templates_or_digest(self) -> tuple[str, ...] | dict[str, Any]:
-        """Return the card's `templates`: the templates, or digest and number of the prompts.
+        """Return the entry for the card: templates, or digest and number of prompts.
 
         The digest is used if any class has synonyms or prompts of its own. It covers one line of
         canonical JSON per prompt, `[class id, prompt]`, in the order of the classes.
@@ -117,7 +117,7 @@ def resolve_prompts(
 
 
 def imagenet_classes() -> ClassList:
-    """Return ImageNet's 1000 classes: WordNet id and name, in the order of the labels 0 to 999.
+    """Return the WordNet ids and names of ImageNet's 1000 classes, in label order.
 
     The names missile and sunglasses occur twice, with different ids.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wiseft_cli.checkpoint.atomic import check_output
@@ -17,7 +17,7 @@ from wiseft_cli.checkpoint.reader import open_checkpoint, require_card_digest
 from wiseft_cli.checkpoint.writer import CheckpointWriter
 from wiseft_cli.compute.disk import require_space
 from wiseft_cli.errors import CheckpointError, counted, list_some
-from wiseft_cli.merging.alpha import Alpha
+from wiseft_cli.merging.alpha import Alpha, parse_alphas
 from wiseft_cli.merging.compatibility import (
     descent_warnings,
     require_compatible,
@@ -36,12 +36,14 @@ class MergedFile:
         digest: Its content digest.
         not_finite: By tensor, the number of elements that are not finite although those of all
             inputs are.
+        warnings: Doubts about the inputs and the result; only `merge` sets them.
     """
 
     path: Path
     alpha: Alpha
     digest: str
     not_finite: Mapping[str, int]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,52 @@ class MergeReport:
     discrete: tuple[str, ...]
     missing: tuple[str, ...]
     warnings: tuple[str, ...]
+
+
+def merge(
+    zeroshot: str | Path,
+    finetuned: str | Path,
+    output: str | Path,
+    *,
+    alpha: float | str = 0.5,
+    dtype: str | None = None,
+    copy_missing: bool = False,
+    strict: bool = False,
+    threads: int | None = None,
+    force: bool = False,
+) -> MergedFile:
+    """Merge two checkpoints into one file: (1 - alpha) * zeroshot + alpha * finetuned.
+
+    Writes the bytes that `wiseft merge` writes, and imports no torch.
+
+    Args:
+        zeroshot: theta_0: a safetensors file, an index of shards, or a folder with one of them.
+        finetuned: theta_1, in any of these forms.
+        output: File to write.
+        alpha: Weight of `finetuned`, in [0, 1]; a string is an exact decimal.
+        dtype: `float32`, `float16` or `bfloat16` for all floating tensors; None keeps theirs.
+        copy_missing: Copy tensors that only one input has, instead of rejecting the inputs.
+        strict: Raise an error instead of reporting a warning.
+        threads: Number of threads; None uses one per usable CPU, up to 8.
+        force: Whether an existing output may be replaced.
+    Raises:
+        UsageError: alpha is not a number in [0, 1].
+        CheckpointError: An input is damaged or not a checkpoint, or the two cannot be merged.
+        OutputError: The output exists, is an input, or cannot be written.
+    Paper: Wortsman et al. 2022, arXiv:2109.01903, section 3.
+    """
+    (exact,) = parse_alphas([str(alpha)])
+    report = merge_checkpoints(
+        Path(zeroshot),
+        Path(finetuned),
+        [(exact, Path(output))],
+        dtype=dtype,
+        copies_missing=copy_missing,
+        is_strict=strict,
+        threads=threads,
+        force=force,
+    )
+    return replace(report.files[0], warnings=report.warnings)
 
 
 def merge_checkpoints(

@@ -142,7 +142,8 @@ def best_class(path: Path) -> str:
 
 def accuracy(path: str) -> float:
     lines = evaluate(EvalRequest(path, data="val")).lines
-    return lines[0].metrics["top1"].value
+    value: float = lines[0].metrics["top1"].value
+    return value
 
 digest: str = merge("a", "b", "c", alpha=0.5).digest
 names: tuple[str, ...] = load_checkpoint("c").class_names

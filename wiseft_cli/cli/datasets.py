@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from wiseft_cli.cli.completion import complete_classes
 from wiseft_cli.cli.console import print_json, print_result, progress, warn
 from wiseft_cli.errors import DatasetError, UsageError, list_some
 
@@ -32,6 +33,7 @@ def datasets(
     name: Annotated[
         str | None,
         typer.Argument(
+            autocompletion=complete_classes,
             metavar="NAME",
             help="A set or suite of the list, torchvision:CLASS for another set that torchvision"
             " reads, or the path of your own card (.yaml).",

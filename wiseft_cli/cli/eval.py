@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from wiseft_cli.cli.completion import complete_data, complete_suite
 from wiseft_cli.cli.console import print_json, print_message, print_result, progress, warn
 from wiseft_cli.compute.workers import MAX_DEFAULT_WORKERS
 from wiseft_cli.errors import GateFailedError, WiseftError
@@ -40,6 +41,7 @@ def eval_command(
     data: Annotated[
         list[str] | None,
         typer.Option(
+            autocompletion=complete_data,
             metavar="[NAME=]SPEC",
             help="Image set: a folder with one subfolder per class, a manifest (.csv, .tsv,"
             " .jsonl), shards (data-{000..127}.tar), or a suite of several sets (.yaml). May be"
@@ -51,6 +53,7 @@ def eval_command(
     suite: Annotated[
         str | None,
         typer.Option(
+            autocompletion=complete_suite,
             metavar="NAME|FILE",
             help="Several image sets at once, before those of --data: a suite that `wiseft"
             " datasets` lists, or a file.",

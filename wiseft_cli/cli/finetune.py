@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from wiseft_cli.cli.completion import complete_data, complete_recipe
 from wiseft_cli.cli.console import print_json, print_result, progress
 from wiseft_cli.compute.workers import MAX_DEFAULT_WORKERS
 from wiseft_cli.errors import (
@@ -66,13 +67,6 @@ def _recipe_option(key: RecipeKey) -> inspect.Parameter:
     )
 
 
-def _complete_recipe(incomplete: str) -> list[str]:
-    # lazy: yaml takes time that --help does not need
-    from wiseft_cli.training.recipe_file import builtin_names
-
-    return [name for name in builtin_names() if name.startswith(incomplete)]
-
-
 @_with_recipe_options
 def finetune(
     zeroshot: Annotated[
@@ -81,6 +75,7 @@ def finetune(
     train: Annotated[
         str | None,
         typer.Option(
+            autocompletion=complete_data,
             metavar="[NAME=]SPEC",
             help="Training images: a folder with one subfolder per class (id or name), a manifest,"
             " shards, or a published set.",
@@ -90,6 +85,7 @@ def finetune(
     val: Annotated[
         list[str] | None,
         typer.Option(
+            autocompletion=complete_data,
             metavar="[NAME=]SPEC",
             help="Image set whose accuracy is reported after each epoch. It has no influence on"
             " training. Repeatable.",
@@ -139,7 +135,7 @@ def finetune(
             " file. The options below replace its values.",
             show_default="wise-ft",
             rich_help_panel=_RECIPE,
-            autocompletion=_complete_recipe,
+            autocompletion=complete_recipe,
         ),
     ] = None,
     print_recipe: Annotated[

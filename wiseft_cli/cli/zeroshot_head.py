@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from wiseft_cli.cli.completion import complete_classes, complete_templates
 from wiseft_cli.cli.console import deferred_progress, print_json, print_message, print_result
 from wiseft_cli.errors import UsageError
 from wiseft_cli.prompts.templates import DEFAULT_TEMPLATES
@@ -30,6 +31,7 @@ def zeroshot_head(
     classes: Annotated[
         str,
         typer.Option(
+            autocompletion=complete_classes,
             metavar="SPEC",
             help="Classes in the order of the head: a text file with one `name` or `id<TAB>name` "
             "per line; a YAML or JSON file, which may also give synonyms or prompts; a folder with "
@@ -60,6 +62,7 @@ def zeroshot_head(
     templates: Annotated[
         list[str] | None,
         typer.Option(
+            autocompletion=complete_templates,
             metavar="SPEC",
             help="Prompt templates with {} for the class name: a text file with one per line, a "
             "YAML file with a list, a built-in set, openai (80) or simple (7), or the templates of "

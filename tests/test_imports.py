@@ -111,7 +111,8 @@ def test_torch_and_open_clip_stay_in_their_rooms(path: Path) -> None:
         assert not roots & HEAVY
     if room != "model":
         assert "open_clip" not in roots
-    if path.name == "__init__.py":
+    if path.name == "__init__.py" and path.parent != PACKAGE:
+        # The public names of the package itself are lazy: tests/test_python_interface.py.
         assert not roots, "a package's __init__ imports nothing"
 
 

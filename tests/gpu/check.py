@@ -1,13 +1,14 @@
 """Run the parts of the check, each in a process of its own with a time limit; see check.sh.
 
-The process that runs this loads torch once and never touches the GPU, so that parts can be forked
-from it. Figures are merged into gpu.json and gpu.md while parts run: a part that dies or takes too
-long leaves what it measured.
+This process loads torch once and never touches the GPU, so that parts can be forked from it.
+Figures are merged into gpu.json and gpu.md while parts run: a part that dies or takes too long
+leaves what it measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -16,136 +17,70 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests.gpu.commands import Context
-from tests.gpu.figures import Figures, failed, not_run, read_figures, summarize
+from tests.gpu.figures import Figure, Figures, failed, not_run, read_figures, summarize
 
 NO_GPU = 2
-POLL_SECONDS = 0.2
-RESERVE_SECONDS = 5
-
-
-@dataclass(frozen=True)
-class Part:
-    """A module and function of this package, and the seconds it may take."""
-
-    name: str
-    function: str
-    seconds: float
-
-
 STAGES = (
-    (Part("machine", "machine:describe", 60),),
-    (Part("digits", "inputs:write_digits", 60),),
-    (
-        Part("right", "right:measure", 150),
-        Part("contracts", "contracts:measure", 150),
-        Part("photos", "inputs:write_photos", 90),
-    ),
-    (Part("finetune", "speed:measure_finetune", 120),),
-    (Part("bounds", "bounds:measure", 45),),
-    (Part("eval", "speed:measure_eval", 75),),
-    (Part("head", "head:measure", 60),),
-    (Part("compile", "speed:measure_compile", 60),),
+    {"machine": ("inputs:describe_machine", 60)},
+    {"digits": ("inputs:write_digits", 60)},
+    {
+        "right": ("right:measure", 150),
+        "contracts": ("contracts:measure", 150),
+        "photos": ("inputs:write_photos", 90),
+    },
+    {"finetune": ("speed:measure_finetune", 120)},
+    {"bounds": ("bounds:measure", 45)},
+    {"eval": ("speed:measure_eval", 75)},
+    {"head": ("head:measure", 60)},
+    {"compile": ("speed:measure_compile", 60)},
 )
-"""Parts of a stage run side by side, stages one after another, the most telling first."""
+"""Stages one after another, the most telling first; of each the parts that run side by side, with
+their function and the seconds that they may take."""
+INPUTS = ("machine", "digits", "photos")
 
-INPUTS = {"machine", "digits", "photos"}
 
-
-class Check:
-    """One run of the check.
-
-    Args:
-        out: Folder of gpu.json and gpu.md.
-        work: Folder for everything else.
-        is_reduced: Whether to run on a small scale on the CPU.
-        seconds: For everything.
-        only: Names of the parts to run, beside those that write inputs; empty for all.
-    """
-
-    def __init__(
-        self, out: Path, work: Path, *, is_reduced: bool, seconds: float, only: Sequence[str]
-    ) -> None:
-        self._out, self._work, self._is_reduced = out, work, is_reduced
-        self._deadline = time.monotonic() + seconds
-        self._only = only
-        self._running: dict[int, tuple[Part, float, Figures]] = {}
-        self._figures = work / "figures"
-        self._figures.mkdir(parents=True)
-
-    def run(self) -> int:
-        """Run all stages and return the exit code."""
-        try:
-            for number, stage in enumerate(STAGES):
-                for part in stage:
-                    if not self._only or part.name in {*self._only, *INPUTS}:
-                        self._start(number, part)
-                while self._running:
-                    self._poll()
-                    if (self._figures / "no-gpu").exists():
-                        return NO_GPU
-        finally:
-            for pid in self._running:
-                _kill_group(pid)
-            self._write()
-        return 1 if failed(read_figures(self._figures)) else 0
-
-    def _start(self, stage: int, part: Part) -> None:
-        figures = Figures(part.name, self._figures / f"{stage}-{part.name}.jsonl")
-        seconds = min(part.seconds, self._deadline - time.monotonic() - RESERVE_SECONDS)
-        if seconds <= 0:
-            figures.skip("all", "the time was used up")
-            return
-        print(f"== {part.name}, at most {seconds:.0f} s", flush=True)
-        device = "cpu" if self._is_reduced else "cuda"
-        context = Context(device, self._work, figures, self._is_reduced)
-        pid = os.fork()
-        if pid == 0:
-            os._exit(_run_part(part, context))
-        self._running[pid] = (part, time.monotonic() + seconds, figures)
-
-    def _poll(self) -> None:
-        time.sleep(POLL_SECONDS)
-        for pid, (part, end, figures) in list(self._running.items()):
-            is_late = time.monotonic() > end
-            if is_late:
-                _kill_group(pid)
-            found, status = os.waitpid(pid, 0 if is_late else os.WNOHANG)
-            if not found:
+def run_stage(stage: dict[str, tuple[str, float]], options: argparse.Namespace) -> None:
+    """Run the parts of a stage, and merge their figures as they come."""
+    running: dict[int, tuple[Figures, float]] = {}
+    try:
+        for name, (function, limit) in stage.items():
+            figures = Figures(name, options.figures / f"{time.monotonic():013.3f}-{name}.jsonl")
+            slower = 4 if options.cpu else 1
+            seconds = min(limit * slower, options.deadline - time.monotonic())
+            if seconds <= 0:
+                figures.skip("all of it", "the time was used up")
                 continue
-            del self._running[pid]
-            _kill_group(pid)
-            code = os.waitstatus_to_exitcode(status)
-            if is_late:
-                figures.skip("the rest", "the part took too long")
-            elif code == NO_GPU and part.name == "machine":
-                (self._figures / "no-gpu").touch()
-            elif code:
-                figures.holds("the part ran to its end", False, note=f"exit code {code}, see log")
-            print(f"== {part.name} ended", flush=True)
-        self._write()
-
-    def _write(self) -> None:
-        figures = read_figures(self._figures)
-        if not figures:
-            return
-        (self._out / "gpu.json").write_text(json.dumps(figures, indent=1) + "\n")
-        card = next((f["value"] for f in figures if f["check"] == "card"), "unknown card")
-        (self._out / "gpu.md").write_text(summarize(figures, f"GPU check: {card}"))
+            print(f"== {name}, at most {seconds:.0f} s", flush=True)
+            device = "cpu" if options.cpu else "cuda"
+            context = Context(device, options.work, figures, is_reduced=options.cpu)
+            pid = os.fork()
+            if pid == 0:
+                os._exit(run_part(function, context))
+            running[pid] = (figures, time.monotonic() + seconds)
+        while running:
+            time.sleep(0.2)
+            for pid, (figures, end) in list(running.items()):
+                if is_ended(pid, figures, is_late=time.monotonic() > end):
+                    del running[pid]
+            write_report(options)
+    finally:
+        for pid in running:
+            kill_group(pid)
 
 
-def _run_part(part: Part, context: Context) -> int:
-    """Run a part in this process, the leader of a group, and return its exit code."""
+def run_part(function: str, context: Context) -> int:
+    """Run a part in this process, the first of a process group, and return its exit code."""
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    module, function = part.function.split(":")
+    module, name = function.split(":")
     begin = time.monotonic()
     try:
-        getattr(importlib.import_module(f"tests.gpu.{module}"), function)(context)
+        getattr(importlib.import_module(f"tests.gpu.{module}"), name)(context)
+        context.figures.add("the whole part", time.monotonic() - begin, "s")
+        return 0
     except SystemExit as leave:
         return int(leave.code or 0)
     except BaseException:
@@ -154,15 +89,39 @@ def _run_part(part: Part, context: Context) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-    context.figures.add("the whole part", time.monotonic() - begin, "s")
-    return 0
 
 
-def _kill_group(pid: int) -> None:
-    try:
+def is_ended(pid: int, figures: Figures, *, is_late: bool) -> bool:
+    """Return whether a part has ended; one that is late is killed."""
+    if is_late:
+        kill_group(pid)
+    found, status = os.waitpid(pid, 0 if is_late else os.WNOHANG)
+    if not found:
+        return False
+    kill_group(pid)
+    code = os.waitstatus_to_exitcode(status)
+    if is_late:
+        figures.skip("the rest", "the part took too long")
+    elif code == NO_GPU:
+        sys.exit(NO_GPU)
+    elif code:
+        figures.holds("the part ran to its end", False, f"exit code {code}, see the log")
+    print(f"== {figures.part} ended", flush=True)
+    return True
+
+
+def kill_group(pid: int) -> None:
+    """Kill what a part has left running."""
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+
+
+def write_report(options: argparse.Namespace) -> list[Figure]:
+    """Write gpu.json and gpu.md from the figures there are, and return these."""
+    figures = read_figures(options.figures)
+    (options.out / "gpu.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (options.out / "gpu.md").write_text(summarize(figures))
+    return figures
 
 
 def load_everything() -> None:
@@ -180,30 +139,26 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--cpu", action="store_true", help="small scale, without a GPU")
-    parser.add_argument("--minutes", type=float, default=6.0, help="for everything")
-    parser.add_argument("--only", default="", metavar="PART,PART")
+    parser.add_argument("--minutes", type=float, help="for everything; 6, with --cpu 30")
+    parser.add_argument("--only", default="", metavar="PART,PART", help="beside the inputs")
     options = parser.parse_args()
     begin = time.monotonic()
-    only = [name for name in options.only.split(",") if name]
-    names = {part.name for stage in STAGES for part in stage}
-    if unknown := set(only) - names:
-        parser.error(f"--only: unknown parts {', '.join(sorted(unknown))}")
-    check = Check(
-        options.out,
-        options.work,
-        is_reduced=options.cpu,
-        seconds=60 * options.minutes,
-        only=only,
-    )
+    options.deadline = begin + 60 * (options.minutes or (30 if options.cpu else 6))
+    options.figures = options.work / "figures"
+    options.figures.mkdir(parents=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if options.cpu:
+        os.environ["OMP_NUM_THREADS"] = "1"  # forks and OpenMP's threads do not mix
     load_everything()
     print(f"== torch and wiseft loaded in {time.monotonic() - begin:.0f} s", flush=True)
-    code = check.run()
-    figures = read_figures(options.work / "figures")
-    for figure in failed(figures):
-        print(f"FAILED   {figure['part']}: {figure['check']}: {figure.get('note', '')}")
-    for figure in not_run(figures):
-        print(f"NOT RUN  {figure['part']}: {figure['check']}: {figure.get('note', '')}")
+    only = options.only.split(",") if options.only else [name for stage in STAGES for name in stage]
+    for stage in STAGES:
+        run_stage({name: stage[name] for name in stage if name in (*only, *INPUTS)}, options)
+    figures = write_report(options)
+    for title, rows in (("FAILED", failed(figures)), ("NOT RUN", not_run(figures))):
+        for row in rows:
+            print(f"{title}  {row['part']}: {row['check']}: {row.get('note', '')}")
+    code = 1 if failed(figures) else 0
     print(f"== {time.monotonic() - begin:.0f} s, exit code {code}; see {options.out}/gpu.md")
     return code
 

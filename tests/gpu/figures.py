@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ Figure = dict[str, Any]
 
 
 class Figures:
-    """Append the figures of one part to a file, a line as soon as a figure is known.
+    """Append the figures of one part to a file, each as soon as it is known.
 
     Args:
         part: Name of the part.
@@ -40,9 +40,9 @@ class Figures:
         """Record a value that passes from `limit` on; NaN fails."""
         self.add(check, value, unit, limit=f">= {limit:g}", passed=bool(value >= limit), **more)
 
-    def holds(self, check: str, passed: bool, **more: Any) -> None:
+    def holds(self, check: str, passed: bool, note: str | None = None) -> None:
         """Record whether a claim holds."""
-        self.add(check, bool(passed), passed=bool(passed), **more)
+        self.add(check, passed, passed=passed, note=note)
 
     def skip(self, check: str, why: str) -> None:
         """Record that a check did not run."""
@@ -53,62 +53,45 @@ def read_figures(folder: Path) -> list[Figure]:
     """Return the figures of all parts; a line that a killed part cut short is left out."""
     figures = []
     for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text().splitlines():
-            try:
-                figures.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
+        lines = path.read_text().splitlines(keepends=True)
+        figures += [json.loads(line) for line in lines if line.endswith("\n")]
     return figures
 
 
-def failed(figures: Sequence[Figure]) -> list[Figure]:
+def failed(figures: Iterable[Figure]) -> list[Figure]:
     """Return the figures that miss their limit."""
     return [figure for figure in figures if figure.get("passed") is False]
 
 
-def not_run(figures: Sequence[Figure]) -> list[Figure]:
+def not_run(figures: Iterable[Figure]) -> list[Figure]:
     """Return the checks that did not run."""
     return [figure for figure in figures if figure["value"] is None]
 
 
-def summarize(figures: Sequence[Figure], title: str) -> str:
+def summarize(figures: Sequence[Figure]) -> str:
     """Return the summary: what failed, what did not run, then a table per part."""
+    card = next((figure["value"] for figure in figures if figure["check"] == "card"), "unknown")
     n_passed = sum(figure.get("passed") is True for figure in figures)
-    lines = [
-        f"# {title}",
-        "",
-        f"{n_passed} checks passed, {len(failed(figures))} failed,"
-        f" {len(not_run(figures))} did not run; {len(figures)} figures in all.",
-    ]
-    for heading, chosen in (("Failed", failed(figures)), ("Did not run", not_run(figures))):
-        if chosen:
-            lines += ["", f"## {heading}", "", *_table(chosen, names_part=True)]
-    for part in dict.fromkeys(figure["part"] for figure in figures):
-        of_part = [figure for figure in figures if figure["part"] == part]
-        lines += ["", f"## {part}", "", *_table(of_part)]
+    counts = f"{len(failed(figures))} failed, {len(not_run(figures))} did not run"
+    lines = [f"# GPU check: {card}", "", f"{n_passed} checks passed, {counts}."]
+    tables = {"Failed": failed(figures), "Did not run": not_run(figures)}
+    for figure in figures:
+        tables.setdefault(figure["part"], []).append(figure)
+    for heading, rows in tables.items():
+        if rows:
+            lines += ["", f"## {heading}", "", "| check | value | limit | result | note |"]
+            lines += ["|---|---|---|---|---|", *(_row(row, heading) for row in rows)]
     return "\n".join(lines) + "\n"
 
 
-def _table(figures: Sequence[Figure], *, names_part: bool = False) -> list[str]:
-    rows = [["check", "value", "limit", "result", "note"]]
-    for figure in figures:
-        check = f"{figure['part']}: {figure['check']}" if names_part else figure["check"]
-        result = {True: "pass", False: "FAIL"}.get(figure.get("passed"), "")  # type: ignore[arg-type]
-        value = f"{_text(figure['value'])} {figure['unit']}".strip()
-        rows.append([check, value, figure.get("limit", ""), result, figure.get("note", "")])
-    rows.insert(1, ["---"] * len(rows[0]))
-    return ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "-"
+def _row(figure: Figure, heading: str) -> str:
+    check = figure["check"] if heading == figure["part"] else f"{figure['part']}: {figure['check']}"
+    value = figure["value"]
     if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
-    return str(value)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+        value = "yes" if value else "no"
+    elif isinstance(value, float):
+        value = f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
+    result = "" if "passed" not in figure else "pass" if figure["passed"] else "FAIL"
+    cells = (check, f"{value} {figure['unit']}", figure.get("limit", ""), result)
+    texts = (" ".join(str(cell).split()) for cell in (*cells, figure.get("note", "")))
+    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"

@@ -1,0 +1,101 @@
+"""The GPU check on a small scale, and its summary, rates and packages."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.gpu import bounds, check, figures, packages, speed
+
+ROOT = Path(__file__).parents[2]
+KNOWN_FAULTS = {
+    f"{command}: decoding workers without shared memory end with a message"
+    for command in ("finetune", "eval")
+}
+"""The workers drop a batch that finds no room in /dev/shm, and the command waits for it."""
+
+
+def run_check(out: Path, *options: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", str(ROOT / "tests" / "gpu" / "check.sh"), str(out), *options],
+        env={**os.environ, "PYTHON": sys.executable, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.timeout(1800)
+def test_the_reduced_check_measures_every_part_and_passes(tmp_path):
+    done = run_check(tmp_path, "--cpu")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.json", "gpu.md", "log"]
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert {figure["check"] for figure in figures.failed(found)} <= KNOWN_FAULTS, done.stdout
+    assert {figure["check"] for figure in figures.not_run(found)} <= KNOWN_FAULTS, done.stdout
+    assert done.returncode == (1 if figures.failed(found) else 0)
+    ended = {figure["part"] for figure in found if figure["check"] == "the whole part"}
+    assert ended == {name for stage in check.STAGES for name in stage}
+    keys = {"part", "check", "value", "unit", "limit", "passed", "note"}
+    assert all({"part", "check", "value", "unit"} <= set(figure) <= keys for figure in found)
+    assert (tmp_path / "gpu.md").read_text() == figures.summarize(found)
+
+
+def test_without_a_gpu_the_check_is_an_error(tmp_path):
+    done = run_check(tmp_path, "--only=machine", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert "error: torch finds no CUDA GPU" in (tmp_path / "log").read_text()
+
+
+def test_a_figure_fails_beyond_its_limit_and_where_it_is_not_a_number(tmp_path):
+    of_part = figures.Figures("part", tmp_path / "1-part.jsonl")
+    of_part.at_most("good", 1.0, 1.0)
+    of_part.at_most("over", 1.1, 1.0)
+    of_part.at_least("under", 0.9, 1.0)
+    of_part.at_least("nan", math.nan, 0.0)
+    of_part.skip("skipped", "no GPU")
+    (tmp_path / "2-killed.jsonl").write_text('{"part": "killed", "che')
+    found = figures.read_figures(tmp_path)
+    assert [figure["check"] for figure in figures.failed(found)] == ["over", "under", "nan"]
+    assert [figure["check"] for figure in figures.not_run(found)] == ["skipped"]
+
+
+def test_the_summary_begins_with_the_card_and_with_what_failed(tmp_path):
+    of_part = figures.Figures("machine", tmp_path / "machine.jsonl")
+    of_part.add("card", "NVIDIA X")
+    of_part.at_most("a | b", 1234.5678, 2, "s", note="two\nlines")
+    lines = figures.summarize(figures.read_figures(tmp_path)).splitlines()
+    assert lines[:3] == ["# GPU check: NVIDIA X", "", "0 checks passed, 1 failed, 0 did not run."]
+    assert lines[4] == "## Failed"
+    assert lines[8] == r"| machine: a \| b | 1,234.6 s | <= 2 | FAIL | two lines |"
+
+
+def test_rates_leave_out_the_first_batches_and_count_waiting():
+    fetches = [speed.Fetch(at, at + 0.25, 10, is_pinned=False) for at in (0.0, 1.0, 2.0, 3.0)]
+    assert speed.rates(fetches, skip=1) == (10.0, 0.25)
+    assert speed.rates(fetches, end=5.0) == (8.0, 0.2)
+
+
+def test_busy_time_counts_overlaps_once():
+    assert bounds.busy_time([(4, 5), (0, 2), (1, 3), (1, 2)]) == 4
+
+
+def test_wheels_are_needed_for_packages_that_are_missing_or_too_old():
+    wheels = [
+        Path(f"{name}-py3-none-any.whl") for name in ("no_such_package-1.0", "numpy-9.9", "rich-1")
+    ]
+    assert packages.wheels_to_install(wheels, ["numpy>=9", "torch"]) == [wheels[0], wheels[1]]
+
+
+def test_every_wheel_is_pinned_with_its_hash():
+    lines = (ROOT / "tests" / "gpu" / "wheels.txt").read_text().splitlines()
+    pinned = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w-]+==[\d.]+ --hash=sha256:[0-9a-f]{64}", line) for line in pinned)
+    names = {line.split("==")[0] for line in pinned}
+    assert {"open_clip_torch", "timm", "typer", "rich", "webdataset", "ftfy"} <= names

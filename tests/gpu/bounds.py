@@ -20,9 +20,7 @@ def measure(context: Context) -> None:
     """Profile ViT-B-16 in bf16."""
     setting = next(s for s in settings(context) if context.is_reduced or "B-16 bf16" in s.name)
     is_cuda, skip, n_done = context.device == "cuda", 2 * setting.workers, 0
-    profiler = profile(
-        activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * is_cuda], acc_events=True
-    )
+    profiler = profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * is_cuda])
 
     def follow(*_: object) -> None:
         nonlocal n_done

@@ -86,7 +86,7 @@ def _options(context: Context) -> list[object]:
 def check_runs(context: Context) -> None:
     """Check that runs repeat, that killed ones resume, and that a row equals its merge."""
     folder = context.folder("runs")
-    fixed = ["--steps", 30 if context.is_reduced else 150, "--save-every", 10, "--deterministic"]
+    fixed = ["--steps", 26 if context.is_reduced else 150, "--save-every", 10, "--deterministic"]
 
     def words(name: str, *more: object) -> list[object]:
         return finetune_words(context, *fixed, "-o", folder / name, *more)
@@ -144,7 +144,7 @@ def check_row_equals_merge(context: Context, folder: Path) -> None:
 def check_out_of_memory(context: Context) -> None:
     """Check that following the hints of runs without enough memory ends in one that works."""
     output = context.folder("memory") / "out"
-    n_images = 512 if context.is_reduced else 2000
+    n_images = 400 if context.is_reduced else 2000
     words = finetune_words(context, "--steps", 1, "--save-every", "never", "-o", output)
     words += ["--batch-size", n_images]
     plan = run(context, [*words, "--dry-run", "--json"])

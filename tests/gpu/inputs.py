@@ -63,6 +63,10 @@ def write_digits(context: Context) -> None:
     from wiseft_cli.demo.image_folders import write_image_folders
 
     write_image_folders(context.work / "digits")
+    if context.is_reduced:
+        for path in (context.work / "digits").rglob("*.png"):
+            if int(path.stem) % 5:
+                path.unlink()
     write_head(context, context.work / "digits.safetensors", "cpu")
 
 

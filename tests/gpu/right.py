@@ -52,33 +52,27 @@ def measure(context: Context) -> None:
         "TF32 everywhere": device._replace(setup=TF32_ON),
         "fp16": device._replace(precision="fp16"),
     }
+    ways = {"cpu": cpu, "device": device, "cpu-2-threads": cpu._replace(threads=2), **variants}
     if context.is_reduced:
         variants = {"bf16": variants["bf16"]}
-    folders = {name: context.folder(name) for name in ("cpu", "cpu-2-threads", "device", *variants)}
+        ways = {"cpu": cpu, "device": device, **variants}
+    folders = {name: context.folder(name) for name in ways}
     heads = {name: folders[name] / "zeroshot" for name in ("cpu", "device")}
     write = partial(write_head, context, setup=TF32_OFF)
-    jobs = {
-        n: partial(write, heads[n], how.device) for n, how in (("cpu", cpu), ("device", device))
-    }
-    side_by_side(context, jobs)
+    side_by_side(context, {n: partial(write, heads[n], ways[n].device) for n in heads})
     compare_heads(context, heads["cpu"], heads["device"])
 
-    def pipeline(name: str, head: Path, how: Arithmetic) -> Accuracies:
-        result = finetune(context, folders[name], head, how)
-        if name == "device":
-            check_talk(context, result)
-            return compare_evaluations(context, folders[name], head, variants)
-        return evaluate(context, folders[name], head, how)
+    def pipeline(name: str) -> Accuracies:
+        head = heads["cpu" if name.startswith("cpu") else "device"]
+        result = finetune(context, folders[name], head, ways[name])
+        if name != "device":
+            return evaluate(context, folders[name], head, ways[name])
+        check_talk(context, result)
+        return compare_evaluations(context, folders[name], head, variants)
 
-    jobs = {
-        "cpu": partial(pipeline, "cpu", heads["cpu"], cpu),
-        "cpu-2-threads": partial(pipeline, "cpu-2-threads", heads["cpu"], cpu._replace(threads=2)),
-        "device": partial(pipeline, "device", heads["device"], device),
-    }
-    jobs |= {name: partial(pipeline, name, heads["device"], how) for name, how in variants.items()}
-    curves = side_by_side(context, jobs)
+    curves = side_by_side(context, {name: partial(pipeline, name) for name in ways})
     compare_first_steps(context, folders["cpu"], folders["device"])
-    others = {"device": "cpu", "cpu-2-threads": "cpu"} | dict.fromkeys(variants, "device")
+    others = {"device": "cpu", "cpu-2-threads": "cpu", **dict.fromkeys(variants, "device")}
     for name, other in others.items():
         if name in curves and other in curves:
             check = f"after fine-tuning, {name} against {other}"

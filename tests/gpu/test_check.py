@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from torch.autograd import DeviceType
 
-from tests.gpu import bounds, check, figures, packages, speed
+from tests.gpu import bounds, check, commands, contracts, figures, packages, right, speed
 
 ROOT = Path(__file__).parents[2]
 KNOWN_FAULTS = {
@@ -53,6 +57,23 @@ def test_without_a_gpu_the_check_is_an_error(tmp_path):
     assert "error: torch finds no CUDA GPU" in (tmp_path / "log").read_text()
 
 
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_part_that_fails_or_is_late_leaves_the_others_alone(tmp_path):
+    options = argparse.Namespace(out=tmp_path, work=tmp_path / "work", figures=tmp_path, cpu=True)
+    options.deadline = time.monotonic() + 60
+    options.work.mkdir()
+    stage = {
+        "broken": ("inputs:no_such_function", 10),
+        "late": ("inputs:write_digits", 0.1),
+        "good": ("inputs:describe_machine", 60),
+    }
+    check.run_stage(stage, options)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert [figure["part"] for figure in figures.failed(found)] == ["broken"]
+    assert [figure["part"] for figure in figures.not_run(found)] == ["late"]
+    assert ("good", "card") in {(figure["part"], figure["check"]) for figure in found}
+
+
 def test_a_figure_fails_beyond_its_limit_and_where_it_is_not_a_number(tmp_path):
     of_part = figures.Figures("part", tmp_path / "1-part.jsonl")
     of_part.at_most("good", 1.0, 1.0)
@@ -84,6 +105,34 @@ def test_rates_leave_out_the_first_batches_and_count_waiting():
 
 def test_busy_time_counts_overlaps_once():
     assert bounds.busy_time([(4, 5), (0, 2), (1, 3), (1, 2)]) == 4
+
+
+def test_the_profile_of_a_gpu_counts_kernels_and_not_annotations(tmp_path):
+    def event(name: str, kind: DeviceType, start: int, end: int, **more: bool) -> SimpleNamespace:
+        span = SimpleNamespace(start=start, end=end)
+        return SimpleNamespace(
+            name=name, device_type=kind, time_range=span, cpu_parent=None, **more
+        )
+
+    events = [
+        event("aten::mm", DeviceType.CPU, 0, 100_000),
+        event("Optimizer.step", DeviceType.CUDA, 0, 90_000, is_user_annotation=True),
+        event("gemm", DeviceType.CUDA, 20_000, 40_000),
+        event("gemm", DeviceType.CUDA, 60_000, 70_000),
+        event("copy", DeviceType.CUDA, 65_000, 75_000),
+    ]
+    of_part = figures.Figures("bounds", tmp_path / "bounds.jsonl")
+    bounds.record(commands.Context("cuda", tmp_path, of_part, is_reduced=False), "x", events)
+    found = {figure["check"]: figure["value"] for figure in figures.read_figures(tmp_path)}
+    expected = {"x: time": 10, "x: idle share of the device": 0.65, "gemm": 3, "copy": 1}
+    assert found == pytest.approx(expected)
+
+
+def test_every_setup_of_a_command_compiles():
+    for setup in (right.TF32_OFF, right.TF32_ON, contracts.SMALL_SHM):
+        compile(setup, "setup", "exec")
+    for setup in contracts.LITTLE_MEMORY.values():
+        compile(setup.format(1_000_000), "setup", "exec")
 
 
 def test_wheels_are_needed_for_packages_that_are_missing_or_too_old():

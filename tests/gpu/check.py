@@ -31,9 +31,9 @@ STAGES = (
         "contracts": ("contracts:measure", 150),
         "photos": ("inputs:write_photos", 90),
     },
-    {"finetune": ("speed:measure_finetune", 120)},
+    {"finetune": ("speed:measure_finetune", 140)},
     {"bounds": ("bounds:measure", 45)},
-    {"eval": ("speed:measure_eval", 75)},
+    {"eval": ("speed:measure_eval", 90)},
     {"head": ("head:measure", 60)},
     {"compile": ("speed:measure_compile", 60)},
 )

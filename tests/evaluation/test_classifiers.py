@@ -74,7 +74,7 @@ def test_weights_computed_on_a_device_have_the_bits_of_a_merge(
     pool = ClassifierPool([job.weights for job in jobs], CPU)
     for job in jobs:
         assert job.weights.alpha is not None
-        merged = tmp_path / f"{job.alpha_text}.safetensors"
+        merged = tmp_path / f"{job.line.alpha}.safetensors"
         merge_checkpoints(*pair, [(job.weights.alpha, merged)])
         arrays = state_arrays(pool.classifier(job.weights))
         expected = state_arrays(load_classifier(merged)[0])

@@ -28,12 +28,15 @@ def test_metrics_depend_on_classes_and_groups_and_the_set_chooses_its_primary(
     rows = plan_weight_sets(read_checkpoints([path]), ())
     images = list_image_folder(make_images(tmp_path / "val", LABELS[:6], per_class=1))
     (job,) = plan_jobs(rows, [images])
-    assert (job.metrics, job.primary) == (("top1", "top5", "mean_per_class", "macro_f1"), "top1")
+    assert (tuple(job.line.metrics), job.line.primary) == (
+        ("top1", "top5", "mean_per_class", "macro_f1"),
+        "top1",
+    )
     (job,) = plan_jobs(rows, [replace(images, join_options=JoinOptions(primary="macro_f1"))])
-    assert job.primary == "macro_f1"
+    assert job.line.primary == "macro_f1"
     grouped = tuple(replace(record, group="g") for record in images.records)
     (job,) = plan_jobs(rows, [replace(images, records=grouped)])
-    assert job.metrics[-1] == "worst_group"
+    assert [*job.line.metrics][-1] == "worst_group"
     with pytest.raises(UsageError, match="'worst_group', which it does not have; it has top1, top"):
         plan_jobs(rows, [replace(images, join_options=JoinOptions(primary="worst_group"))])
     with pytest.raises(UsageError, match="is 'accuracy', expected one of top1, top5"):
@@ -54,8 +57,8 @@ def test_protocol_distinguishes_class_orders_models_and_preprocessing(tmp_path: 
     ]
     images = list_image_folder(make_images(tmp_path / "val", LABELS[:3], per_class=1))
     jobs = plan_jobs(plan_weight_sets(read_checkpoints(paths), ()), [images])
-    assert jobs[0].protocol == jobs[1].protocol
-    assert len({job.protocol for job in jobs}) == 4
+    assert jobs[0].line.protocol == jobs[1].line.protocol
+    assert len({job.line.protocol for job in jobs}) == 4
 
 
 def plan(tmp_path: Path, *sets: str, reference: str | None = None) -> tuple[Job, ...]:
@@ -71,9 +74,9 @@ def plan(tmp_path: Path, *sets: str, reference: str | None = None) -> tuple[Job,
 
 
 def test_first_set_is_the_reference_unless_another_is_named(tmp_path: Path) -> None:
-    assert [job.reference for job in plan(tmp_path, "a", "b", "c")] == [True, False, False]
+    assert [job.line.reference for job in plan(tmp_path, "a", "b", "c")] == [True, False, False]
     jobs = plan(tmp_path, "a", "b", "c", reference="b")
-    assert [job.reference for job in jobs] == [False, True, False]
+    assert [job.line.reference for job in jobs] == [False, True, False]
     with pytest.raises(UsageError, match=r"^--reference 'x' is not an image set; there are a, b$"):
         plan(tmp_path, "a", "b", reference="x")
 
@@ -106,13 +109,13 @@ def test_held_line_is_reused_only_for_the_same_measurement(tmp_path: Path) -> No
         "val",
         2,
         3,
-        checkpoints=(replace(job.checkpoint_names[0], name="older name"),),
+        checkpoints=(replace(job.line.checkpoints[0], name="older name"),),
         data_fingerprint=data_fingerprint(job.image_set),
-        protocol=job.protocol,
-        metrics={name: Metric(1.0, 1.0, 1.0) for name in job.metrics},
+        protocol=job.line.protocol,
+        metrics={name: Metric(1.0, 1.0, 1.0) for name in job.line.metrics},
     )
     done = find_held([job], [held], max_unreadable=0)
-    assert done[job] == replace(held, checkpoints=job.checkpoint_names, reference=True)
+    assert done[job] == replace(held, checkpoints=job.line.checkpoints, reference=True)
     for change in (
         {"set_name": "other"},
         {"data_fingerprint": "sha256:0"},
@@ -121,7 +124,7 @@ def test_held_line_is_reused_only_for_the_same_measurement(tmp_path: Path) -> No
         {"n_unreadable": 1},
         {"alpha": "0.5"},
         {"protocol": "sha256:0"},
-        {"checkpoints": (replace(job.checkpoint_names[0], digest="sha256:0"),)},
+        {"checkpoints": (replace(job.line.checkpoints[0], digest="sha256:0"),)},
         {"metrics": {**held.metrics, "top5": held.metrics["top1"]}},
     ):
         assert find_held([job], [replace(held, **change)], max_unreadable=0) == {}
@@ -146,12 +149,12 @@ def test_optional_sets_are_left_out_for_heads_of_other_classes(tmp_path: Path) -
         for name, of_set in labels.items()
     ]
     jobs = plan_jobs(rows, sets, optional=list(labels))
-    assert [(job.weights.name, job.image_set.name, job.reference) for job in jobs] == [
+    assert [(job.weights.name, job.image_set.name, job.line.reference) for job in jobs] == [
         ("animals", "animals", True),
         ("flowers", "flowers", True),  # the first that this head fits
     ]
     (job,) = plan_jobs(rows[1:], sets, optional=list(labels))
-    assert (job.image_set.name, job.reference) == ("flowers", True)
+    assert (job.image_set.name, job.line.reference) == ("flowers", True)
     with pytest.raises(DatasetError) as caught:
         plan_jobs(rows[1:], sets[:1], optional=["animals"])
     assert caught.value.message == (

@@ -192,7 +192,7 @@ def test_precision_of_the_encoder_is_in_the_line(
     pair = make_pair(tmp_path)
     exact_jobs = jobs_of(pair, folders[:1])
     jobs = jobs_of(pair, folders[:1], precision=precision)
-    assert [job.key for job in jobs] != [job.key for job in exact_jobs]
+    assert [job.line.key for job in jobs] != [job.line.key for job in exact_jobs]
     for line, exact in zip(run_jobs(jobs), run_jobs(exact_jobs), strict=True):
         assert line.precision == precision
         assert abs(line.value - exact.value) <= 0.1

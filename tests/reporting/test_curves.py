@@ -27,9 +27,10 @@ def test_points_have_reference_and_mean_shift_by_rising_alpha() -> None:
     data = collect_curves(sweep_lines()[::-1])
     assert (data.reference, sorted(data.shifts), data.notes) == ("val", ["shift-a", "shift-b"], ())
     (curve,) = data.curves
-    assert [point.alpha for point in curve] == ["0", "0.25", "0.5", "0.75", "1"]
-    assert [round(point.shift, 6) for point in curve] == [0.45, 0.515, 0.54, 0.51, 0.415]
-    assert [point.reference.value for point in curve] == [0.6, 0.7, 0.77, 0.8, 0.805]
+    assert [row["val"].alpha for row in curve] == ["0", "0.25", "0.5", "0.75", "1"]
+    (points,) = arrange_panels(data)[0].curves
+    assert [round(point.y.value, 6) for point in points] == [0.45, 0.515, 0.54, 0.51, 0.415]
+    assert [point.x.value for point in points] == [0.6, 0.7, 0.77, 0.8, 0.805]
 
 
 def test_alphas_are_ordered_as_numbers() -> None:
@@ -38,7 +39,7 @@ def test_alphas_are_ordered_as_numbers() -> None:
         for alpha in ("0.95", "0.1", "0.05", "1")
         for name in ("val", "shift")
     ]
-    assert [point.alpha for point in collect_curves(lines).curves[0]] == [
+    assert [row["val"].alpha for row in collect_curves(lines).curves[0]] == [
         "0.05",
         "0.1",
         "0.95",
@@ -55,13 +56,13 @@ def test_each_pair_is_a_curve_and_each_checkpoint_a_point() -> None:
     ]
     data = collect_curves(lines)
     assert [len(curve) for curve in data.curves] == [5, 5]
-    assert [point.name for point in data.singles] == ["zeroshot"]
+    assert [row["val"].checkpoints_name for row in data.singles] == ["zeroshot"]
 
 
 def test_later_line_of_the_same_measurement_is_used() -> None:
     newer = line("val", 999, alpha="0.5", reference=True)
     (curve,) = collect_curves([*sweep_lines(), newer]).curves
-    assert curve[2].reference.value == 0.999
+    assert curve[2]["val"].value == 0.999
 
 
 def test_weights_without_results_on_every_set_are_left_out_with_a_note() -> None:
@@ -105,7 +106,7 @@ def test_same_weights_on_changed_data_are_rejected() -> None:
 def test_shifts_can_be_chosen_from_the_results_only() -> None:
     data = collect_curves(sweep_lines(), shifts=["shift-b"])
     assert data.shifts == ("shift-b",)
-    assert [round(point.shift, 6) for point in data.curves[0]] == [0.4, 0.47, 0.5, 0.48, 0.38]
+    assert [row["shift-b"].value for row in data.curves[0]] == [0.4, 0.47, 0.5, 0.48, 0.38]
     with pytest.raises(ResultsError, match="--shifts sketch: not in the results: val, shift-a, "):
         collect_curves(sweep_lines(), shifts=["shift-a", "sketch"])
     with pytest.raises(ResultsError, match="--shifts val: is the reference, not a shift"):
@@ -127,7 +128,7 @@ def test_output_ensemble_is_a_single_point() -> None:
     ]
     data = collect_curves([*sweep_lines(), *lines])
     (single,) = data.singles
-    assert single.name == "output ensemble of zeroshot and finetuned"
+    assert single["val"].checkpoints_name == "output ensemble of zeroshot and finetuned"
     assert len(data.curves[0]) == 5
 
 

@@ -1,7 +1,8 @@
-"""`wiseft eval`: the accuracy of checkpoints, and of points between two, on image sets."""
+"""`wiseft eval`: the accuracy of checkpoints on image sets."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,12 +22,12 @@ wiseft eval merged.safetensors --data imagenet --data sketch --results results.j
 wiseft eval zeroshot.safetensors finetuned.safetensors --alpha 0:1:0.1 --data val --select-on val
 """
 
-_DATA = "Image sets"
-_WEIGHTS = "Weights"
-_OUTPUT = "Output"
-_GATES = "Gates"
-_LABELS = "Labels and images"
-_COMPUTE = "Compute"
+_data_option = partial(typer.Option, rich_help_panel="Image sets")
+_weights_option = partial(typer.Option, rich_help_panel="Weights")
+_output_option = partial(typer.Option, rich_help_panel="Output")
+_gate_option = partial(typer.Option, rich_help_panel="Gates")
+_label_option = partial(typer.Option, rich_help_panel="Labels and images")
+_compute_option = partial(typer.Option, rich_help_panel="Compute")
 
 
 def eval_command(
@@ -40,198 +41,160 @@ def eval_command(
     ],
     data: Annotated[
         list[str] | None,
-        typer.Option(
+        _data_option(
             autocompletion=complete_data,
             metavar="[NAME=]SPEC",
             help="Image set: a folder with one subfolder per class, a manifest (.csv, .tsv,"
             " .jsonl), shards (data-{000..127}.tar), or a suite of several sets (.yaml). May be"
             " repeated; the first set is the in-distribution set.",
             show_default=False,
-            rich_help_panel=_DATA,
         ),
     ] = None,
     suite: Annotated[
         str | None,
-        typer.Option(
+        _data_option(
             autocompletion=complete_suite,
             metavar="NAME|FILE",
             help="Several image sets at once, before those of --data: a suite that `wiseft"
             " datasets` lists, or a file.",
-            rich_help_panel=_DATA,
         ),
     ] = None,
     root: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder that holds the sets of --suite, one folder per set.",
-            rich_help_panel=_DATA,
+        _data_option(
+            metavar="DIR", help="Folder that holds the sets of --suite, one folder per set."
         ),
     ] = None,
     reference: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Name of the in-distribution set.  [default: the first]",
-            rich_help_panel=_DATA,
-        ),
+        _data_option(metavar="NAME", help="Name of the in-distribution set.  [default: the first]"),
     ] = None,
     alpha: Annotated[
         list[str] | None,
-        typer.Option(
+        _weights_option(
             metavar="ALPHA",
             help="Evaluate the points between two checkpoints, ZEROSHOT FINETUNED, at these"
             " weights of the fine-tuned one: 0.5, a list 0,0.5,1 or a range 0:1:0.1. May be"
             " repeated.",
-            rich_help_panel=_WEIGHTS,
         ),
     ] = None,
     select_on: Annotated[
         str | None,
-        typer.Option(
+        _weights_option(
             metavar="NAME",
             help="Validation set used to choose alpha: the best there, the smallest of equal"
             " ones. It is not counted as a distribution shift.",
-            rich_help_panel=_WEIGHTS,
         ),
     ] = None,
     merge_best: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write the merge at the alpha that --select-on chooses.",
-            rich_help_panel=_WEIGHTS,
+        _weights_option(
+            metavar="FILE", help="Write the merge at the alpha that --select-on chooses."
         ),
     ] = None,
     output_ensemble: Annotated[
         bool,
-        typer.Option(
-            "--output-ensemble",
-            help="Add a row that averages the logits of the two checkpoints.",
-            rich_help_panel=_WEIGHTS,
+        _weights_option(
+            "--output-ensemble", help="Add a row that averages the logits of the two checkpoints."
         ),
     ] = False,
     results: Annotated[
         Path | None,
-        typer.Option(
+        _output_option(
             metavar="FILE",
             help="File of JSON lines to add the results to. Results that it already holds are not"
             " computed again.",
-            rich_help_panel=_OUTPUT,
         ),
     ] = None,
     as_json: Annotated[
         bool,
-        typer.Option(
-            "--json", help="Print the results lines as a JSON list.", rich_help_panel=_OUTPUT
-        ),
+        _output_option("--json", help="Print the results lines as a JSON list."),
     ] = False,
     save_predictions: Annotated[
         Path | None,
-        typer.Option(
+        _output_option(
             metavar="DIR",
             help="Folder for the prediction for every image, one file SET.WEIGHTS.jsonl per row"
             " and set. Computes again what --results already holds.",
-            rich_help_panel=_OUTPUT,
         ),
     ] = None,
     force: Annotated[
         bool,
-        typer.Option(
+        _output_option(
             "--force",
             help="Compute again what --results already holds, and overwrite outputs that exist.",
-            rich_help_panel=_OUTPUT,
         ),
     ] = False,
     fail_under: Annotated[
         list[str] | None,
-        typer.Option(
+        _gate_option(
             metavar="EXPR",
             help="Exit with 3 unless this holds: 'SET:METRIC>=NUMBER' or"
             " 'SET:METRIC>=baseline-NUMBER', numbers as fractions. SET may be shifts, for the"
             " mean over them; METRIC may be primary. May be repeated.",
-            rich_help_panel=_GATES,
         ),
     ] = None,
     baseline: Annotated[
         Path | None,
-        typer.Option(
+        _gate_option(
             metavar="CHECKPOINT",
             help="Checkpoint that --fail-under compares with; it has a row too.",
-            rich_help_panel=_GATES,
         ),
     ] = None,
     gate_alpha: Annotated[
         str | None,
-        typer.Option(
-            metavar="ALPHA",
-            help="The alpha that --fail-under judges, if there are several.",
-            rich_help_panel=_GATES,
+        _gate_option(
+            metavar="ALPHA", help="The alpha that --fail-under judges, if there are several."
         ),
     ] = None,
     all_classes: Annotated[
         bool,
-        typer.Option(
-            "--all-classes",
-            help="Score over all classes of the head, not only those of each set.",
-            rich_help_panel=_LABELS,
+        _label_option(
+            "--all-classes", help="Score over all classes of the head, not only those of each set."
         ),
     ] = False,
     labels_are_indices: Annotated[
         bool,
-        typer.Option(
+        _label_option(
             "--labels-are-indices",
             help="Labels are positions among the head's classes, counted from 0.",
-            rich_help_panel=_LABELS,
         ),
     ] = False,
     max_bad: Annotated[
         int,
-        typer.Option(
+        _label_option(
             min=0,
             metavar="N",
             help="Maximum number of unreadable images per set; they are left out.",
-            rich_help_panel=_LABELS,
         ),
     ] = 0,
     device: Annotated[
         str,
-        typer.Option(
-            metavar="DEVICE",
-            help="Where to compute: auto, cpu, cuda, cuda:N or mps.",
-            rich_help_panel=_COMPUTE,
-        ),
+        _compute_option(metavar="DEVICE", help="Where to compute: auto, cpu, cuda, cuda:N or mps."),
     ] = "auto",
     batch_size: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Images per forward pass.", rich_help_panel=_COMPUTE),
+        _compute_option(min=1, metavar="N", help="Images per forward pass."),
     ] = 64,
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"],
-        typer.Option(
+        _compute_option(
             metavar="PRECISION",
             help="Precision of the image encoder: fp32, bf16 or fp16. The head is float32.",
-            rich_help_panel=_COMPUTE,
         ),
     ] = "fp32",
     workers: Annotated[
         int | None,
-        typer.Option(
+        _compute_option(
             min=0,
             metavar="N",
             help="Processes that decode images; 0 decodes in this process.  [default: one per"
             f" CPU, up to {MAX_DEFAULT_WORKERS}]",
-            rich_help_panel=_COMPUTE,
         ),
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="CPU threads.  [default: torch's choice]",
-            rich_help_panel=_COMPUTE,
-        ),
+        _compute_option(min=1, metavar="N", help="CPU threads.  [default: torch's choice]"),
     ] = None,
 ) -> None:
     """Measure the accuracy of checkpoints on image sets.

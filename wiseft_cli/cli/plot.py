@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,9 +16,9 @@ wiseft plot results.jsonl -o curve.png
 wiseft plot results.jsonl -o curve.svg --shifts imagenet-r,sketch --baseline-csv models.csv
 """
 
-_SETS = "Image sets"
-_FIGURE = "Figure"
-_OUTPUT = "Output"
+_set_option = partial(typer.Option, rich_help_panel="Image sets")
+_figure_option = partial(typer.Option, rich_help_panel="Figure")
+_output_option = partial(typer.Option, rich_help_panel="Output")
 
 
 def plot(
@@ -31,58 +32,48 @@ def plot(
     ],
     output: Annotated[
         Path,
-        typer.Option(
+        _output_option(
             "--output",
             "-o",
             metavar="FILE",
             help="Image file to write. Its suffix chooses the format: .png, .svg or .pdf.",
-            rich_help_panel=_OUTPUT,
         ),
     ],
     force: Annotated[
         bool,
-        typer.Option("--force", help="Overwrite an existing file.", rich_help_panel=_OUTPUT),
+        _output_option("--force", help="Overwrite an existing file."),
     ] = False,
     as_json: Annotated[
         bool,
-        typer.Option(
-            "--json",
-            help="Print the numbers of every panel as a JSON document.",
-            rich_help_panel=_OUTPUT,
-        ),
+        _output_option("--json", help="Print the numbers of every panel as a JSON document."),
     ] = False,
     shifts: Annotated[
         str | None,
-        typer.Option(
+        _set_option(
             metavar="NAME,...",
             help="Names of the distribution shifts.  [default: all sets but the reference]",
-            rich_help_panel=_SETS,
         ),
     ] = None,
     reference: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Name of the in-distribution set.  [default: as in the results]",
-            rich_help_panel=_SETS,
+        _set_option(
+            metavar="NAME", help="Name of the in-distribution set.  [default: as in the results]"
         ),
     ] = None,
     baseline_csv: Annotated[
         Path | None,
-        typer.Option(
+        _figure_option(
             metavar="FILE",
             help="Models to compare with: a CSV file with a column `model` and one column per"
             " image set, accuracies as fractions.",
-            rich_help_panel=_FIGURE,
         ),
     ] = None,
     scale: Annotated[
         Literal["linear", "logit"] | None,
-        typer.Option(
+        _figure_option(
             metavar="SCALE",
             help="Scale of both axes: linear or logit.  [default: logit with --baseline-csv,"
             " otherwise linear]",
-            rich_help_panel=_FIGURE,
         ),
     ] = None,
 ) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -24,9 +25,9 @@ wiseft predict merged.safetensors photos --top 3
 find photos -name '*.jpg' | wiseft predict merged.safetensors - --jsonl
 """
 
-_PREDICTION = "Prediction"
-_OUTPUT = "Output"
-_COMPUTE = "Compute"
+_prediction_option = partial(typer.Option, rich_help_panel="Prediction")
+_output_option = partial(typer.Option, rich_help_panel="Output")
+_compute_option = partial(typer.Option, rich_help_panel="Compute")
 
 
 def predict(
@@ -49,55 +50,46 @@ def predict(
     ],
     top: Annotated[
         int,
-        typer.Option(min=1, metavar="K", help="Classes per image.", rich_help_panel=_PREDICTION),
+        _prediction_option(min=1, metavar="K", help="Classes per image."),
     ] = 5,
     null: Annotated[
         bool,
-        typer.Option(
+        _prediction_option(
             "--null",
             "-0",
             help="Paths on standard input end with NUL, as `find -print0` writes them.",
-            rich_help_panel=_PREDICTION,
         ),
     ] = False,
     as_json_lines: Annotated[
         bool,
-        typer.Option("--jsonl", help="Print one JSON object per image.", rich_help_panel=_OUTPUT),
+        _output_option("--jsonl", help="Print one JSON object per image."),
     ] = False,
     as_csv: Annotated[
         bool,
-        typer.Option(
-            "--csv", help="Print CSV, one row per image and class.", rich_help_panel=_OUTPUT
-        ),
+        _output_option("--csv", help="Print CSV, one row per image and class."),
     ] = False,
     device: Annotated[
         str,
-        typer.Option(
-            metavar="DEVICE",
-            help="Where to compute: auto, cpu, cuda, cuda:N or mps.",
-            rich_help_panel=_COMPUTE,
-        ),
+        _compute_option(metavar="DEVICE", help="Where to compute: auto, cpu, cuda, cuda:N or mps."),
     ] = "auto",
     batch_size: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Images per forward pass.", rich_help_panel=_COMPUTE),
+        _compute_option(min=1, metavar="N", help="Images per forward pass."),
     ] = 64,
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"],
-        typer.Option(
+        _compute_option(
             metavar="PRECISION",
             help="Precision of the image encoder: fp32, bf16 or fp16. The head is float32.",
-            rich_help_panel=_COMPUTE,
         ),
     ] = "fp32",
     workers: Annotated[
         int | None,
-        typer.Option(
+        _compute_option(
             min=0,
             metavar="N",
             help="Processes that decode images; 0 decodes in this process.  [default: one per"
             f" CPU, up to {MAX_DEFAULT_WORKERS}]",
-            rich_help_panel=_COMPUTE,
         ),
     ] = None,
 ) -> None:

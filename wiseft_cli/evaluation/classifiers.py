@@ -1,4 +1,4 @@
-"""The classifiers of an evaluation, with a bounded number of weight sets in memory.
+"""The classifiers of an evaluation, with few weight sets in memory at a time.
 
 A pair with alphas needs three weight sets in memory, whatever the number of alphas. Of other
 checkpoints the first few stay loaded; the rest are read from their files again for each chunk of
@@ -185,7 +185,7 @@ class InterpolatedClassifier:
 
 
 def _interpolates_on(device: torch.device) -> bool:
-    """Return whether weights are computed on the device; others are slow or lack float64."""
+    """Return whether the device computes in float64 fast enough."""
     return device.type == "cuda"
 
 
@@ -197,7 +197,9 @@ def _as_loaded(values: np.ndarray) -> np.ndarray:
 def interpolate_tensors(
     theta_0: torch.Tensor, theta_1: torch.Tensor, alpha: float, *, out: torch.Tensor
 ) -> None:
-    """Write (1 - alpha) * theta_0 + alpha * theta_1 with the bits of a merge, if it is finite.
+    """Write (1 - alpha) * theta_0 + alpha * theta_1, with the bits of a merge.
+
+    Infinite and NaN results may differ.
 
     Each product and the sum is rounded in float64 by a separate operation, so that no compiler
     fuses them; values that are equal in both inputs then stay equal (`merging/arithmetic.py`).

@@ -53,7 +53,7 @@ class Evaluation:
         return "\n".join([table, "", *choices]) if choices else table
 
     def documents(self) -> list[dict[str, Any]]:
-        """Return the results lines as JSON objects; `choice` names which choices an alpha is."""
+        """Return the results lines as JSON objects, with the `choice` of alpha."""
         choices = alpha_choices(self.lines, select_on=self.select_on)
         return [
             result_document(line) | ({"choice": list(choice)} if choice else {})

@@ -1,4 +1,4 @@
-"""The metrics of an image set: one table of names, conditions and formulas over counts.
+"""The metrics of an image set: a table of names, conditions and formulas.
 
     top1, top5      fraction of images whose class is ranked first, or among the first five
     mean_per_class  mean over the labels of their top-1 accuracy (balanced accuracy)
@@ -15,7 +15,7 @@ classes; the tests compare them with scikit-learn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -25,6 +25,11 @@ from wiseft_cli.reporting.statistics import clopper_pearson, stratified_interval
 
 MIN_COLUMNS_FOR_TOP5 = 6
 """With fewer classes every image is among the top five."""
+
+SIX_CLASSES = "at least six classes"
+SEPARATE_LABELS = "different classes for different labels"
+GROUPS = "a column of groups"
+VIDEO_FRAMES = "a published set of video frames"
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class AnchorCount:
 
 @dataclass(frozen=True)
 class SetAccuracy:
-    """Counts of one classifier on one image set, and the metrics that follow from them.
+    """Counts of one classifier on one image set, and its metrics.
 
     Attributes:
         n_images: Images scored, without the unreadable ones.
@@ -114,37 +119,18 @@ class SetAccuracy:
 
 
 @dataclass(frozen=True)
-class SetTraits:
-    """The traits of a joined image set that decide which metrics it has.
-
-    Attributes:
-        n_columns: Columns of the label join.
-        predicts_labels: Whether each column is right for at most one label.
-        has_groups: Whether an image is in a group.
-        has_anchors: Whether there are neighbourhoods of video frames.
-    """
-
-    n_columns: int
-    predicts_labels: bool = True
-    has_groups: bool = False
-    has_anchors: bool = False
-
-
-@dataclass(frozen=True)
 class MetricDefinition:
     """One metric.
 
     Attributes:
         name: Name in options, tables and results lines.
         compute: Return the value from the counts; None if they lack what it needs.
-        applies: Return whether a set has the metric, before it is evaluated.
-        needs: What a set must have, for messages; empty if every set has the metric.
+        needs: What an image set must have, one of the constants above; None if any set will do.
     """
 
     name: str
     compute: Callable[[SetAccuracy], Metric | None]
-    applies: Callable[[SetTraits], bool] = lambda traits: True
-    needs: str = ""
+    needs: str | None = None
 
 
 def _share(n_correct: int, n_images: int) -> Metric:
@@ -166,7 +152,7 @@ def _mean_per_class(counts: SetAccuracy) -> Metric | None:
 
 
 def _macro_f1(counts: SetAccuracy) -> Metric | None:
-    """Return the mean of 2 tp / (images + predictions) over the labels; without an interval."""
+    """Return the mean over the labels of 2 tp / (images + predictions)."""
     scores = [
         2 * label.n_correct / (label.n_images + label.n_predicted)
         for label in counts.seen_labels
@@ -192,43 +178,25 @@ def _anchors(counted: Callable[[AnchorCount], int]) -> Callable[[SetAccuracy], M
 
 METRICS = (
     MetricDefinition("top1", _top("top1")),
-    MetricDefinition(
-        "top5",
-        _top("top5"),
-        lambda traits: traits.n_columns >= MIN_COLUMNS_FOR_TOP5,
-        "at least six classes",
-    ),
+    MetricDefinition("top5", _top("top5"), SIX_CLASSES),
     MetricDefinition("mean_per_class", _mean_per_class),
-    MetricDefinition(
-        "macro_f1",
-        _macro_f1,
-        lambda traits: traits.predicts_labels,
-        "different classes for different labels",
-    ),
-    MetricDefinition(
-        "worst_group", _worst_group, lambda traits: traits.has_groups, "a column of groups"
-    ),
-    MetricDefinition(
-        "pm0",
-        _anchors(lambda frames: frames.n_right),
-        lambda traits: traits.has_anchors,
-        "a published set of video frames",
-    ),
-    MetricDefinition(
-        "pm10",
-        _anchors(lambda frames: frames.n_all_right),
-        lambda traits: traits.has_anchors,
-        "a published set of video frames",
-    ),
+    MetricDefinition("macro_f1", _macro_f1, SEPARATE_LABELS),
+    MetricDefinition("worst_group", _worst_group, GROUPS),
+    MetricDefinition("pm0", _anchors(lambda frames: frames.n_right), VIDEO_FRAMES),
+    MetricDefinition("pm10", _anchors(lambda frames: frames.n_all_right), VIDEO_FRAMES),
 )
 """All metrics, in the order in which they are listed."""
 
 METRIC_NAMES = tuple(metric.name for metric in METRICS)
 
 
-def metric_names(traits: SetTraits) -> tuple[str, ...]:
-    """Return the names of the metrics that a set has, before it is evaluated."""
-    return tuple(metric.name for metric in METRICS if metric.applies(traits))
+def metric_names(traits: Collection[str]) -> tuple[str, ...]:
+    """Return the names of the metrics that a set has, before it is evaluated.
+
+    Args:
+        traits: Those of the constants above that the set has.
+    """
+    return tuple(metric.name for metric in METRICS if metric.needs in (None, *traits))
 
 
 def predicts_labels(accepted: Mapping[str, Sequence[int]]) -> bool:

@@ -1,6 +1,7 @@
-"""Plan an evaluation from headers and file names, before an image is decoded or a model is built.
+"""Plan an evaluation from headers and file names alone.
 
-A job is one weight set on one image set. Mistakes that need no model and no pixels are found here.
+A job is one weight set on one image set. Mistakes are found here, before an image is decoded or a
+model is built.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wiseft_cli import __version__
+from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.compute.torchrun import Launch
 from wiseft_cli.data.image_set import ImageSet, data_fingerprint
@@ -19,10 +21,14 @@ from wiseft_cli.data.label_join import LabelJoin, is_of_other_classes, join_imag
 from wiseft_cli.data.sources import open_image_sets, open_suite
 from wiseft_cli.errors import DatasetError, UsageError
 from wiseft_cli.evaluation.metrics import (
+    GROUPS,
     METRIC_NAMES,
     METRICS,
+    MIN_COLUMNS_FOR_TOP5,
+    SEPARATE_LABELS,
+    SIX_CLASSES,
+    VIDEO_FRAMES,
     SetAccuracy,
-    SetTraits,
     metric_names,
     predicts_labels,
 )
@@ -39,7 +45,7 @@ from wiseft_cli.merging.alpha import Alpha
 from wiseft_cli.reporting.gates import Gate, check_gates, parse_gate
 from wiseft_cli.reporting.results import (
     CheckpointName,
-    MeasurementKey,
+    Metric,
     ResultLine,
     read_result_lines,
 )
@@ -52,70 +58,22 @@ class Job:
     Attributes:
         weights: The weight set.
         image_set: The images.
-        fingerprint: Fingerprint of the image set.
-        join: Join of its labels with the head.
-        reference: Whether the set is the in-distribution one.
-        metrics: Names of the metrics that the set will have.
-        primary: The metric that represents the set.
-        protocol: As in `ResultLine`.
-        precision: Precision of the image encoder.
+        join: Join of the set's labels with the head.
+        line: The results line before the evaluation: counts and metrics are 0.
     """
 
     weights: WeightSet
     image_set: ImageSet
-    fingerprint: str
     join: LabelJoin
-    reference: bool
-    metrics: tuple[str, ...]
-    primary: str
-    protocol: str
-    precision: str
-
-    @property
-    def checkpoint_names(self) -> tuple[CheckpointName, ...]:
-        """The checkpoints as in a results line."""
-        return tuple(
-            CheckpointName(item.name, item.card.role, item.digest)
-            for item in self.weights.checkpoints
-        )
-
-    @property
-    def alpha_text(self) -> str | None:
-        """Exact decimal of alpha; None if no weights are interpolated."""
-        return self.weights.alpha.text if self.weights.alpha else None
-
-    @property
-    def key(self) -> MeasurementKey:
-        """Identity of the results line."""
-        return MeasurementKey(
-            digests=tuple(item.digest for item in self.weights.checkpoints),
-            alpha=self.alpha_text,
-            set_name=self.image_set.name,
-            data_fingerprint=self.fingerprint,
-            join=self.join.kind,
-            protocol=self.protocol,
-            precision=self.precision,
-            metrics=frozenset(self.metrics),
-        )
+    line: ResultLine
 
     def result_line(self, accuracy: SetAccuracy) -> ResultLine:
-        """Return the results line with the counts of the evaluation."""
-        return ResultLine(
-            checkpoints=self.checkpoint_names,
-            alpha=self.alpha_text,
-            set_name=self.image_set.name,
-            reference=self.reference,
-            data_fingerprint=self.fingerprint,
+        """Return the results line with the counts and metrics of the evaluation."""
+        return replace(
+            self.line,
             n_images=accuracy.n_images,
             n_unreadable=accuracy.n_unreadable,
-            n_classes=accuracy.n_classes,
-            join=self.join.kind,
-            primary=self.primary,
             metrics=accuracy.metrics(),
-            precision=self.precision,
-            version=__version__,
-            ensemble=self.weights.is_ensemble,
-            protocol=self.protocol,
             extra=accuracy.details(),
         )
 
@@ -268,28 +226,13 @@ def plan_jobs(
         of_set = {weights.classes for weights in fitting}
         is_first, heads = heads.isdisjoint(of_set), heads | of_set
         is_reference = is_first if reference is None else image_set.name == reference
-        fingerprint = data_fingerprint(image_set)
         joins = {
             classes: join_image_set(
                 image_set, classes, labels_are_indices=labels_are_indices, all_classes=all_classes
             )
             for classes in dict.fromkeys(weights.classes for weights in fitting)
         }
-        metrics = {classes: _metrics_of(image_set, join) for classes, join in joins.items()}
-        jobs += [
-            Job(
-                weights,
-                image_set,
-                fingerprint,
-                joins[weights.classes],
-                is_reference,
-                metrics[weights.classes],
-                _primary_metric(image_set, metrics[weights.classes]),
-                _protocol(weights, joins[weights.classes]),
-                precision,
-            )
-            for weights in fitting
-        ]
+        jobs += _jobs_of_set(image_set, fitting, joins, is_reference, precision)
     if not jobs:
         raise DatasetError(
             f"the heads of all checkpoints are of other classes than {', '.join(names)}",
@@ -298,20 +241,56 @@ def plan_jobs(
     return tuple(jobs)
 
 
+def _jobs_of_set(
+    image_set: ImageSet,
+    weight_sets: Sequence[WeightSet],
+    joins: Mapping[tuple[ClassEntry, ...], LabelJoin],
+    is_reference: bool,
+    precision: str,
+) -> list[Job]:
+    fingerprint, groups = data_fingerprint(image_set), image_set.groups
+    jobs = []
+    for weights in weight_sets:
+        join = joins[weights.classes]
+        metrics = _metrics_of(image_set, join, has_groups=bool(groups))
+        line = ResultLine(
+            checkpoints=tuple(
+                CheckpointName(item.name, item.card.role, item.digest)
+                for item in weights.checkpoints
+            ),
+            alpha=weights.alpha.text if weights.alpha else None,
+            set_name=image_set.name,
+            reference=is_reference,
+            data_fingerprint=fingerprint,
+            n_images=0,
+            n_unreadable=0,
+            n_classes=len(join.columns),
+            join=join.kind,
+            primary=_primary_metric(image_set, metrics),
+            metrics=dict.fromkeys(metrics, Metric(0.0)),
+            precision=precision,
+            version=__version__,
+            ensemble=weights.is_ensemble,
+            protocol=_protocol(weights, join),
+        )
+        jobs.append(Job(weights, image_set, join, line))
+    return jobs
+
+
 def _check_name(name: str | None, image_sets: Sequence[ImageSet], option: str) -> None:
     names = [image_set.name for image_set in image_sets]
     if name is not None and name not in names:
         raise UsageError(f"{option} {name!r} is not an image set; there are {', '.join(names)}")
 
 
-def _metrics_of(image_set: ImageSet, join: LabelJoin) -> tuple[str, ...]:
-    traits = SetTraits(
-        n_columns=len(join.columns),
-        predicts_labels=predicts_labels(join.accepted),
-        has_groups=bool(image_set.groups),
-        has_anchors=bool(image_set.neighbourhoods),
-    )
-    return metric_names(traits)
+def _metrics_of(image_set: ImageSet, join: LabelJoin, *, has_groups: bool) -> tuple[str, ...]:
+    traits = {
+        SIX_CLASSES: len(join.columns) >= MIN_COLUMNS_FOR_TOP5,
+        SEPARATE_LABELS: predicts_labels(join.accepted),
+        GROUPS: has_groups,
+        VIDEO_FRAMES: bool(image_set.neighbourhoods),
+    }
+    return metric_names([trait for trait, is_met in traits.items() if is_met])
 
 
 def _primary_metric(image_set: ImageSet, metrics: Sequence[str]) -> str:
@@ -375,7 +354,9 @@ def _shifts(
     shifts = [
         job.image_set.name
         for job in jobs
-        if not job.reference and job.image_set.name != select_on and judged in (None, job.weights)
+        if not job.line.reference
+        and job.image_set.name != select_on
+        and judged in (None, job.weights)
     ]
     return tuple(dict.fromkeys(shifts))
 
@@ -397,8 +378,8 @@ def _common_metrics(jobs: Sequence[Job], rows: Sequence[WeightSet]) -> dict[str,
     metrics: dict[str, list[str]] = {}
     for job in jobs:
         if job.weights in rows:
-            held = metrics.get(job.image_set.name, list(job.metrics))
-            metrics[job.image_set.name] = [name for name in held if name in job.metrics]
+            held = metrics.get(job.image_set.name, list(job.line.metrics))
+            metrics[job.image_set.name] = [name for name in held if name in job.line.metrics]
     return metrics
 
 
@@ -419,7 +400,7 @@ def _omission_notes(
 
 
 def _read_held(jobs: Sequence[Job], request: EvalRequest) -> dict[Job, ResultLine]:
-    """Return the results that the results file holds; none if all are to be computed again."""
+    """Return the results that the results file holds and that can be reused."""
     path = request.results_path
     held = read_result_lines(path) if path is not None and path.exists() else ()
     # Predictions belong to a run: a held line does not have them.
@@ -438,11 +419,11 @@ def find_held(
     by_key = {line.key: line for line in lines if line.n_unreadable <= max_unreadable}
     return {
         job: replace(
-            by_key[job.key],
-            checkpoints=job.checkpoint_names,
-            reference=job.reference,
-            primary=job.primary,
+            by_key[job.line.key],
+            checkpoints=job.line.checkpoints,
+            reference=job.line.reference,
+            primary=job.line.primary,
         )
         for job in jobs
-        if job.key in by_key
+        if job.line.key in by_key
     }

@@ -118,7 +118,7 @@ def _predict_batches(
 def top_classes(
     logits: torch.Tensor, classes: Sequence[ClassEntry], top: int
 ) -> list[tuple[RankedClass, ...]]:
-    """Return the classes of highest probability for each row, equal ones in the head's order.
+    """Return the most probable classes per row, equal ones in the head's order.
 
     Args:
         logits: Shape (B, C).

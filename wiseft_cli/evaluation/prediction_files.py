@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def plan_prediction_files(
     folder: Path, jobs: Sequence[Job], *, n_processes: int = 1, force: bool
 ) -> dict[Job, Path]:
-    """Return the file of each job, `SET.WEIGHTS.jsonl`, after checking that it may be written.
+    """Return the file of each job, `SET.WEIGHTS.jsonl`, and check that it may be written.
 
     Args:
         folder: Folder of the files; it is created if it does not exist.
@@ -71,7 +71,7 @@ def plan_prediction_files(
 def _weights_name(job: Job) -> str:
     if job.weights.is_ensemble:
         return "output-ensemble"
-    return f"alpha-{job.alpha_text}" if job.alpha_text else job.weights.name
+    return f"alpha-{job.line.alpha}" if job.line.alpha else job.weights.name
 
 
 def _file_name(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The request for an evaluation: what to evaluate, on what, and what to do with the results."""
+"""The request for an evaluation: what to evaluate, on what, and its outputs."""
 
 from __future__ import annotations
 

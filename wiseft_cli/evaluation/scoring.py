@@ -105,7 +105,7 @@ def load_images(
     device: torch.device,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Iterator[ImageBatch]:
-    """Yield this process's share of a set in order, through open_clip's evaluation transform.
+    """Yield this process's share of a set in order, transformed as by open_clip.
 
     Targets are positions among the set's labels. The batches depend neither on the number of
     workers nor on the number of processes.
@@ -124,7 +124,7 @@ def load_images(
 
 
 class ScoredSet:
-    """Labels and groups of an image set by position; shared by all classifiers on the set.
+    """Labels and groups of an image set, shared by all classifiers on it.
 
     Args:
         image_set: The images.
@@ -134,7 +134,7 @@ class ScoredSet:
         labels: Labels of the set, sorted.
         groups: Groups of the set, sorted.
         group_of_image: Position of each image's group, int64, shape (N,); for an image without a
-            group the number of groups. Empty if there are no groups.
+            group it is `len(groups)`. Empty if no image has a group.
     """
 
     def __init__(self, image_set: ImageSet, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Evaluate all weight sets in one pass over the images: each image is decoded once.
+"""Evaluate all weight sets in one pass, so that each image is decoded once.
 
 The images of a set are read in chunks of bounded size, and every weight set is applied to a chunk
 before the next one is read. If weights must be set again for each chunk (interpolated, or read
@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -77,7 +76,7 @@ class SweepSettings:
 def sweep(
     jobs: Iterable[Job], settings: SweepSettings, *, on_progress: Progress | None = None
 ) -> Iterator[dict[Job, ResultLine]]:
-    """Evaluate the jobs, and yield the results lines of each image set once it is done.
+    """Evaluate the jobs, and yield the results lines of each image set when done.
 
     Args:
         jobs: From `plan_jobs`; the jobs of a set are adjacent, and all have the same precision.
@@ -111,12 +110,12 @@ def _by_preprocessing(jobs: Sequence[Job]) -> list[list[Job]]:
 def _evaluate(
     jobs: Sequence[Job], pool: ClassifierPool, settings: SweepSettings, on_progress: Progress
 ) -> dict[Job, ResultLine]:
-    """Evaluate jobs of one image set and one preprocessing, which share the decoded images."""
+    """Evaluate jobs that share an image set and its preprocessing."""
     image_set = jobs[0].image_set
     scored = ScoredSet(image_set, settings.device)
     unreadable: list[str] = []
     with ExitStack() as stack:
-        rows = [stack.enter_context(_Row(job, scored, settings)) for job in jobs]
+        rows = [_Row(job, scored, settings, stack) for job in jobs]
         by_encoder = _by_encoder(rows, pool)
         chunk_bytes = CHUNK_BYTES if pool.changes_weights and len(rows) > 1 else 0
         for chunk in chunked(_load(jobs[0], settings, unreadable), chunk_bytes):
@@ -202,7 +201,7 @@ def _score(
         classifier = pool.classifier(part)
         if not features:
             features = [
-                classifier.encode_image(batch.images, precision=row.job.precision)
+                classifier.encode_image(batch.images, precision=row.job.line.precision)
                 if len(batch.targets)
                 else batch.images
                 for batch in chunk
@@ -216,32 +215,24 @@ def _score(
 
 
 class _Row:
-    """One job while it is evaluated: its counts and its file of predictions; a context manager.
+    """A job while it is evaluated, with its counts and file of predictions.
 
     The logits of the two halves of an ensemble arrive one after the other, in any order of
     batches; the first ones wait for the second.
     """
 
-    def __init__(self, job: Job, scored: ScoredSet, settings: SweepSettings) -> None:
+    def __init__(
+        self, job: Job, scored: ScoredSet, settings: SweepSettings, stack: ExitStack
+    ) -> None:
         self.job, self._processes = job, settings.processes
         self._tally = Tally(scored, job.join)
-        self._file: PredictionFile | None = None
-        if job in settings.predictions:
-            self._file = PredictionFile(
-                settings.predictions[job],
-                job,
-                self._tally.columns,
-                settings.processes,
-                force=settings.force,
-            )
         self._waiting: dict[int, torch.Tensor] = {}
-
-    def __enter__(self) -> _Row:
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        if self._file is not None:
-            self._file.__exit__(*exception)
+        self._file: PredictionFile | None = None
+        path = settings.predictions.get(job)
+        if path is not None:
+            columns, processes = self._tally.columns, settings.processes
+            file = PredictionFile(path, job, columns, processes, force=settings.force)
+            self._file = stack.enter_context(file)
 
     def add(self, batch: ImageBatch, logits: torch.Tensor) -> bool:
         """Count a batch, unless it is that of the first half of an ensemble.

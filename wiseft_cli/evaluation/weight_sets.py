@@ -1,4 +1,4 @@
-"""The weights that an evaluation compares: checkpoints, points between two, output ensembles.
+"""The weights to evaluate: checkpoints, points between two, output ensembles.
 
 Everything is decided from headers and cards; no tensor is read and torch is not imported.
 """
@@ -43,7 +43,7 @@ class NamedCheckpoint:
 
 @dataclass(frozen=True)
 class WeightSet:
-    """The weights of one row: a checkpoint, a point between two, or an output ensemble.
+    """The weights of a row: a checkpoint, a point between two, an output ensemble.
 
     Attributes:
         checkpoints: One; or two, theta_0 and theta_1.
@@ -91,7 +91,7 @@ class WeightSet:
 
 
 def read_checkpoints(paths: Sequence[Path]) -> tuple[NamedCheckpoint, ...]:
-    """Read the cards, and name each checkpoint by the shortest distinct end of its path.
+    """Read the cards, and give each checkpoint a short distinct name.
 
     Args:
         paths: Checkpoint files, or folders that hold a single checkpoint.
@@ -138,7 +138,7 @@ def _read_checkpoint(path: Path, name: str) -> NamedCheckpoint:
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Return the stems, with as many parent folders as are needed to make them distinct."""
+    """Return the stems, with the parent folders that make them distinct."""
     stems = [path.with_suffix("") if path.suffix == FILE_SUFFIX else path for path in paths]
     for depth in range(1, max(len(path.parts) for path in paths)):
         names = ["/".join(stem.parts[1:][-depth:]) for stem in stems]
@@ -153,7 +153,7 @@ def plan_weight_sets(
     *,
     output_ensemble: bool = False,
 ) -> tuple[WeightSet, ...]:
-    """Return the weight sets: the checkpoints, or with alphas the points between exactly two.
+    """Return the checkpoints, or the points between exactly two, as weight sets.
 
     Args:
         output_ensemble: Add the average of the two checkpoints' logits as the last weight set.
@@ -214,6 +214,6 @@ def _require_same_task(theta_0: NamedCheckpoint, theta_1: NamedCheckpoint) -> No
 
 
 def descent_warnings(theta_0: NamedCheckpoint, theta_1: NamedCheckpoint) -> tuple[str, ...]:
-    """Return reasons to doubt that the second checkpoint was fine-tuned from the first."""
+    """Return reasons to doubt that the second was fine-tuned from the first."""
     with open_checkpoint(theta_0.path) as reader_0, open_checkpoint(theta_1.path) as reader_1:
         return tuple(compatibility.descent_warnings(reader_0, reader_1))

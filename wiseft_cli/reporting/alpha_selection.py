@@ -1,4 +1,4 @@
-"""Choose alpha on a validation set, and show the choice beside the default and an oracle.
+"""Choose alpha on a validation set, and compare with the default and an oracle.
 
 The default of the paper (0.5), the best alpha on a validation set, and the best alpha on each set
 itself are shown together. The last is labelled an oracle, because it is chosen by the numbers
@@ -17,7 +17,7 @@ DEFAULT_ALPHA = "0.5"
 
 
 def best_alpha(lines: Sequence[ResultLine], set_name: str) -> str:
-    """Return the alpha with the highest primary metric on a set, the smallest of equal ones.
+    """Return the best alpha on a set, the smallest of equal ones.
 
     The smallest alpha is nearest to the zero-shot model, and so keeps the most robustness.
 
@@ -33,7 +33,7 @@ def best_alpha(lines: Sequence[ResultLine], set_name: str) -> str:
 
 
 def alpha_choices(lines: Sequence[ResultLine], *, select_on: str | None) -> list[tuple[str, ...]]:
-    """Return for each line which choices its alpha is: `default`, `selected`, `oracle`.
+    """Return the choices that each line is: `default`, `selected`, `oracle`.
 
     Args:
         lines: Lines of one evaluation.

@@ -1,4 +1,4 @@
-"""Arrange results lines into the curves and panels of the paper's figure, without drawing.
+"""Arrange results lines into the curves and panels of the paper's figure.
 
 A curve shows accuracy under shift against in-distribution accuracy over alpha (Wortsman et al.,
 arXiv:2109.01903, figure 1). There is one panel per distribution shift and one for their mean.
@@ -13,44 +13,15 @@ from statistics import fmean
 from typing import Any
 
 from wiseft_cli.errors import ResultsError
-from wiseft_cli.reporting.results import CheckpointName, Metric, ResultLine
+from wiseft_cli.reporting.results import Metric, ResultLine
 from wiseft_cli.reporting.statistics import BaselineModel, LogitFit, fit_on_logits
 
 MEAN = "mean"
 """Name of the panel of the mean over all shifts."""
 
 
-@dataclass(frozen=True)
-class CurvePoint:
-    """One weight set in the figure.
-
-    Attributes:
-        checkpoints: One; or two with an alpha or as an output ensemble.
-        alpha: Exact decimal; None for a single checkpoint and for an output ensemble.
-        name: Display name of the checkpoint, the pair or the output ensemble.
-        reference: Primary metric of the reference set.
-        n_reference: Images, or anchor frames, of which it is a fraction.
-        shifts: Primary metric of each shift, by name.
-        n_images: Images, or anchor frames, of which each of them is a fraction, by name.
-    """
-
-    checkpoints: tuple[CheckpointName, ...]
-    alpha: str | None
-    name: str
-    reference: Metric
-    n_reference: int
-    shifts: Mapping[str, Metric]
-    n_images: Mapping[str, int]
-
-    @property
-    def shift(self) -> float:
-        """Mean of the primary metrics of the shifts, a fraction."""
-        return fmean(metric.value for metric in self.shifts.values())
-
-    @property
-    def label(self) -> str:
-        """The name, with the alpha if there is one."""
-        return self.name if self.alpha is None else f"{self.name} at alpha {self.alpha}"
+Row = Mapping[str, ResultLine]
+"""The lines of one weight set by set name."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +31,16 @@ class CurveData:
     Attributes:
         reference: Name of the in-distribution set.
         shifts: Names of the distribution shifts.
-        curves: The points of each pair of checkpoints, by rising alpha.
-        singles: Single checkpoints and output ensembles.
+        curves: The rows of each pair of checkpoints, by rising alpha.
+        singles: The rows of single checkpoints and output ensembles.
         metrics: Name of the primary metric of each set.
         notes: One sentence per weight set that is left out.
     """
 
     reference: str
     shifts: tuple[str, ...]
-    curves: tuple[tuple[CurvePoint, ...], ...]
-    singles: tuple[CurvePoint, ...]
+    curves: tuple[tuple[Row, ...], ...]
+    singles: tuple[Row, ...]
     metrics: Mapping[str, str]
     notes: tuple[str, ...]
 
@@ -96,20 +67,23 @@ def collect_curves(
     reference = _find_reference(latest, names, reference)
     shifts = _find_shifts(names, reference, shifts)
     shown = [line for line in latest if line.set_name in (reference, *shifts)]
-    points, notes = _collect_points(_group_by_weights(shown), reference, shifts)
-    pairs: dict[tuple[str, ...], list[CurvePoint]] = {}
-    for point in points:
-        if point.alpha is not None:
-            digests = tuple(checkpoint.digest for checkpoint in point.checkpoints)
-            pairs.setdefault(digests, []).append(point)
+    rows, notes = _complete_rows(_group_by_weights(shown), (reference, *shifts))
+    pairs: dict[tuple[str, ...], list[Row]] = {}
+    singles = []
+    for row in rows:
+        digests, alpha = row[reference].weights_key
+        if alpha is None:
+            singles.append(row)
+        else:
+            pairs.setdefault(digests, []).append(row)
     return CurveData(
         reference=reference,
         shifts=shifts,
         curves=tuple(
-            tuple(sorted(of_pair, key=lambda point: Decimal(point.alpha or "0")))
+            tuple(sorted(of_pair, key=lambda row: Decimal(row[reference].alpha or "0")))
             for of_pair in pairs.values()
         ),
-        singles=tuple(point for point in points if point.alpha is None),
+        singles=tuple(singles),
         metrics=_primary_metrics(shown),
         notes=notes,
     )
@@ -147,8 +121,7 @@ def _find_shifts(names: Sequence[str], reference: str, wanted: Sequence[str]) ->
     return shifts
 
 
-def _group_by_weights(lines: Sequence[ResultLine]) -> list[dict[str, ResultLine]]:
-    """Return the lines of each weight set by set name."""
+def _group_by_weights(lines: Sequence[ResultLine]) -> list[Row]:
     by_weights: dict[object, dict[str, ResultLine]] = {}
     repeated = []
     for line in lines:
@@ -165,39 +138,23 @@ def _group_by_weights(lines: Sequence[ResultLine]) -> list[dict[str, ResultLine]
     return list(by_weights.values())
 
 
-def _collect_points(
-    rows: Sequence[Mapping[str, ResultLine]], reference: str, shifts: Sequence[str]
-) -> tuple[list[CurvePoint], tuple[str, ...]]:
-    points, notes = [], []
+def _complete_rows(rows: Sequence[Row], names: Sequence[str]) -> tuple[list[Row], tuple[str, ...]]:
+    """Return the rows with lines for all sets, and a note on each of the others."""
+    complete, notes = [], []
     for row in rows:
-        missing = [name for name in (reference, *shifts) if name not in row]
+        missing = [name for name in names if name not in row]
         if not missing:
-            points.append(_curve_point(row, reference, shifts))
+            complete.append(row)
         else:
             name = next(iter(row.values())).weights_name
             notes.append(f"{name} is left out: no results on {', '.join(missing)}")
-    if not points:
+    if not complete:
         raise ResultsError(
             "no weights were evaluated on every set",
             faults=notes,
             hint="evaluate the same checkpoints on all sets, into one file",
         )
-    return points, tuple(notes)
-
-
-def _curve_point(
-    row: Mapping[str, ResultLine], reference: str, shifts: Sequence[str]
-) -> CurvePoint:
-    line = row[reference]
-    return CurvePoint(
-        line.checkpoints,
-        line.alpha,
-        line.checkpoints_name,
-        line.metrics[line.primary],
-        line.n_counted,
-        {name: row[name].metrics[row[name].primary] for name in shifts},
-        {name: row[name].n_counted for name in shifts},
-    )
+    return complete, tuple(notes)
 
 
 def _primary_metrics(lines: Sequence[ResultLine]) -> dict[str, str]:
@@ -224,13 +181,13 @@ class PanelPoint:
     """A weight set in one panel.
 
     Attributes:
-        of: The weight set.
+        of: The line of the weight set on the reference set.
         x: Metric on the reference set.
         y: Metric on the shift of the panel; or the mean over the shifts, without an interval.
         half_images: Half of the share of one image, horizontally and vertically.
     """
 
-    of: CurvePoint
+    of: ResultLine
     x: Metric
     y: Metric
     half_images: tuple[float, float]
@@ -269,7 +226,7 @@ class Panel:
 
     @property
     def oracles(self) -> list[PanelPoint]:
-        """The best point of each curve in this panel, the one of smallest alpha if several are."""
+        """The best point of each curve, of equal ones that of the smallest alpha."""
         return [max(curve, key=lambda point: point.y.value) for curve in self.curves]
 
     def effective_robustness(self, point: PanelPoint) -> float | None:
@@ -280,7 +237,7 @@ class Panel:
 
 
 def arrange_panels(data: CurveData, baselines: Sequence[BaselineModel] = ()) -> tuple[Panel, ...]:
-    """Return one panel per shift; before them, if there are several, the panel of their mean."""
+    """Return one panel per shift, after that of their mean if there are several."""
     singles = [(name,) for name in data.shifts]
     groups = singles if len(singles) == 1 else [data.shifts, *singles]
     return tuple(_arrange_panel(data, shifts, baselines) for shifts in groups)
@@ -297,19 +254,21 @@ def _arrange_panel(
     return Panel(
         shifts=shifts,
         metric=data.metrics[shifts[0]] if len(shifts) == 1 else "",
-        curves=tuple(tuple(_panel_point(of, shifts) for of in curve) for curve in data.curves),
-        singles=tuple(_panel_point(of, shifts) for of in data.singles),
+        curves=tuple(
+            tuple(_panel_point(row, data.reference, shifts) for row in curve)
+            for curve in data.curves
+        ),
+        singles=tuple(_panel_point(row, data.reference, shifts) for row in data.singles),
         baselines=models,
         fit=fit_on_logits(models),
     )
 
 
-def _panel_point(of: CurvePoint, shifts: Sequence[str]) -> PanelPoint:
-    metrics = [of.shifts[name] for name in shifts]
-    mean = metrics[0] if len(metrics) == 1 else Metric(fmean(metric.value for metric in metrics))
-    n_shift = sum(of.n_images[name] for name in shifts)
-    half_images = (0.5 / max(1, of.n_reference), 0.5 / max(1, n_shift))
-    return PanelPoint(of, of.reference, mean, half_images)
+def _panel_point(row: Row, reference: str, shifts: Sequence[str]) -> PanelPoint:
+    of, lines = row[reference], [row[name] for name in shifts]
+    mean = lines[0].metric if len(lines) == 1 else Metric(fmean(line.value for line in lines))
+    n_shift = sum(line.n_counted for line in lines)
+    return PanelPoint(of, of.metric, mean, (0.5 / max(1, of.n_counted), 0.5 / max(1, n_shift)))
 
 
 def panel_document(panel: Panel) -> dict[str, Any]:
@@ -339,9 +298,9 @@ def describe_robustness(panels: Sequence[Panel]) -> Iterator[str]:
     """
     for panel in panels:
         parts = [
-            f"{point.of.label}{' (oracle)' if point in panel.oracles else ''} {100 * robust:+.2f}"
+            f"{point.of.weights_name}{' (oracle)' * (point in panel.oracles)} {100 * value:+.2f}"
             for point in panel.points
-            if (robust := panel.effective_robustness(point)) is not None
+            if (value := panel.effective_robustness(point)) is not None
             and (point.of.alpha in ("0", "0.5", "1", None) or point in panel.oracles)
         ]
         if parts:

@@ -1,4 +1,4 @@
-"""Draw one panel of the figure with matplotlib: curves, intervals, baselines, ticks, labels.
+"""Draw one panel of the figure: curves, intervals, baselines, ticks, labels.
 
 Positions on the axes are per cent on a linear scale and logits on a logit scale, so that lines,
 labels and free places are computed in the space that is seen. On logit axes models of one kind
@@ -70,7 +70,7 @@ def single_style(at: int, *, n_curves: int) -> tuple[str, str]:
 
 def single_name(point: PanelPoint) -> str:
     """Return the label of a single checkpoint or an output ensemble."""
-    return point.of.name if len(point.of.checkpoints) == 1 else "output ensemble"
+    return point.of.checkpoints_name if len(point.of.checkpoints) == 1 else "output ensemble"
 
 
 def draw_panel(axes: Axes, panel: Panel, scale: ScaleName) -> None:
@@ -321,7 +321,7 @@ def place_labels(
     *,
     pixels_per_point: float,
 ) -> list[Position]:
-    """Place labels beside points so that they cover neither each other nor the drawing.
+    """Place labels beside points so that they cover nothing.
 
     Each label in turn takes the cheapest of a fixed list of places around its point.
 

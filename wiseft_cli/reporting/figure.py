@@ -1,4 +1,4 @@
-"""The figure of the paper: accuracy under shift against in-distribution accuracy, over alpha.
+"""The figure of the paper: accuracy under shift against reference accuracy.
 
 Wortsman et al., arXiv:2109.01903, figure 1, with one panel per distribution shift. The same lines
 give the same bytes. matplotlib's pyplot is not used, so that no display is needed and the user's
@@ -256,7 +256,9 @@ def _draw_legend(figure: Figure, panels: Sequence[Panel]) -> None:
     if len(first.curves) > 1:
         for at, curve in enumerate(first.curves):
             colour, style = curve_style(at)
-            handles.append(_handle(curve[0].of.name, colour, style=style, marker="o", size=3.6))
+            handles.append(
+                _handle(curve[0].of.checkpoints_name, colour, style=style, marker="o", size=3.6)
+            )
     if any(panel.baselines for panel in panels):
         hollow = _handle("baseline models", BASELINE_COLOUR, marker="o", size=4.5)
         hollow.set_markerfacecolor("none")

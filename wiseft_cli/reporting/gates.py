@@ -1,4 +1,4 @@
-"""Gates on the results of an evaluation: `SET:METRIC>=NUMBER`, `SET:METRIC>=baseline-NUMBER`.
+"""Gates on results: `SET:METRIC>=NUMBER` or `SET:METRIC>=baseline-NUMBER`.
 
 SET is an image set, or `shifts` for the mean over the distribution shifts; METRIC is a metric of
 the set, or `primary`. Numbers are fractions. Names are checked before the evaluation, so that a

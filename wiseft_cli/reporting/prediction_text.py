@@ -1,4 +1,4 @@
-"""Predictions as text: aligned columns for people, JSON lines and CSV for programs.
+"""Predictions as text: aligned columns, JSON lines and CSV.
 
 Probabilities are per cent for people and fractions elsewhere.
 """
@@ -73,7 +73,7 @@ def as_text(predictions: Sequence[Prediction]) -> list[str]:
 
 
 def as_json_lines(predictions: Sequence[Prediction]) -> list[str]:
-    """Return one JSON object per image: `path`, and `top`, or `error` if it was not read."""
+    """Return one JSON object per image, with `top`, or `error` if unreadable."""
     documents: list[dict[str, object]] = [
         {"path": item.path, "error": item.error}
         if item.error is not None

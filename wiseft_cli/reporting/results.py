@@ -31,7 +31,7 @@ _ANCHOR_METRICS = ("pm0", "pm10")
 
 @dataclass(frozen=True)
 class CheckpointName:
-    """A checkpoint in a results line: its display name, its role and its content digest."""
+    """A checkpoint in a results line, with its content digest."""
 
     name: str
     role: str
@@ -40,7 +40,7 @@ class CheckpointName:
 
 @dataclass(frozen=True)
 class Metric:
-    """A fraction in [0, 1], and the ends of its 95 % interval; both None without an interval."""
+    """A fraction in [0, 1] with the ends of its 95 % interval, or None for both."""
 
     value: float
     low: float | None = None
@@ -55,7 +55,7 @@ class Metric:
 
 
 class MeasurementKey(NamedTuple):
-    """Identity of a measurement: a later line with the same key replaces the earlier one.
+    """Identity of a measurement: of two lines with one key the later is valid.
 
     The name of the set is included because the fingerprint does not cover pixels: a folder and
     its recoloured copy in an uncompressed format have the same fingerprint. The protocol is
@@ -115,13 +115,18 @@ class ResultLine:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def metric(self) -> Metric:
+        """The primary metric."""
+        return self.metrics[self.primary]
+
+    @property
     def value(self) -> float:
-        """The primary metric, a fraction."""
-        return self.metrics[self.primary].value
+        """Value of the primary metric, a fraction."""
+        return self.metric.value
 
     @property
     def n_counted(self) -> int:
-        """Number of images, or of anchor frames, of which the primary metric is a fraction."""
+        """Number of images, or anchor frames, behind the primary metric."""
         n_anchors = self.extra.get(N_ANCHORS) if self.primary in _ANCHOR_METRICS else None
         return n_anchors if isinstance(n_anchors, int) else self.n_images
 
@@ -133,7 +138,7 @@ class ResultLine:
 
     @property
     def weights_name(self) -> str:
-        """Display name of the weights: that of the checkpoints, with the alpha if there is one."""
+        """Display name of the weights: checkpoints, and alpha if there is one."""
         at_alpha = "" if self.alpha is None else f" at alpha {self.alpha}"
         return f"{self.checkpoints_name}{at_alpha}"
 

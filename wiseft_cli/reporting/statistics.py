@@ -85,7 +85,7 @@ def _beta_interval(n_correct: float, n_images: float, confidence: float) -> tupl
 
 
 def logit(value: float, *, half_image: float = MIN_ACCURACY) -> float:
-    """Return log(p / (1 - p)) of an accuracy, which is kept half an image away from 0 and 1.
+    """Return log(p / (1 - p)) of an accuracy, kept half an image from 0 and 1.
 
     Args:
         value: A fraction in [0, 1].
@@ -103,7 +103,7 @@ def from_logit(value: float) -> float:
 
 @dataclass(frozen=True)
 class LogitFit:
-    """The line logit(shift) = slope * logit(reference) + intercept, fitted to some models."""
+    """The line logit(shift) = slope * logit(reference) + intercept."""
 
     slope: float
     intercept: float
@@ -119,7 +119,7 @@ class LogitFit:
 
 
 def fit_on_logits(models: Sequence[tuple[float, float]]) -> LogitFit | None:
-    """Fit a line to (reference, shift) accuracies by ordinary least squares on their logits.
+    """Fit a line to (reference, shift) accuracies by least squares on logits.
 
     Returns:
         None if there are fewer than two different reference accuracies.
@@ -146,7 +146,7 @@ class BaselineModel:
 
 
 def read_baselines(path: Path, set_names: Sequence[str]) -> tuple[BaselineModel, ...]:
-    """Read baseline models from a CSV file, one row per model and one column per image set.
+    """Read baseline models from a CSV file with one row per model.
 
     The header names the column `model` and image sets. Columns of other sets are ignored; an
     empty cell is an unknown accuracy.

@@ -89,7 +89,7 @@ def _render(lines: Sequence[ResultLine], *, select_on: str | None) -> str:
 def _set_columns(
     of_set: Mapping[str, Sequence[ResultLine]], rows: Sequence[Mapping[str, ResultLine]]
 ) -> dict[str, list[float | None]]:
-    """Return the values of all rows by column title: the primary metric, and pm0 beside pm10."""
+    """Return the primary metrics by column title, with pm0 beside pm10."""
     columns: dict[str, list[float | None]] = {}
     for name, (first, *_) in of_set.items():
         columns[name] = [row[name].value if name in row else None for row in rows]
@@ -100,7 +100,7 @@ def _set_columns(
 
 
 def mean_over(row: Mapping[str, ResultLine], names: Sequence[str]) -> float | None:
-    """Return the mean of the sets' primary metrics, a fraction; None if one is missing."""
+    """Return the mean of the sets' primary metrics; None if one is missing."""
     if not names or any(name not in row for name in names):
         return None
     return fmean(row[name].value for name in names)
@@ -119,7 +119,7 @@ def _label(line: ResultLine) -> tuple[str, str]:
 
 
 def _format_values(values: Sequence[float | None]) -> list[str]:
-    """Write fractions as per cent; the best are marked, the others padded by one space."""
+    """Write fractions as per cent, the best with a mark, the others with a space."""
     known = [value for value in values if value is not None]
     best = max(known, default=None) if len(values) > 1 else None
     return [
@@ -145,7 +145,7 @@ def _align(rows: Sequence[Sequence[str]], *, n_left: int) -> list[str]:
 def _facts(lines: Sequence[ResultLine], *, is_validation: bool) -> str:
     """Return the role, the size and the join of a set, and its widest interval."""
     line = lines[0]
-    intervals = [line.metrics[line.primary].interval for line in lines]
+    intervals = [line.metric.interval for line in lines]
     half_width = max(50 * (high - low) for low, high in intervals)
     width = f", 95 % intervals within +-{half_width:.2f}" if half_width else ", no interval"
     role = "in-distribution" if line.reference else "validation" if is_validation else "shift"
@@ -159,7 +159,7 @@ def _facts(lines: Sequence[ResultLine], *, is_validation: bool) -> str:
 
 
 def implausible_results(lines: Sequence[ResultLine]) -> tuple[str, ...]:
-    """Return warnings about results that look like a mistake, in the order of the sets.
+    """Return warnings about results that look like a mistake.
 
     Results are implausible at chance, far below those of the same weights on other sets, on very
     few images, and over a single class.
@@ -200,7 +200,7 @@ def _doubts(lines: Sequence[ResultLine]) -> list[str]:
 def _doubts_beside_others(
     lines: Sequence[ResultLine], everything: Sequence[ResultLine]
 ) -> list[str]:
-    """Doubt a set on which all weights are far below what they reach on the other sets."""
+    """Doubt a set on which all weights are far below their other results."""
     skills: dict[object, dict[str, float]] = {}
     for line in everything:
         of_row = skills.setdefault(_row_key(line), {})

@@ -153,36 +153,44 @@ def test_merge_of_foreign_files_is_rejected_with_a_remedy(
     assert "so it cannot be run\nhint: " in capsys.readouterr().err
 
 
-def test_paths_on_stdin_are_answered_as_they_arrive(
+def test_paths_on_stdin_are_answered_as_they_arrive_until_stdout_is_closed(
     room: Path, environment: dict[str, str]
 ) -> None:
     command = [*WISEFT, "predict", "model.safetensors", "-", "--batch-size", "1", "--workers", "0"]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
+        assert process.stderr is not None
         for at in (3, 1):
             process.stdin.write(f"photos/{at}.png\n")
             process.stdin.flush()
             assert process.stdout.readline().startswith(f"photos/{at}.png ")
-        process.stdin.close()
-        assert process.wait() == 0
+        process.stdout.close()
+        process.stdin.write("photos/2.png\n")
+        process.stdin.flush()
+        assert process.stderr.read() == ""
+        assert process.wait() == 141
 
 
-def test_closed_stdout_ends_the_command_quietly(room: Path, environment: dict[str, str]) -> None:
-    for command in ("predict model.safetensors photos --batch-size 1 --workers 0", "merge --help"):
-        with subprocess.Popen(
-            [*WISEFT, *command.split()],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-        ) as process:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            process.stdout.close()
-            assert process.stderr.read() == b""
-            assert process.wait() == 141
+def test_help_ends_quietly_when_stdout_is_closed(room: Path, environment: dict[str, str]) -> None:
+    with subprocess.Popen(
+        [*WISEFT, "merge", "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
@@ -248,17 +256,28 @@ def test_command_of_the_page_runs(
 
 @pytest.mark.parametrize("line", [line for line in commands() if set(line) & set("|>")])
 def test_pipeline_of_the_page_runs(
-    room: Path, environment: dict[str, str], tmp_path: Path, line: str
+    room: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    line: str,
 ) -> None:
     if "jq" in line and shutil.which("jq") is None:
         pytest.skip("jq is not installed")
-    (tmp_path / "wiseft").write_text(f'#!/bin/sh\nexec {shlex.join(WISEFT)} "$@" --workers 0\n')
-    (tmp_path / "wiseft").chmod(0o755)
+    before, command, after = re.split(r"wiseft ([^|>]*)", line)
+    paths = run_bash(before.rstrip(" |") or "true")
+    (tmp_path / "stdin").write_text(paths)
+    with open(tmp_path / "stdin") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert main([*shlex.split(command), "--workers", "0"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "photos/0.png" in run_bash(f"cat {after}", text=out)
+
+
+def run_bash(script: str, *, text: str = "") -> str:
     done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", line],
-        env={**environment, "PATH": os.pathsep.join([str(tmp_path), environment["PATH"]])},
-        capture_output=True,
-        text=True,
+        ["bash", "-o", "pipefail", "-c", script], input=text, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "photos/0.png" in done.stdout
+    return done.stdout

@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.evaluation.tiny import CLASSES, make_images, make_pair
+from wiseft_cli.cli.app import main
 
 LABELS = [entry.id for entry in CLASSES]
 
@@ -26,7 +29,7 @@ def torchrun(cwd: Path, *words: str, count: int = 2) -> subprocess.CompletedProc
 
 
 def test_two_processes_give_the_lines_of_one_process(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_pair(tmp_path)
     # Eight batches of at most five, and two: uneven shares, and a process without any.
@@ -38,14 +41,9 @@ def test_two_processes_give_the_lines_of_one_process(
     words += ["--device", "cpu", "--max-bad", "1", "--output-ensemble"]
     shared = torchrun(tmp_path, *words, "--results", "2.jsonl", "--save-predictions", "two")
     assert shared.returncode == 0, shared.stderr
-    alone = subprocess.run(
-        [sys.executable, "-m", "wiseft_cli", *words, "--save-predictions", "one-process"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-    )
-    assert json.loads(shared.stdout) == json.loads(alone.stdout)
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--save-predictions", "one-process"]) == 0
+    assert json.loads(shared.stdout) == json.loads(capsys.readouterr().out)
     assert [line["n_images"] for line in json.loads(shared.stdout)] == [39] * 3 + [2] * 3
     written = (tmp_path / "2.jsonl").read_text().splitlines()
     assert [line.get("choice") for line in map(json.loads, written)] == [None] * 6

@@ -1,22 +1,22 @@
-"""Evaluation: eleven alphas against one, against merging eleven times, and against plain loops.
+"""Time of an evaluation at eleven alphas, compared with one alpha, eleven merges and plain loops.
 
     python tests/benchmarks/bench_eval.py ZEROSHOT FINETUNED [--images 48] [--repeats 3]
         [--size 1600] [--workers 0] [--threads 1] [--sides '1 alpha,11 alphas']
     python tests/benchmarks/bench_eval.py ZEROSHOT FINETUNED --memory
 
-The images are JPEGs of smooth noise, made on the spot, of SIZE pixels a side, so that decoding is
-what costs. The sides take turns in one process and share model, images, batch size and workers:
+The images are JPEGs of smooth noise with SIZE pixels per side, so that decoding dominates. The
+sides take turns in one process, with the same model, images, batch size and workers:
 
     1 alpha         one point between the two checkpoints
     11 alphas       alphas 0 to 1
     11 merges       the same rows, each merged to a file and evaluated alone
-    1 checkpoint    one checkpoint as it is
-    bare loop       torchvision's ImageFolder, a DataLoader, the forward pass, and nothing else
-    CLIP_benchmark  its `run_classification` over that loader, where it is installed
+    1 checkpoint    a single checkpoint
+    bare loop       torchvision's ImageFolder, a DataLoader and the forward pass
+    CLIP_benchmark  its `run_classification` over that loader, if it is installed
 
-Printed are the medians over the rounds of the seconds, and of the ratios within one round. What a
-command costs beside (start, imports) is in no side; it would make eleven merges slower still.
-`--memory` runs evaluations as commands and prints the peak of each process.
+Medians over the rounds are printed: of the seconds, and of the ratios within one round. Start and
+imports of a command are not included; they would make eleven merges slower still. `--memory` runs
+evaluations as commands and prints the peak memory of each process.
 """
 
 from __future__ import annotations
@@ -51,14 +51,13 @@ from wiseft_cli.merging.merge import merge_checkpoints
 from wiseft_cli.model.classifier import load_classifier
 from wiseft_cli.model.transforms import eval_transform
 
-CPU = torch.device("cpu")
 ELEVEN = "0:1:0.1"
 BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all sides share."""
+    """Inputs and settings of all sides."""
 
     zeroshot: Path
     finetuned: Path
@@ -67,7 +66,7 @@ class Setting:
 
 
 def write_jpegs(root: Path, labels: Sequence[str], *, count: int, size: int) -> Path:
-    """Write `count` smooth pictures in class folders."""
+    """Write `count` smooth images into class folders."""
     generator = np.random.default_rng(0)
     for number in range(count):
         folder = root / labels[number % len(labels)]
@@ -81,7 +80,7 @@ def write_jpegs(root: Path, labels: Sequence[str], *, count: int, size: int) -> 
 def run_sweep(setting: Setting, paths: Sequence[Path], alphas: str | None = None) -> list[float]:
     rows = plan_weight_sets(read_checkpoints(paths), parse_alphas([alphas]) if alphas else ())
     jobs = plan_jobs(rows, [list_image_folder(setting.images)])
-    settings = SweepSettings(BATCH_SIZE, setting.workers, CPU)
+    settings = SweepSettings(BATCH_SIZE, setting.workers, torch.device("cpu"))
     return [line.value for lines in sweep(jobs, settings) for line in lines.values()]
 
 
@@ -110,7 +109,7 @@ def run_one_checkpoint(setting: Setting) -> list[float]:
 def plain_loader(
     setting: Setting, open_image: Callable[[str], Any]
 ) -> tuple[Any, DataLoader[Any], dict[int, int]]:
-    """The classifier, a loader as anyone would write it, and the head's class of each target."""
+    """Return the classifier, a plain loader, and the head's class of each target."""
     classifier, card = load_classifier(setting.zeroshot)
     transform = eval_transform(card.preprocess or {})
     images = ImageFolder(str(setting.images), transform, loader=open_image)
@@ -190,7 +189,7 @@ def print_table(seconds: dict[str, list[float]], n_images: int) -> None:
 
 
 def print_memory(setting: Setting, folder: Path) -> None:
-    """Print the peak of evaluations as commands: it grows with neither alphas nor images."""
+    """Print the peak memory of evaluations as commands."""
     labels = [entry.id for entry in load_classifier(setting.zeroshot)[1].classes]
     for count, alphas in ((256, "0.5"), (256, ELEVEN), (256, "0:1:0.01"), (2048, ELEVEN)):
         images = folder / str(count)

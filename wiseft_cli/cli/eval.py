@@ -286,7 +286,5 @@ def _report_gates(plan: EvalPlan, evaluation: Evaluation) -> None:
             print_message(f"gate holds: {verdict}")
     failed = [str(verdict) for verdict in evaluation.verdicts if not verdict.passes]
     if failed and plan.judged is not None:
-        raise GateFailedError(
-            f"{len(failed)} of {len(evaluation.verdicts)} gates failed for {plan.judged.name}",
-            faults=failed,
-        )
+        title = f"{len(failed)} of {len(evaluation.verdicts)} gates failed for {plan.judged.name}:"
+        raise GateFailedError("\n  ".join([title, *failed]))  # all, however many

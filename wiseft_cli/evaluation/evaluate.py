@@ -145,7 +145,7 @@ def _run_jobs(
             force=request.force,
             processes=processes,
         )
-        positions = [plan.jobs.index(job) for job in plan.to_do]
+        positions = [at for at, job in enumerate(plan.jobs) if job not in plan.held]
         jobs = [plan.jobs[at] for at in processes.broadcast(positions)]
         for lines in sweep(jobs, settings, on_progress=on_progress):
             done |= lines

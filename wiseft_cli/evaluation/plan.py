@@ -157,14 +157,6 @@ def plan_evaluation(request: EvalRequest, launch: Launch | None = None) -> EvalP
         _check_baseline(jobs, judged, baseline)
     compared = [row for row in (judged, baseline) if row is not None]
     check_gates(gates, _common_metrics(jobs, compared), shifts, has_baseline=baseline is not None)
-    predictions = {}
-    if request.save_predictions is not None:
-        predictions = plan_prediction_files(
-            Path(request.save_predictions),
-            jobs,
-            n_processes=launch.world_size,
-            force=request.force,
-        )
     return EvalPlan(
         request=request,
         launch=launch,
@@ -174,7 +166,7 @@ def plan_evaluation(request: EvalRequest, launch: Launch | None = None) -> EvalP
         judged=judged,
         baseline=baseline,
         shifts=shifts,
-        predictions=predictions,
+        predictions=_plan_predictions(request, jobs, launch),
         warnings=(
             *(note for images in image_sets for note in (*images.notes, *images.warnings)),
             *(descent_warnings(*checkpoints) if alphas else ()),
@@ -397,6 +389,15 @@ def _omission_notes(
                 " other classes"
             )
     return notes
+
+
+def _plan_predictions(
+    request: EvalRequest, jobs: Sequence[Job], launch: Launch
+) -> Mapping[Job, Path]:
+    if request.save_predictions is None:
+        return {}
+    folder = Path(request.save_predictions)
+    return plan_prediction_files(folder, jobs, n_processes=launch.world_size, force=request.force)
 
 
 def _read_held(jobs: Sequence[Job], request: EvalRequest) -> dict[Job, ResultLine]:

@@ -28,9 +28,11 @@ class HelpCommand(typer.core.TyperCommand):
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             if (record := param.get_help_record(ctx)) is not None:
-                is_argument = isinstance(param, typer.core.TyperArgument)
-                heading = "Arguments" if is_argument else getattr(param, "rich_help_panel", None)
-                sections.setdefault(heading or "Other options", []).append(_plain(record))
+                if isinstance(param, typer.core.TyperArgument):
+                    heading, record = "Arguments", (record[0].split(" ")[0], record[1])
+                else:
+                    heading = getattr(param, "rich_help_panel", None) or "Other options"
+                sections.setdefault(heading, []).append(_plain(record))
         for heading in sorted(sections, key=["Other options"].count):  # stable: last, others stay
             with formatter.section(heading):
                 formatter.write_dl(sections[heading], col_max=_first_column(formatter))
@@ -60,7 +62,14 @@ def _first_column(formatter: Any) -> int:
     return 18 if formatter.width < NARROW else 28
 
 
-_PLACEHOLDERS = {"int": "N", "int range": "N", "float": "X", "float range": "X", "str": "TEXT"}
+_PLACEHOLDERS = {
+    "int": "N",
+    "int range": "N",
+    "float": "X",
+    "float range": "X",
+    "str": "TEXT",
+    "path": "PATH",
+}
 
 
 def _plain(record: tuple[str, str]) -> tuple[str, str]:

@@ -30,7 +30,7 @@ def report_out_of_memory(purpose: str, *, hint: str) -> Iterator[None]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # The host's allocator raises a plain RuntimeError.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        "can't allocate memory" in str(error)
+    # The host's allocator and oneDNN raise plain RuntimeErrors.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        mark in str(error) for mark in ("can't allocate memory", "could not create a primitive")
     )

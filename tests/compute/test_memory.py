@@ -30,5 +30,5 @@ def test_a_failed_allocation_is_reported_with_the_remedy(error: BaseException) -
 
 
 def test_other_errors_keep_their_traceback() -> None:
-    with pytest.raises(RuntimeError, match="^shapes$"), report_out_of_memory("x", hint="y"):
+    with pytest.raises(RuntimeError, match=r"^shapes$"), report_out_of_memory("x", hint="y"):
         raise RuntimeError("shapes")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import pytest
+import torch
 
 from tests.cli.test_zeroshot_head import head
 from wiseft_cli.checkpoint.digest import canonical_json
@@ -109,6 +110,72 @@ def test_missing_source_lists_the_built_in_sets(capsys: Captured) -> None:
     assert error == "error: a photo of a {}: neither a file nor a built-in template set"
     assert hint.startswith("hint: built-in sets: openai, simple, ")
     assert hint.endswith("; give a template itself with --template")
+
+
+@pytest.mark.parametrize("model", ["local-dir:tiny", "local-dir:tiny-siglip"])
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Turkey\nowl\nturkey\n", "'Turkey' and 'turkey'"),
+        ("caf\xe9\ncafe\u0301\n", "'caf\xe9' and 'cafe\\u0301'"),
+        ("sea lion\nsea\xa0lion\n", "'sea lion' and 'sea\\xa0lion'"),
+        ("x\tOwl\ny\towl\nz\tOWL\n", "'Owl' (x) and 'owl' (y) and 'OWL' (z)"),
+    ],
+)
+@pytest.mark.usefixtures("place")
+def test_names_with_the_same_tokens_are_rejected(
+    text: str, shown: str, model: str, capsys: Captured
+) -> None:
+    Path("alike.txt").write_text(text)
+    arguments = ("--templates", "templates.txt", "-o", "z.safetensors")
+    assert head(*arguments, classes="alike.txt", model=model) == 1
+    assert capsys.readouterr().err.splitlines()[-3:-1] == [
+        "error: alike.txt: the model cannot distinguish these classes, because their prompts have "
+        "the same tokens:",
+        f"  {shown}",
+    ]
+    assert not Path("z.safetensors").exists()
+
+
+@pytest.mark.usefixtures("place")
+def test_same_name_under_two_ids_is_warned_of(capsys: Captured) -> None:
+    Path("twice.txt").write_text("n1\tmissile\nn2\towl\nn3\tmissile\n")
+    assert head("-o", "z.safetensors", classes="twice.txt") == 0
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "warning: twice.txt: classes have the same name, so the model cannot distinguish them: "
+        "'missile' (n1) and 'missile' (n3)"
+    )
+    weight = head_weight("z.safetensors")
+    assert np.allclose(weight[0], weight[2])
+    assert not np.allclose(weight[0], weight[1])
+
+
+@pytest.mark.usefixtures("place")
+def test_classes_that_share_some_prompts_are_warned_of(capsys: Captured) -> None:
+    Path("shared.yaml").write_text("a: [bird, crane]\nb: [tower, Crane]\nc: cat\n")
+    assert head("-o", "z.safetensors", classes="shared.yaml") == 0
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "warning: shared.yaml: classes share prompts that have the same tokens: "
+        "'bird' (a) and 'tower' (b)"
+    )
+
+
+@pytest.mark.usefixtures("place")
+def test_equal_rows_of_different_names_are_rejected(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(*_arguments: object, class_count: int, **_options: object) -> torch.Tensor:
+        features = torch.eye(class_count, 24, dtype=torch.float64)
+        features[2] = features[0]
+        return features
+
+    monkeypatch.setattr("wiseft_cli.model.zeroshot_head.encode_prompts", encode)
+    assert head("-o", "z.safetensors") == 1
+    assert capsys.readouterr().err.splitlines()[-3:-1] == [
+        "error: classes.txt: the model cannot distinguish these classes, because their rows of the "
+        "head are equal:",
+        "  'cat' and 'owl'",
+    ]
 
 
 def test_help_names_every_built_in_set() -> None:

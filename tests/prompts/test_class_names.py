@@ -32,7 +32,7 @@ def error_of(path: Path) -> ClassNamesError:
 
 
 def test_text_lines_without_tabs_are_both_id_and_name(tmp_path: Path) -> None:
-    path = write(tmp_path, "tench\n\n  goldfish \r\ngreat white shark\n")
+    path = write(tmp_path, "tench\n  goldfish \r\ngreat white shark\n \n\n")
     assert read_class_names(path) == ClassList(
         listed(
             ("tench", "tench"),
@@ -59,7 +59,7 @@ def test_byte_order_mark_is_not_part_of_the_first_name(tmp_path: Path) -> None:
 
 
 def test_duplicate_names_without_ids_report_their_lines_and_the_remedy(tmp_path: Path) -> None:
-    path = write(tmp_path, "crane\nowl\n\ncrane\nowl\ncrane\n")
+    path = write(tmp_path, "crane\nowl\nheron\ncrane\nowl\ncrane\n")
     error = error_of(path)
     assert error.message == (
         f"{path}: duplicate class names:\n"
@@ -94,6 +94,78 @@ def test_empty_overlong_and_control_character_entries_are_all_reported(tmp_path:
         "  line 3: the name has 251 characters, at most 250 are allowed\n"
         "  line 4: the name '\\x07' has control characters"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("cat\n\ndog\n", [2]),
+        ("\ncat\n \t\ndog\n", [1, 3]),
+        ("a\tcat\n\u200b\nb\tdog\n\n\n", [2]),
+        ("cat\r\n\xa0\r\ndog\r\n", [2]),
+    ],
+)
+def test_blank_line_between_classes_is_rejected(
+    text: str, lines: list[int], tmp_path: Path
+) -> None:
+    path = write(tmp_path, text)
+    error = error_of(path)
+    assert error.message.splitlines() == [
+        f"{path}: not a valid class list:",
+        *(f"  line {number}: blank, but each line is one row of the head" for number in lines),
+    ]
+    assert error.hint is not None
+    assert error.hint.endswith("without blank lines")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "form"),
+    [
+        ("c.csv", "cat\ndog\n", "a CSV table"),
+        ("c.txt", "0,airplane\n1,automobile\n", "a CSV table"),
+        ("c.txt", 'n01440764,"tench, Tinca"\nn01443537,goldfish\n', "a list of ids and names"),
+        ("c.txt", "x1;cat\nx2;dog\n", "a CSV table"),
+        ("c.txt", "id,name\n7,cat\n", "a table with a header"),
+        ("c.txt", "class_id\tclass_name\n7\tcat\n", "a table with a header"),
+        ("c.txt", "['cat', 'dog']\n", "a Python or JSON list"),
+        ("c.txt", 'names = [\n    "cat",\n    "dog",\n]\n', "a Python or JSON list"),
+        ("c.txt", "('cat', 'dog')", "a Python or JSON list"),
+        ("c.txt", "{0: 'tench',\n 1: 'goldfish'}", "a Python or JSON list"),
+        ("c.txt", '{"id": 0, "name": "cat"}\n{"id": 1, "name": "dog"}\n', "a Python or JSON list"),
+        ("c.txt", "'cat',\n'dog'\n", "a list of quoted names"),
+        ("c.txt", "- cat\n- dog\n", "a list with a bullet"),
+        ("c.txt", "n01440764 tench, Tinca tinca\nn01443537 goldfish\n", "a list of ids and names"),
+        ("c.txt", "a: cat\nb: dog\n", "a mapping of ids to names"),
+        ("c.txt", "0 cat\n1 dog\n2 owl\n", "a list with a number"),
+        ("c.txt", "1. cat\n2. dog\n", "a list with a number"),
+        ("c.txt", "cat, dog, owl\n", "a list of names in one line"),
+        ("c.txt", "<ul>\n<li>cat</li>\n</ul>\n", "an XML or HTML document"),
+    ],
+)
+def test_other_forms_are_rejected_by_name(name: str, text: str, form: str, tmp_path: Path) -> None:
+    path = write(tmp_path, text, name=name)
+    error = error_of(path)
+    assert error.message.startswith(f"{path}: is {form}")
+    assert error.message.endswith("expected one name or one id<TAB>name per line")
+    assert error.hint is not None
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Paris, France", "Rome, Italy"],
+        ["2 door car", "4 door car"],
+        ["0", "1", "2"],
+        ["C++", "C#", "[other]"],
+        ["(none)", "cat (animal)"],
+        ["Crater: Tycho", "sea"],
+        ["it's", "'tis"],
+        ["n-gram", "- dash"],
+    ],
+)
+def test_names_with_punctuation_are_kept(names: list[str], tmp_path: Path) -> None:
+    path = write(tmp_path, "\n".join(names))
+    assert [entry.name for entry in read_class_names(path).entries] == names
 
 
 def test_ten_faults_are_listed_and_the_rest_counted(tmp_path: Path) -> None:

@@ -7,9 +7,12 @@ without delay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import unicodedata
+from bisect import insort
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,7 @@ from wiseft_cli import __version__
 from wiseft_cli.checkpoint.atomic import check_output
 from wiseft_cli.checkpoint.card import (
     Card,
+    ClassEntry,
     HistoryEntry,
     HistoryInput,
     ModelSpec,
@@ -24,13 +28,17 @@ from wiseft_cli.checkpoint.card import (
 )
 from wiseft_cli.checkpoint.digest import canonical_json, sha256_of
 from wiseft_cli.checkpoint.writer import write_checkpoint
-from wiseft_cli.errors import UsageError, brief, counted, list_some
+from wiseft_cli.errors import ClassNamesError, UsageError, brief, counted, list_some
 from wiseft_cli.model.zeroshot_prompts import ClassPrompts, resolve_prompts
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from wiseft_cli.model.full_clip import FullClip
+    from wiseft_cli.model.tokenizer import PromptTokenizer
 
 _PRECISIONS = ("fp32", "bf16")
+_TOKENIZED_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,7 @@ def build_zeroshot_checkpoint(
     given = [classes, templates, pretrained, image_encoder, *template_sources]
     inputs = [Path(value) for value in given if isinstance(value, (str, Path))]
     check_output(output, force=force, inputs=inputs)
+    origin = str(classes) if isinstance(classes, (str, Path)) else "class names"
     prompts, lines = resolve_prompts(classes, templates, template_sources)
     for line in lines:
         on_message(line)
@@ -109,7 +118,7 @@ def build_zeroshot_checkpoint(
     # lazy: torch and open_clip cost seconds
     from wiseft_cli.compute.devices import resolve_device
     from wiseft_cli.model.classifier import ImageClassifier, state_arrays
-    from wiseft_cli.model.full_clip import load_full_clip, note_line
+    from wiseft_cli.model.full_clip import ModelWarning, load_full_clip, note_line
     from wiseft_cli.model.model_source import find_model
     from wiseft_cli.model.zeroshot_head import build_zeroshot_head, encode_prompts
 
@@ -126,7 +135,11 @@ def build_zeroshot_checkpoint(
     )
     on_message(f"model: {full.description}")
     long_prompts = full.tokenizer.find_long(text for _, text in prompts)
-    notes = (*full.notes, *_truncation_notes(long_prompts, full.tokenizer.context_length))
+    notes = (
+        *full.notes,
+        *_truncation_notes(long_prompts, full.tokenizer.context_length),
+        *map(ModelWarning, _check_distinct_tokens(origin, prompts, full.tokenizer)),
+    )
     for note in notes:
         on_message(note_line(note))
     class_features = encode_prompts(
@@ -142,6 +155,7 @@ def build_zeroshot_checkpoint(
     head = build_zeroshot_head(
         class_features, scale=full.logit_scale, bias=full.logit_bias, class_ids=class_ids
     )
+    _check_distinct_rows(origin, prompts.classes.entries, state_arrays(head)["weight"])
     # Options at their defaults are omitted from the history.
     options: dict[str, Any] = {"truncate": True} if long_prompts else {}
     options |= {} if quick_gelu is None else {"quick_gelu": quick_gelu}
@@ -162,6 +176,91 @@ def _truncation_notes(prompts: Sequence[str], context_length: int) -> tuple[str,
         f"{counted(len(prompts), 'prompt')} cut to {context_length} tokens, including the "
         f"end-of-text token: {shown}",
     )
+
+
+def _check_distinct_tokens(
+    origin: str, prompts: ClassPrompts, tokenizer: PromptTokenizer
+) -> list[str]:
+    """Reject classes whose prompts all have the same tokens, and return warnings.
+
+    Such classes get equal rows: a tokenizer may ignore case, punctuation or Unicode form. Classes
+    that have equal names in the class list only cause a warning.
+    """
+    entries = prompts.classes.entries
+    groups = _alike(_tokens(prompts.first_prompts(), tokenizer))
+    members = set().union(*groups)
+    tokens = _tokens(((i, text) for i, text in prompts if i in members), tokenizer)
+    same_names, same_prompts, some_prompts = [], [], []
+    for group in groups:
+        shown = " and ".join(_shown(entries[index]) for index in group)
+        if len({tuple(tokens[index]) for index in group}) > 1:
+            some_prompts.append(shown)
+        elif len({entries[index].name for index in group}) > 1:
+            same_prompts.append(shown)
+        else:
+            same_names.append(shown)
+    if same_prompts:
+        raise _not_distinct(origin, "their prompts have the same tokens", same_prompts)
+    warnings = []
+    for reason, found in (
+        ("have the same name, so the model cannot distinguish them", same_names),
+        ("share prompts that have the same tokens", some_prompts),
+    ):
+        if found:
+            warnings.append(f"{origin}: classes {reason}: {'; '.join(list_some(found))}")
+    return warnings
+
+
+def _alike(tokens: Mapping[int, Sequence[bytes]]) -> list[tuple[int, ...]]:
+    """Return the groups of classes that share the tokens of a prompt."""
+    groups: dict[bytes, list[int]] = {}
+    for index, rows in tokens.items():
+        for row in dict.fromkeys(rows):
+            groups.setdefault(row, []).append(index)
+    return list(dict.fromkeys(tuple(group) for group in groups.values() if len(group) > 1))
+
+
+def _tokens(
+    prompts: Iterable[tuple[int, str]], tokenizer: PromptTokenizer
+) -> dict[int, list[bytes]]:
+    """Return the sorted tokens of the prompts of each class."""
+    tokens: dict[int, list[bytes]] = {}
+    stream = iter(prompts)
+    while window := list(islice(stream, _TOKENIZED_AT_ONCE)):
+        rows = tokenizer([text for _, text in window]).numpy()
+        for (index, _), row in zip(window, rows, strict=True):
+            insort(tokens.setdefault(index, []), row.tobytes())
+    return tokens
+
+
+def _check_distinct_rows(origin: str, entries: Sequence[ClassEntry], weight: np.ndarray) -> None:
+    """Reject rows of the head that are equal to the bit, if their classes have other names."""
+    rows: dict[bytes, list[ClassEntry]] = {}
+    for entry, row in zip(entries, weight, strict=True):
+        rows.setdefault(row.tobytes(), []).append(entry)
+    faults = [
+        " and ".join(map(_shown, found))
+        for found in rows.values()
+        if len({entry.name for entry in found}) > 1
+    ]
+    if faults:
+        raise _not_distinct(origin, "their rows of the head are equal", faults)
+
+
+def _not_distinct(origin: str, reason: str, faults: Sequence[str]) -> ClassNamesError:
+    return ClassNamesError(
+        f"{origin}: the model cannot distinguish these classes, because {reason}",
+        faults=faults,
+        hint="give each class a name that differs in more than case, accents or punctuation, or "
+        "prompts of its own in a YAML file",
+    )
+
+
+def _shown(entry: ClassEntry) -> str:
+    """Return name and id; a name that is not in Unicode form NFC is written with escapes."""
+    is_composed = unicodedata.is_normalized("NFC", entry.name)
+    name = repr(entry.name) if is_composed else ascii(entry.name)
+    return name if entry.id == entry.name else f"{name} ({entry.id})"
 
 
 def _card(full: FullClip, prompts: ClassPrompts, options: Mapping[str, Any]) -> Card:

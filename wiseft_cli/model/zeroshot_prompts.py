@@ -50,6 +50,10 @@ class ClassPrompts:
     def __iter__(self) -> Iterator[tuple[int, str]]:
         return self.classes.prompts(self.templates)
 
+    def first_prompts(self) -> Iterator[tuple[int, str]]:
+        """Yield the prompts that differ if the classes do: only one for each name."""
+        return self.classes.prompts(self.templates[:1])
+
     @cached_property
     def count(self) -> int:
         """Number of prompts of all classes."""

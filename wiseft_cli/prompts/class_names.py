@@ -7,6 +7,7 @@ The class names of the built-in sets come from open_clip, so `model/zeroshot_pro
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,31 @@ _DOCUMENT_HINT = (
     "write a list of names, or a mapping of each id to a name (n01440764: tench), to a list of "
     "synonyms, or to {name: ..., prompts: [...]}"
 )
+
+_LINES_HINT = "write every line as `name`, or every line as `id<TAB>name`, without blank lines"
+_FORM_HINT = (
+    "write a text file with one name, or one id<TAB>name, per line; or a YAML or JSON file (.yaml, "
+    ".json) with a list of names or a mapping of ids to names"
+)
+
+_OTHER_FORMS = {
+    "a Python or JSON list or mapping": r"(\w+\s*=\s*)?"
+    r"([\[{].*[\]}]|\(\s*['\"].*['\"],?\s*\))[,;]?",
+    "an XML or HTML document": r"<.*>",
+    "a table with a header": r"\W*(id|idx|index|name|wnid|synset|(class|label)([_ ]?(id|name))?)\W*"
+    r"[\t,;|]\W*\w*(id|index|name|class|label|synset)\w*\W*\n.*",
+}
+"""Regular expressions for the whole text of files with another form."""
+
+_OTHER_LINES = {
+    "a list of quoted names": r"(['\"]).*\1\s*,?$",
+    "a list with a bullet in front of each name": "[-*+\u2022]\\s+\\S",
+    "a list of ids and names without a tab between them": r"n\d{8}[ ,;:]+\S",
+    "a mapping of ids to names": r"[^\s:]+:\s+\S",
+    # A comma with a space behind it also occurs in names: `Paris, France`.
+    "a CSV table": r"[^\t]+(,(?! )|;|\|)[^\t]+$",
+}
+"""Regular expressions that match every line of files with another form."""
 
 SourceKind = Literal["text", "yaml", "json", "folder", "built-in", "list"]
 
@@ -98,12 +124,13 @@ def read_class_names(source: Path) -> ClassList:
     Args:
         source: A folder with one subfolder per class; a `.yaml`, `.yml` or `.json` file with a
             list of names or a mapping of ids; or a text file with one `name` or `id<TAB>name`
-            per line (blank lines are skipped).
+            per line (blank lines are allowed only at the end).
     Returns:
         The classes in file order, or sorted by folder name.
     Raises:
-        ClassNamesError: The source is missing, unreadable, malformed or empty, or it has empty,
-            overlong or duplicate entries; the message gives their lines.
+        ClassNamesError: The source is missing, unreadable, malformed, empty or in another form
+            (CSV, Python), or it has empty, overlong or duplicate entries; the message gives their
+            lines.
     """
     if source.is_dir():
         return _read_folder(source)
@@ -150,9 +177,18 @@ def _read_folder(folder: Path) -> ClassList:
 
 
 def _read_lines(path: Path) -> list[_Class]:
+    lines = documents.read_text(path, ClassNamesError).split("\n")
+    while lines and _is_blank(lines[-1]):
+        lines.pop()
+    form = _find_other_form(path, lines)
+    if form is not None:
+        raise ClassNamesError(
+            f"{path}: is {form}, expected one name or one id<TAB>name per line", hint=_FORM_HINT
+        )
     classes, faults = [], []
-    for number, line in enumerate(documents.read_text(path, ClassNamesError).split("\n"), start=1):
-        if not line.strip():
+    for number, line in enumerate(lines, start=1):
+        if _is_blank(line):
+            faults.append(f"line {number}: blank, but each line is one row of the head")
             continue
         fields = [field.strip() for field in line.split("\t")]
         where = f"line {number}"
@@ -165,8 +201,41 @@ def _read_lines(path: Path) -> list[_Class]:
     without_id = [entry for entry in classes if entry.id is None]
     if 0 < len(without_id) < len(classes):
         faults += [f"{entry.where}: no id, but other lines have one" for entry in without_id]
-    _raise_if_any(path, faults, hint="write every line as `name`, or every line as `id<TAB>name`")
+    _raise_if_any(path, faults, hint=_LINES_HINT)
     return classes
+
+
+def _find_other_form(path: Path, lines: Sequence[str]) -> str | None:
+    """Name the form of a file that is not a list with one class per line, if it is known."""
+    if path.suffix.lower() == ".csv":
+        return "a CSV table"
+    filled = [line.strip() for line in lines if not _is_blank(line)]
+    for form, pattern in _OTHER_FORMS.items():
+        if re.fullmatch(pattern, "\n".join(filled), re.DOTALL | re.IGNORECASE):
+            return form
+    for form, pattern in _OTHER_LINES.items():
+        if filled and all(re.match(pattern, line) for line in filled):
+            return form
+    if _is_numbered(filled):
+        return "a list with a number in front of each name"
+    if len(filled) == 1 and "," in filled[0] and "\t" not in filled[0]:
+        return "a list of names in one line"
+    return None
+
+
+def _is_numbered(lines: Sequence[str]) -> bool:
+    found = [re.match(r"(\d+)[ ,;:.)]+\S", line) for line in lines]
+    numbers = [int(match[1]) for match in found if match]
+    return (
+        len(numbers) == len(lines) > 1
+        and numbers[0] in (0, 1)
+        and numbers == list(range(numbers[0], numbers[0] + len(lines)))
+    )
+
+
+def _is_blank(text: str) -> bool:
+    """Return whether a text has no visible character; zero-width characters are not visible."""
+    return all(c.isspace() or unicodedata.category(c) == "Cf" for c in text)
 
 
 def _read_document(path: Path) -> list[_Class]:
@@ -265,7 +334,7 @@ def _find_faults(entry: _Class) -> list[str]:
         ("prompt", entry.prompts or (), MAX_PROMPT_CHARACTERS),
     ):
         for text in texts:
-            if not text:
+            if _is_blank(text):
                 faults.append(f"the {kind} is empty")
             elif len(text) > limit:
                 faults.append(f"the {kind} has {len(text)} characters, at most {limit} are allowed")

@@ -76,8 +76,15 @@ def test_lines_selected_alpha_verdicts_and_files_come_from_one_call(
 def test_mistakes_are_errors_without_output(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(UsageError, match="--select-on needs --alpha"):
-        evaluate(EvalRequest(files / "zeroshot.safetensors", files / "val", select_on="val"))
+    with pytest.raises(UsageError, match="--merge-best needs --alpha"):
+        evaluate(
+            EvalRequest(
+                files / "zeroshot.safetensors",
+                files / "val",
+                select_on="val",
+                merge_best="best.safetensors",
+            )
+        )
     with pytest.raises(UsageError, match="no image sets are named"):
         evaluate(EvalRequest(files / "zeroshot.safetensors"))
     assert capsys.readouterr() == ("", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from wiseft_cli.reporting.results import CheckpointName, Metric, ResultLine
@@ -22,7 +23,7 @@ def line(set_name: str, n_correct: int, n_images: int = 1000, **fields: Any) -> 
     defaults: dict[str, Any] = {
         "checkpoints": (ZEROSHOT,) if alpha is None else (ZEROSHOT, FINETUNED),
         "reference": False,
-        "data_fingerprint": digest("f"),
+        "data_fingerprint": f"sha256:{hashlib.sha256(set_name.encode()).hexdigest()}",
         "n_unreadable": 0,
         "n_classes": 10,
         "join": "id",
@@ -34,12 +35,12 @@ def line(set_name: str, n_correct: int, n_images: int = 1000, **fields: Any) -> 
     return ResultLine(alpha=alpha, set_name=set_name, n_images=n_images, **(defaults | fields))
 
 
-def sweep_lines() -> list[ResultLine]:
+def sweep_lines(*, select_on: str | None = None) -> list[ResultLine]:
     """A bow over five alphas, one reference and two shifts."""
     values = {"0": (600, 500, 400), "0.25": (700, 560, 470), "0.5": (770, 580, 500)}
     values |= {"0.75": (800, 540, 480), "1": (805, 450, 380)}
     return [
-        line(name, count, alpha=alpha, reference=name == "val")
+        line(name, count, alpha=alpha, reference=name == "val", selection=name == select_on)
         for alpha, counts in values.items()
         for name, count in zip(("val", "shift-a", "shift-b"), counts, strict=True)
     ]

@@ -80,6 +80,40 @@ def test_another_reference_can_be_chosen() -> None:
         collect_curves(sweep_lines(), reference="x")
 
 
+def test_validation_set_is_not_a_shift_unless_it_is_named() -> None:
+    lines = sweep_lines(select_on="shift-b")
+    data = collect_curves(lines)
+    assert data.shifts == ("shift-a",)
+    assert data.notes == ("shift-b is left out: it is a validation set; --shifts draws it",)
+    data = collect_curves(lines, shifts=["shift-a", "shift-b"])
+    assert data.shifts == ("shift-a", "shift-b")
+    assert data.notes == ("shift-b chose alpha, so its accuracy at that alpha is optimistic",)
+
+
+def test_validation_set_of_one_run_is_left_out_for_all_runs_of_a_file() -> None:
+    single = [line(name, 5, reference=name == "val") for name in ("val", "shift-a", "shift-b")]
+    assert collect_curves([*single, *sweep_lines(select_on="shift-a")]).shifts == ("shift-b",)
+
+
+def test_reference_that_chose_alpha_is_drawn_with_a_note() -> None:
+    data = collect_curves(sweep_lines(select_on="val"))
+    assert (data.reference, data.shifts) == ("val", ("shift-a", "shift-b"))
+    assert data.notes == ("val chose alpha, so its accuracy at that alpha is optimistic",)
+
+
+def test_results_without_a_shift_beside_the_validation_set_are_an_error() -> None:
+    lines = [line("a", 5, reference=True), line("b", 5, selection=True)]
+    with pytest.raises(ResultsError, match="the validation set 'b', and no distribution shift"):
+        collect_curves(lines)
+
+
+def test_sets_with_the_same_images_are_noted() -> None:
+    shifts = [line(name, 5, data_fingerprint=digest("f")) for name in ("a", "b")]
+    lines = [line("val", 5, reference=True), *shifts]
+    (note,) = collect_curves(lines).notes
+    assert note.startswith("a and b have the same data fingerprint")
+
+
 def test_results_that_make_no_figure_are_rejected() -> None:
     with pytest.raises(ResultsError, match=r"^the results hold no line$"):
         collect_curves([])

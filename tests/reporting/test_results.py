@@ -24,7 +24,8 @@ from wiseft_cli.reporting.results import (
 
 
 def test_line_has_exactly_the_documented_fields(tmp_path: Path) -> None:
-    add_result_lines(tmp_path / "r.jsonl", [line("val", 772, alpha="0.3", reference=True)])
+    fields = {"alpha": "0.3", "reference": True, "data_fingerprint": digest("f")}
+    add_result_lines(tmp_path / "r.jsonl", [line("val", 772, **fields)])
     text = (tmp_path / "r.jsonl").read_text()
     document = json.loads(text)
     low, high = (document["metrics"]["top1"][end] for end in ("low", "high"))
@@ -36,6 +37,7 @@ def test_line_has_exactly_the_documented_fields(tmp_path: Path) -> None:
         ],
         "alpha": "0.3",
         "set": "val",
+        "role": "reference",
         "reference": True,
         "data_fingerprint": digest("f"),
         "n_images": 1000,
@@ -53,9 +55,43 @@ def test_line_has_exactly_the_documented_fields(tmp_path: Path) -> None:
 
 
 def test_lines_are_read_back_as_written(tmp_path: Path) -> None:
-    lines = [*sweep_lines(), line("naïve\u2028set", 3), line("x", 1, extra={"group": "a"})]
+    lines = [*sweep_lines(select_on="shift-a"), line("naïve\u2028set", 3)]
+    lines += [line("x", 1, extra={"group": "a"}), line("y", 1, reference=True, selection=True)]
     add_result_lines(tmp_path / "r.jsonl", lines)
     assert list(read_result_lines(tmp_path / "r.jsonl")) == lines
+
+
+@pytest.mark.parametrize(
+    ("fields", "role"),
+    [
+        ({}, "shift"),
+        ({"reference": True}, "reference"),
+        ({"selection": True}, "selection"),
+        ({"reference": True, "selection": True}, "selection"),
+    ],
+)
+def test_role_is_written_and_read_back(tmp_path: Path, fields: dict[str, bool], role: str) -> None:
+    add_result_lines(tmp_path / "r.jsonl", [line("a", 5, **fields)])
+    assert json.loads((tmp_path / "r.jsonl").read_text())["role"] == role
+    (found,) = read_result_lines(tmp_path / "r.jsonl")
+    assert (found.role, found.reference) == (role, fields.get("reference", False))
+
+
+@pytest.mark.parametrize("is_reference", [False, True])
+def test_line_without_role_is_a_reference_or_a_shift(tmp_path: Path, is_reference: bool) -> None:
+    document = result_document(line("a", 5, reference=is_reference))
+    del document["role"]
+    (tmp_path / "r.jsonl").write_text(json.dumps(document))
+    (found,) = read_result_lines(tmp_path / "r.jsonl")
+    assert found.role == ("reference" if is_reference else "shift")
+
+
+@pytest.mark.parametrize("role", ["reference", "validation", 3])
+def test_unknown_or_contradicting_role_is_an_error(tmp_path: Path, role: object) -> None:
+    document = {**result_document(line("a", 5)), "role": role}
+    (tmp_path / "r.jsonl").write_text(json.dumps(document))
+    with pytest.raises(ResultsError, match="role is"):
+        read_result_lines(tmp_path / "r.jsonl")
 
 
 def test_repeated_measurement_replaces_its_line_in_place(tmp_path: Path) -> None:

@@ -123,14 +123,26 @@ def test_results_are_compared_with_chance_by_their_interval(n_correct: int, doub
 
 def test_ensemble_has_its_own_label_and_a_validation_set_is_not_a_shift() -> None:
     lines = [
-        line(name, count, reference=name == "val", checkpoints=pair, ensemble=len(pair) > 1)
+        line(
+            name,
+            count,
+            reference=name == "val",
+            selection=name == "choice",
+            checkpoints=pair,
+            ensemble=len(pair) > 1,
+        )
         for pair in ((ZEROSHOT,), (ZEROSHOT, FINETUNED))
         for name, count in (("val", 800), ("choice", 900), ("a", 500), ("b", 300))
     ]
-    rows = render_table(lines, select_on="choice").splitlines()
+    rows = render_table(lines).splitlines()
     assert rows[2].split()[:5] == ["zeroshot", "to", "finetuned", "output", "ensemble"]
     assert rows[2].split()[-2:] == ["40.00*", "60.00*"]
     assert rows[5].startswith("choice: validation, top1 in %")
+
+
+def test_reference_that_chooses_alpha_is_described_as_both() -> None:
+    rows = render_table([line("val", 5, reference=True, selection=True)]).splitlines()
+    assert rows[-1].startswith("val: in-distribution and validation, top1")
 
 
 def test_metric_without_interval_is_marked_so() -> None:

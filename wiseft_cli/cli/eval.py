@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
 wiseft eval merged.safetensors --data imagenet --data sketch --results results.jsonl
-wiseft eval zeroshot.safetensors finetuned.safetensors --alpha 0:1:0.1 --data val --select-on val
+wiseft eval zero.safetensors tuned.safetensors --alpha 0:1:0.1 --data a --data val --select-on val
 """
 
 _data_option = partial(typer.Option, rich_help_panel="Image sets")
@@ -82,8 +82,8 @@ def eval_command(
         str | None,
         _weights_option(
             metavar="NAME",
-            help="Validation set used to choose alpha: the best there, the smallest of equal"
-            " ones. It is not counted as a distribution shift.",
+            help="Validation set; it is not counted as a distribution shift. With --alpha it"
+            " chooses alpha: the best there, the smallest of equal ones.",
         ),
     ] = None,
     merge_best: Annotated[

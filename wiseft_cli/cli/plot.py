@@ -51,7 +51,8 @@ def plot(
         str | None,
         _set_option(
             metavar="NAME,...",
-            help="Names of the distribution shifts.  [default: all sets but the reference]",
+            help="Names of the distribution shifts.  [default: all sets but the reference and"
+            " validation sets]",
         ),
     ] = None,
     reference: Annotated[

@@ -22,7 +22,7 @@ from wiseft_cli.evaluation.request import EvalRequest
 from wiseft_cli.evaluation.weight_sets import WeightSet, descent_warnings
 from wiseft_cli.merging.alpha import Alpha, parse_alphas
 from wiseft_cli.merging.merge import merge_checkpoints
-from wiseft_cli.reporting.alpha_selection import alpha_choices, best_alpha, render_choices
+from wiseft_cli.reporting.alpha_selection import alpha_choices, render_choices, selected_alpha
 from wiseft_cli.reporting.gates import Verdict, judge_gate
 from wiseft_cli.reporting.results import ResultLine, add_result_lines, result_document
 from wiseft_cli.reporting.table import implausible_results, render_table
@@ -34,27 +34,25 @@ class Evaluation:
 
     Attributes:
         lines: One results line per weight set and image set; those of a set are adjacent.
-        select_on: Name of the validation set, if there is one.
-        selected_alpha: The alpha with the best primary metric on the validation set.
+        selected_alpha: The alpha with the best primary metric on the validation set; None without
+            such a set or without alphas.
         verdicts: One per gate.
         warnings: What is doubtful about the data, the checkpoints and the results.
     """
 
     lines: tuple[ResultLine, ...]
-    select_on: str | None
     selected_alpha: Alpha | None
     verdicts: tuple[Verdict, ...]
     warnings: tuple[str, ...]
 
     def table(self) -> str:
         """Return the table of accuracies in per cent, and the choices of alpha below it."""
-        table = render_table(self.lines, select_on=self.select_on)
-        choices = render_choices(self.lines, select_on=self.select_on)
+        table, choices = render_table(self.lines), render_choices(self.lines)
         return "\n".join([table, "", *choices]) if choices else table
 
     def documents(self) -> list[dict[str, Any]]:
         """Return the results lines as JSON objects, with the `choice` of alpha."""
-        choices = alpha_choices(self.lines, select_on=self.select_on)
+        choices = alpha_choices(self.lines)
         return [
             result_document(line) | ({"choice": list(choice)} if choice else {})
             for line, choice in zip(self.lines, choices, strict=True)
@@ -111,8 +109,7 @@ def run_evaluation(
     lines = tuple(done[job] for job in plan.jobs)
     return Evaluation(
         lines=lines,
-        select_on=plan.request.select_on,
-        selected_alpha=_select_alpha(lines, plan.request.select_on),
+        selected_alpha=_selected_alpha(lines),
         verdicts=_judge(plan, lines),
         warnings=implausible_results(lines),
     )
@@ -154,8 +151,9 @@ def _run_jobs(
     return done
 
 
-def _select_alpha(lines: Sequence[ResultLine], select_on: str | None) -> Alpha | None:
-    return None if select_on is None else parse_alphas([best_alpha(lines, select_on)])[0]
+def _selected_alpha(lines: Sequence[ResultLine]) -> Alpha | None:
+    text = selected_alpha(lines)
+    return None if text is None else parse_alphas([text])[0]
 
 
 def _judge(plan: EvalPlan, lines: Sequence[ResultLine]) -> tuple[Verdict, ...]:

@@ -20,6 +20,7 @@ from wiseft_cli.data.image_set import ImageSet, data_fingerprint
 from wiseft_cli.data.label_join import LabelJoin, is_of_other_classes, join_image_set
 from wiseft_cli.data.sources import open_image_sets, open_suite
 from wiseft_cli.errors import DatasetError, UsageError
+from wiseft_cli.evaluation.data_overlap import overlap_warnings, trained_on_warnings
 from wiseft_cli.evaluation.metrics import (
     GROUPS,
     METRIC_NAMES,
@@ -140,19 +141,19 @@ def plan_evaluation(request: EvalRequest, launch: Launch | None = None) -> EvalP
     judged = _judged_row(rows, baseline, gate_alpha) if gates else None
     suite = open_suite(request.suite, request.suite_root) if request.suite is not None else ()
     image_sets = [*suite, *(at for spec in request.data_specs for at in open_image_sets(spec))]
-    _check_name(request.select_on, image_sets, "--select-on")
     if baseline is not None and baseline not in rows:
         rows = (*rows, baseline)
     jobs = plan_jobs(
         rows,
         image_sets,
         reference=request.reference,
+        select_on=request.select_on,
         labels_are_indices=request.labels_are_indices,
         all_classes=request.all_classes,
         precision=request.precision,
         optional=[image_set.name for image_set in suite],
     )
-    shifts = _shifts(jobs, judged, request.select_on)
+    shifts = _shifts(jobs, judged)
     if judged is not None and baseline is not None:
         _check_baseline(jobs, judged, baseline)
     compared = [row for row in (judged, baseline) if row is not None]
@@ -171,6 +172,8 @@ def plan_evaluation(request: EvalRequest, launch: Launch | None = None) -> EvalP
             *(note for images in image_sets for note in (*images.notes, *images.warnings)),
             *(descent_warnings(*checkpoints) if alphas else ()),
             *_omission_notes(rows, image_sets, jobs),
+            *overlap_warnings([job.line for job in jobs]),
+            *trained_on_warnings((job.image_set, job.weights.checkpoints) for job in jobs),
         ),
     )
 
@@ -180,6 +183,7 @@ def plan_jobs(
     image_sets: Sequence[ImageSet],
     *,
     reference: str | None = None,
+    select_on: str | None = None,
     labels_are_indices: bool = False,
     all_classes: bool = False,
     precision: str = "fp32",
@@ -190,13 +194,14 @@ def plan_jobs(
     Args:
         reference: Name of the in-distribution set. By default the first one that each head fits,
             so that a suite for several kinds of heads has one for each.
+        select_on: Name of the validation set.
         labels_are_indices: Labels of all sets are positions among the head's classes.
         all_classes: Score all sets over every class of the head.
         precision: Precision of the image encoder.
         optional: Names of sets that are left out for heads of other classes.
     Raises:
-        UsageError: Two sets have the same name, no set has the name of the reference, or a set
-            lacks its primary metric.
+        UsageError: Two sets have the same name, no set has the name of the reference or of the
+            validation set, or a set lacks its primary metric.
         DatasetError: The labels of a set do not fit a head.
     """
     names = [image_set.name for image_set in image_sets]
@@ -207,6 +212,7 @@ def plan_jobs(
             hint="give them different names: --data NAME=DIR",
         )
     _check_name(reference, image_sets, "--reference")
+    _check_name(select_on, image_sets, "--select-on")
     jobs: list[Job] = []
     heads: set[tuple[object, ...]] = set()  # heads that an earlier set fits
     for image_set in image_sets:
@@ -217,14 +223,17 @@ def plan_jobs(
         ]
         of_set = {weights.classes for weights in fitting}
         is_first, heads = heads.isdisjoint(of_set), heads | of_set
-        is_reference = is_first if reference is None else image_set.name == reference
+        roles = {
+            "reference": is_first if reference is None else image_set.name == reference,
+            "selection": image_set.name == select_on,
+        }
         joins = {
             classes: join_image_set(
                 image_set, classes, labels_are_indices=labels_are_indices, all_classes=all_classes
             )
             for classes in dict.fromkeys(weights.classes for weights in fitting)
         }
-        jobs += _jobs_of_set(image_set, fitting, joins, is_reference, precision)
+        jobs += _jobs_of_set(image_set, fitting, joins, roles, precision)
     if not jobs:
         raise DatasetError(
             f"the heads of all checkpoints are of other classes than {', '.join(names)}",
@@ -237,7 +246,7 @@ def _jobs_of_set(
     image_set: ImageSet,
     weight_sets: Sequence[WeightSet],
     joins: Mapping[tuple[ClassEntry, ...], LabelJoin],
-    is_reference: bool,
+    roles: Mapping[str, bool],
     precision: str,
 ) -> list[Job]:
     fingerprint, groups = data_fingerprint(image_set), image_set.groups
@@ -252,7 +261,6 @@ def _jobs_of_set(
             ),
             alpha=weights.alpha.text if weights.alpha else None,
             set_name=image_set.name,
-            reference=is_reference,
             data_fingerprint=fingerprint,
             n_images=0,
             n_unreadable=0,
@@ -264,6 +272,7 @@ def _jobs_of_set(
             version=__version__,
             ensemble=weights.is_ensemble,
             protocol=_protocol(weights, join),
+            **roles,
         )
         jobs.append(Job(weights, image_set, join, line))
     return jobs
@@ -339,16 +348,12 @@ def _judged_row(
     return candidates[0]
 
 
-def _shifts(
-    jobs: Sequence[Job], judged: WeightSet | None, select_on: str | None
-) -> tuple[str, ...]:
+def _shifts(jobs: Sequence[Job], judged: WeightSet | None) -> tuple[str, ...]:
     """Return the sets that are neither a reference nor the validation set."""
     shifts = [
         job.image_set.name
         for job in jobs
-        if not job.line.reference
-        and job.image_set.name != select_on
-        and judged in (None, job.weights)
+        if job.line.role == "shift" and judged in (None, job.weights)
     ]
     return tuple(dict.fromkeys(shifts))
 
@@ -414,7 +419,7 @@ def find_held(
 ) -> dict[Job, ResultLine]:
     """Return the jobs whose results are among some lines.
 
-    The lines get the names, the reference and the primary metric of the jobs. A line with more
+    The lines get the names, the roles and the primary metric of the jobs. A line with more
     unreadable images than allowed is ignored.
     """
     by_key = {line.key: line for line in lines if line.n_unreadable <= max_unreadable}
@@ -423,6 +428,7 @@ def find_held(
             by_key[job.line.key],
             checkpoints=job.line.checkpoints,
             reference=job.line.reference,
+            selection=job.line.selection,
             primary=job.line.primary,
         )
         for job in jobs

@@ -34,7 +34,8 @@ class EvalRequest:
             weights of the fine-tuned one: numbers, lists `0,0.5,1` or ranges `0:1:0.1`.
         output_ensemble: Add a row that averages the logits of the two checkpoints.
         reference: Name of the in-distribution set; by default the first one.
-        select_on: Name of the validation set that chooses alpha; it is not counted as a shift.
+        select_on: Name of the validation set; it is not counted as a shift. With `alpha` it
+            chooses alpha.
         merge_best: File for the merge at the chosen alpha.
         fail_under: Gates, such as `val:top1>=0.77` or `shifts:primary>=baseline-0.01`.
         gate_alpha: The alpha that gates judge, if there are several.
@@ -123,8 +124,8 @@ class EvalRequest:
         has_alphas = bool(self.alphas)
         for value, option, needs, is_there in (
             (self.root, "--root", "--suite", self.suite is not None),
-            (self.select_on, "--select-on", "--alpha", has_alphas),
             (self.merge_best, "--merge-best", "--select-on", self.select_on is not None),
+            (self.merge_best, "--merge-best", "--alpha", has_alphas),
             (self.gate_alpha, "--gate-alpha", "--alpha", has_alphas),
             (self.gate_alpha, "--gate-alpha", "--fail-under", bool(self.gates)),
         ):

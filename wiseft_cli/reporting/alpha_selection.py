@@ -10,10 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
-from wiseft_cli.reporting.results import ResultLine
+from wiseft_cli.reporting.results import ResultLine, selection_set
 from wiseft_cli.reporting.table import mean_over
 
 DEFAULT_ALPHA = "0.5"
+
+
+def selected_alpha(lines: Sequence[ResultLine]) -> str | None:
+    """Return the best alpha on the validation set; None without such a set or without alphas."""
+    name = selection_set(line for line in lines if line.alpha is not None)
+    return None if name is None else best_alpha(lines, name)
 
 
 def best_alpha(lines: Sequence[ResultLine], set_name: str) -> str:
@@ -32,14 +38,13 @@ def best_alpha(lines: Sequence[ResultLine], set_name: str) -> str:
     return max(candidates)[2]
 
 
-def alpha_choices(lines: Sequence[ResultLine], *, select_on: str | None) -> list[tuple[str, ...]]:
+def alpha_choices(lines: Sequence[ResultLine]) -> list[tuple[str, ...]]:
     """Return the choices that each line is: `default`, `selected`, `oracle`.
 
     Args:
         lines: Lines of one evaluation.
-        select_on: Name of the validation set, if there is one.
     """
-    selected = best_alpha(lines, select_on) if select_on is not None else None
+    selected = selected_alpha(lines)
     set_names = {line.set_name for line in lines if line.alpha is not None}
     oracle = {name: best_alpha(lines, name) for name in set_names}
     return [
@@ -56,7 +61,7 @@ def alpha_choices(lines: Sequence[ResultLine], *, select_on: str | None) -> list
     ]
 
 
-def render_choices(lines: Sequence[ResultLine], *, select_on: str | None) -> list[str]:
+def render_choices(lines: Sequence[ResultLine]) -> list[str]:
     """Return one sentence per choice of alpha; empty for fewer than two alphas.
 
     The oracle is only shown below a choice that can be made without the test sets.
@@ -70,10 +75,11 @@ def render_choices(lines: Sequence[ResultLine], *, select_on: str | None) -> lis
     texts: list[str] = []
     if DEFAULT_ALPHA in rows:
         row = rows[DEFAULT_ALPHA]
-        texts.append(f"alpha {DEFAULT_ALPHA}, the default: {_describe(row, select_on)}")
-    if select_on is not None:
-        alpha = best_alpha(lines, select_on)
-        texts.append(f"alpha {alpha}, best on {select_on!r}: {_describe(rows[alpha], select_on)}")
+        texts.append(f"alpha {DEFAULT_ALPHA}, the default: {_describe(row)}")
+    alpha = selected_alpha(lines)
+    if alpha is not None:
+        name = selection_set(lines)
+        texts.append(f"alpha {alpha}, best on {name!r}: {_describe(rows[alpha])}")
     if texts:
         names = next(iter(rows.values()))
         best = {name: best_alpha(lines, name) for name in names}
@@ -84,9 +90,9 @@ def render_choices(lines: Sequence[ResultLine], *, select_on: str | None) -> lis
     return texts
 
 
-def _describe(row: Mapping[str, ResultLine], select_on: str | None) -> str:
+def _describe(row: Mapping[str, ResultLine]) -> str:
     parts = [f"{name} {100 * line.value:.2f}" for name, line in row.items()]
-    shifts = [name for name, line in row.items() if not line.reference and name != select_on]
+    shifts = [name for name, line in row.items() if line.role == "shift"]
     mean = mean_over(row, shifts)
     if mean is not None and len(shifts) > 1:
         parts.append(f"mean shift {100 * mean:.2f}")

@@ -6,7 +6,7 @@ arXiv:2109.01903, figure 1). There is one panel per distribution shift and one f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from statistics import fmean
@@ -34,7 +34,8 @@ class CurveData:
         curves: The rows of each pair of checkpoints, by rising alpha.
         singles: The rows of single checkpoints and output ensembles.
         metrics: Name of the primary metric of each set.
-        notes: One sentence per weight set that is left out.
+        notes: One sentence per weight set or validation set that is left out, and on sets that
+            are doubtful.
     """
 
     reference: str
@@ -56,7 +57,7 @@ def collect_curves(
     Args:
         lines: In the order in which they were written.
         reference: Name of the in-distribution set; by default the one marked in the lines.
-        shifts: Names of the distribution shifts; by default all other sets.
+        shifts: Names of the distribution shifts; by default all other sets but validation sets.
     Raises:
         ResultsError: There are no lines, no or several reference sets, no or unknown shifts, no
             weights that were evaluated on every set, several primary metrics of a set, or two
@@ -65,7 +66,9 @@ def collect_curves(
     latest = list({line.key: line for line in lines}.values())
     names = tuple(dict.fromkeys(line.set_name for line in latest))
     reference = _find_reference(latest, names, reference)
-    shifts = _find_shifts(names, reference, shifts)
+    selection = {line.set_name for line in latest if line.selection}
+    named = (reference, *shifts)
+    shifts = _find_shifts(names, reference, shifts, selection)
     shown = [line for line in latest if line.set_name in (reference, *shifts)]
     rows, notes = _complete_rows(_group_by_weights(shown), (reference, *shifts))
     pairs: dict[tuple[str, ...], list[Row]] = {}
@@ -85,8 +88,33 @@ def collect_curves(
         ),
         singles=tuple(singles),
         metrics=_primary_metrics(shown),
-        notes=notes,
+        notes=(*notes, *_selection_notes(selection, named, shifts), *_repeated_sets(shown)),
     )
+
+
+def _selection_notes(
+    selection: Collection[str], named: Sequence[str], shifts: Sequence[str]
+) -> list[str]:
+    return [
+        f"{name} chose alpha, so its accuracy at that alpha is optimistic"
+        if name in named
+        else f"{name} is left out: it is a validation set; --shifts draws it"
+        for name in sorted(selection)
+        if name in named or name not in shifts
+    ]
+
+
+def _repeated_sets(lines: Sequence[ResultLine]) -> list[str]:
+    """Report sets with different names and the same images."""
+    names: dict[str, dict[str, None]] = {}
+    for line in lines:
+        names.setdefault(line.data_fingerprint, {})[line.set_name] = None
+    return [
+        f"{' and '.join(same)} have the same data fingerprint; if they are the same images, they"
+        " are counted more than once"
+        for same in names.values()
+        if len(same) > 1
+    ]
 
 
 def _find_reference(lines: Sequence[ResultLine], names: Sequence[str], wanted: str | None) -> str:
@@ -106,16 +134,22 @@ def _find_reference(lines: Sequence[ResultLine], names: Sequence[str], wanted: s
     return marked[0]
 
 
-def _find_shifts(names: Sequence[str], reference: str, wanted: Sequence[str]) -> tuple[str, ...]:
+def _find_shifts(
+    names: Sequence[str], reference: str, wanted: Sequence[str], selection: Collection[str]
+) -> tuple[str, ...]:
     unknown = [name for name in wanted if name not in names]
     if unknown:
         raise ResultsError(f"--shifts {', '.join(unknown)}: not in the results: {', '.join(names)}")
     if reference in wanted:
         raise ResultsError(f"--shifts {reference}: is the reference, not a shift")
-    shifts = tuple(dict.fromkeys(wanted)) or tuple(name for name in names if name != reference)
+    others = tuple(name for name in names if name != reference and name not in selection)
+    shifts = tuple(dict.fromkeys(wanted)) or others
     if not shifts:
+        found = "".join(
+            f", the validation set {name!r}" for name in sorted(selection - {reference})
+        )
         raise ResultsError(
-            f"the results hold one set, {reference!r}, and no distribution shift",
+            f"the results hold one set, {reference!r}{found}, and no distribution shift",
             hint="evaluate on a shift too: wiseft eval ... --data REFERENCE --data SHIFT",
         )
     return shifts

@@ -133,7 +133,8 @@ def plot_results(
         output: The image file; its suffix, .png, .svg or .pdf, chooses the format. By default
             nothing is written, and the picture is a PNG.
         reference: Name of the in-distribution set; by default the one marked in the results.
-        shifts: Names of the distribution shifts; by default all sets but the reference.
+        shifts: Names of the distribution shifts; by default all sets but the reference and
+            validation sets.
         baseline_csv: Models to compare with: a column `model` and one column per image set,
             accuracies as fractions.
         scale: Scale of both axes; by default `logit` with baselines, otherwise `linear`.

@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,6 +82,8 @@ class ResultLine:
         alpha: Exact decimal, the weight of theta_1; None if no weights are interpolated.
         set_name: Name of the image set (`set` in JSON).
         reference: Whether the set is the in-distribution one.
+        selection: Whether the set is the validation set that chooses alpha; it is not counted as
+            a shift. A set can be both, although its result is then optimistic.
         data_fingerprint: Fingerprint of the image set.
         n_images: Images scored, without the unreadable ones.
         n_unreadable: Images that could not be decoded.
@@ -112,7 +114,13 @@ class ResultLine:
     version: str
     ensemble: bool = False
     protocol: str = ""
+    selection: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def role(self) -> str:
+        """Role of the set: `reference`, `shift` or `selection`."""
+        return "selection" if self.selection else "reference" if self.reference else "shift"
 
     @property
     def metric(self) -> Metric:
@@ -170,6 +178,7 @@ def result_document(line: ResultLine) -> dict[str, Any]:
         "schema": SCHEMA,
         "checkpoints": [vars(checkpoint) for checkpoint in line.checkpoints],
         "set": line.set_name,
+        "role": line.role,
         "metrics": {name: vars(metric) for name, metric in line.metrics.items()},
     }
     return document | {name: getattr(line, name) for name in _PLAIN_FIELDS}
@@ -189,8 +198,13 @@ _PLAIN_FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "ensemble": bool,
     "protocol": str,
 }
-_DEFAULTS: Mapping[str, Any] = {"ensemble": False, "protocol": ""}
+_DEFAULTS: Mapping[str, Any] = {"ensemble": False, "protocol": "", "role": None}
 """Fields that earlier versions did not write."""
+
+
+def selection_set(lines: Iterable[ResultLine]) -> str | None:
+    """Return the name of the validation set of one evaluation, if there is one."""
+    return next((line.set_name for line in lines if line.selection), None)
 
 
 def read_result_lines(path: Path) -> tuple[ResultLine, ...]:
@@ -282,9 +296,18 @@ def _parse_document(document: dict[str, Any]) -> ResultLine:
     if len(checkpoints) != (2 if plain["ensemble"] or plain["alpha"] is not None else 1):
         raise ValueError(f"{len(checkpoints)} checkpoints with alpha {plain['alpha']!r}")
     set_name = _expect(document.pop("set"), str, "set")
-    return ResultLine(
-        checkpoints=checkpoints, set_name=set_name, metrics=metrics, extra=document, **plain
+    role = document.pop("role")
+    line = ResultLine(
+        checkpoints=checkpoints,
+        set_name=set_name,
+        metrics=metrics,
+        selection=role == "selection",
+        extra=document,
+        **plain,
     )
+    if role not in (None, line.role):
+        raise ValueError(f"role is {role!r}, expected 'selection' or {line.role!r}")
+    return line
 
 
 def _expect(value: Any, kinds: type | tuple[type, ...], name: str) -> Any:

@@ -22,20 +22,19 @@ FAR_BELOW = 0.25
 share is low, since a hard natural shift can take more than half of a model's skill."""
 
 
-def render_table(lines: Sequence[ResultLine], *, select_on: str | None = None) -> str:
+def render_table(lines: Sequence[ResultLine]) -> str:
     """Return the table, with one line of facts per set below it.
 
     The column of the reference set is the first. With two or more shifts the mean over them
     follows, and with any shift the average of the reference and the mean shift (arXiv:2109.01903,
     table 1). A set of video frames has a second column for pm0. A `*` marks the best values of
     each column. Rows that share no set, such as those of two heads on one suite, are shown in
-    separate tables.
+    separate tables. The validation set is not counted as a shift.
 
     Args:
         lines: At least one; not every weight set needs a line for every set.
-        select_on: Name of the validation set that chooses alpha; it is not counted as a shift.
     """
-    return "\n\n".join(_render(part, select_on=select_on) for part in _split_tables(lines))
+    return "\n\n".join(map(_render, _split_tables(lines)))
 
 
 def _split_tables(lines: Sequence[ResultLine]) -> list[list[ResultLine]]:
@@ -56,7 +55,7 @@ def _row_key(line: ResultLine) -> object:
     return line.weights_key, line.checkpoints
 
 
-def _render(lines: Sequence[ResultLine], *, select_on: str | None) -> str:
+def _render(lines: Sequence[ResultLine]) -> str:
     of_set: dict[str, list[ResultLine]] = {}
     by_weights: dict[object, dict[str, ResultLine]] = {}
     for line in sorted(lines, key=lambda line: not line.reference):
@@ -65,7 +64,7 @@ def _render(lines: Sequence[ResultLine], *, select_on: str | None) -> str:
         by_weights.setdefault(_row_key(line), {})[line.set_name] = line
     rows = list(by_weights.values())
     references = [name for name, (first, *_) in of_set.items() if first.reference]
-    shifts = [name for name in of_set if name not in (*references, select_on)]
+    shifts = [name for name, (first, *_) in of_set.items() if first.role == "shift"]
     n_labels = 2 if any(line.alpha is not None or line.ensemble for line in lines) else 1
     columns = _set_columns(of_set, rows) | {
         "mean shift": [mean_over(row, shifts) for row in rows] if len(shifts) > 1 else [],
@@ -82,7 +81,7 @@ def _render(lines: Sequence[ResultLine], *, select_on: str | None) -> str:
         [*label, *values]
         for label, values in zip(labels, zip(*shown.values(), strict=True), strict=True)
     ]
-    facts = [_facts(of_one, is_validation=name == select_on) for name, of_one in of_set.items()]
+    facts = [_facts(of_one) for of_one in of_set.values()]
     return "\n".join([*_align([header, *cells], n_left=n_labels), "", *facts])
 
 
@@ -142,13 +141,14 @@ def _align(rows: Sequence[Sequence[str]], *, n_left: int) -> list[str]:
     ]
 
 
-def _facts(lines: Sequence[ResultLine], *, is_validation: bool) -> str:
+def _facts(lines: Sequence[ResultLine]) -> str:
     """Return the role, the size and the join of a set, and its widest interval."""
     line = lines[0]
     intervals = [line.metric.interval for line in lines]
     half_width = max(50 * (high - low) for low, high in intervals)
     width = f", 95 % intervals within +-{half_width:.2f}" if half_width else ", no interval"
-    role = "in-distribution" if line.reference else "validation" if is_validation else "shift"
+    roles = ["in-distribution"] * line.reference + ["validation"] * line.selection
+    role = " and ".join(roles) or "shift"
     unreadable = f" and {line.n_unreadable} unreadable" if line.n_unreadable else ""
     anchors = f"{line.n_counted} anchor frames, " if line.n_counted != line.n_images else ""
     return (

@@ -27,6 +27,7 @@ from wiseft_cli.data.label_join import LabelJoin, join_image_set, require_one_cl
 from wiseft_cli.data.sources import open_image_set, open_training_set
 from wiseft_cli.data.subsets import few_shot, stratified_split
 from wiseft_cli.errors import CheckpointError, list_some
+from wiseft_cli.evaluation.data_overlap import contains_training_images, training_records
 from wiseft_cli.training.recipe import Recipe, ResolvedRecipe, recipe_warnings, resolve
 from wiseft_cli.training.resume import Start, find_start
 
@@ -170,6 +171,7 @@ def make_plan(
         warnings=(
             *(text for labelled in (train, *val) for text in labelled.images.warnings),
             *_classes_without_images(train, parent_card),
+            *_training_images_in(val, card),
             *recipe_warnings(resolved),
         ),
     )
@@ -250,6 +252,16 @@ def _classes_without_images(train: LabelledSet, card: Card) -> list[str]:
         return []
     names = ", ".join(list_some([repr(card.classes[index].name) for index in missing]))
     return [f"{len(missing)} of {len(card.classes)} classes have no training image: {names}"]
+
+
+def _training_images_in(val: Sequence[LabelledSet], card: Card) -> list[str]:
+    """Report validation sets with the images of this run's training set, or of an earlier one's."""
+    return [
+        f"validation set {labelled.images.name!r} contains training images (by data fingerprint),"
+        " so its accuracy says nothing about new images"
+        for labelled in val
+        if contains_training_images(labelled.images, training_records(card))
+    ]
 
 
 def _list_notes(parent: Card, sets: Sequence[LabelledSet]) -> tuple[str, ...]:

@@ -9,8 +9,10 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from wiseft_cli.errors import DatasetError
 
@@ -21,6 +23,16 @@ MAX_DEFAULT_WORKERS = 8
 
 _END = signal.SIGUSR2
 """Ends a worker at once; unlike SIGTERM, no other program sends it."""
+
+SHARED_MEMORY = Path("/dev/shm")
+"""Workers send images through files in this folder."""
+
+
+@dataclass(frozen=True)
+class UnsentBatch:
+    """Stands for a batch that a worker could not send, with the reason."""
+
+    reason: str
 
 
 def usable_cpus() -> int:
@@ -59,6 +71,23 @@ def initialize_worker(_worker: int) -> None:
     # Exceptions of the dataset travel to the parent. Only the thread that sends tensors could
     # print here, when the parent exits while it sends.
     sys.excepthook = lambda *_: None
+    _report_unsent_batches()
+
+
+def _report_unsent_batches() -> None:
+    """Make this worker send the reason in place of a batch that cannot be sent.
+
+    Otherwise multiprocessing prints a traceback and the parent waits for the batch forever.
+    """
+    # lazy: as below
+    import multiprocessing.queues
+
+    def send_reason(queue: Any, error: Exception, item: Any) -> None:
+        index, _ = item
+        queue.put((index, UnsentBatch(str(error))))
+
+    # A static method of the class; as a function it receives the queue too.
+    multiprocessing.queues.Queue._on_queue_feeder_error = send_reason  # type: ignore[attr-defined]
 
 
 def _end_next_time(_number: int, _frame: FrameType | None) -> None:
@@ -89,13 +118,13 @@ def _end_workers() -> None:
 
 
 def raise_on_dead_worker(batches: Iterable[Batch], workers: int) -> Iterator[Batch]:
-    """Yield the batches of a loader, and report a worker that was killed.
+    """Yield the batches of a loader, and report a worker that was killed or cannot send.
 
     Args:
         batches: A torch `DataLoader`.
         workers: Number of its worker processes.
     Raises:
-        DatasetError: A worker was killed.
+        DatasetError: A worker was killed, or could not send a batch.
     """
     if workers:
         _end_workers_at_exit()
@@ -105,11 +134,35 @@ def raise_on_dead_worker(batches: Iterable[Batch], workers: int) -> Iterator[Bat
             batch = next(iterator)
         except StopIteration:
             return
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
+            if "open files" in str(error):
+                raise _transport_error(str(error)) from None
             if "DataLoader worker" not in str(error):
                 raise
             raise DatasetError(
                 f"one of the {workers} workers that decode images died: {error}",
                 hint="often the machine or /dev/shm is out of memory; use fewer --workers",
             ) from None
+        if isinstance(batch, UnsentBatch):
+            raise _transport_error(batch.reason)
         yield batch
+
+
+def _transport_error(reason: str) -> DatasetError:
+    if "open files" in reason:
+        reason, hint = reason.partition(". ")[0], "raise the limit with `ulimit -n 4096`, or use"
+    else:
+        hint = f"{SHARED_MEMORY}{_size_of_shared_memory()} is too small for the batches of the"
+        hint += " workers; in a container, set --shm-size (such as 2g); or use"
+    return DatasetError(
+        f"a worker cannot send its images to the main process: {reason}",
+        hint=f"{hint} a smaller --batch-size or fewer --workers; --workers 0 sends nothing",
+    )
+
+
+def _size_of_shared_memory() -> str:
+    try:
+        room = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return ""
+    return f" ({room.f_blocks * room.f_frsize // 2**20} MiB in all)"

@@ -128,10 +128,20 @@ def load_batches(
         dataset, batches, collate_images, workers=workers, pin_memory=device.type == "cuda"
     )
     for batch in raise_on_dead_worker(loader, workers):
-        yield batch._replace(
-            images=batch.images.to(device, non_blocking=True),
-            targets=batch.targets.to(device, non_blocking=True),
+        # A batch that stays in shared memory would use it, and three open files, while it lives.
+        own = _copy_from_shared_memory(batch) if workers else batch
+        yield own._replace(
+            images=own.images.to(device, non_blocking=True),
+            targets=own.targets.to(device, non_blocking=True),
         )
+
+
+def _copy_from_shared_memory(batch: ImageBatch) -> ImageBatch:
+    images, targets, indices = (
+        tensor.clone() if tensor.is_shared() else tensor
+        for tensor in (batch.images, batch.targets, batch.indices)
+    )
+    return ImageBatch(images, targets, indices, batch.unreadable)
 
 
 def _image_loader(

@@ -160,3 +160,27 @@ def test_a_user_program_is_checked_against_the_types(tmp_path: Path) -> None:
         env={"PATH": "/usr/bin:/bin", "MYPYPATH": str(ROOT), "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("precision", ["float32", "FP16", ""])
+def test_an_unknown_precision_is_rejected(precision: str, demo_folder: Path) -> None:
+    checkpoint = demo_folder / "zeroshot.safetensors"
+    request = wiseft_cli.EvalRequest(
+        checkpoint, data=demo_folder / "data" / "optdigits", precision=precision
+    )
+    with pytest.raises(wiseft_cli.WiseftError, match=r"expected one of fp32, bf16, fp16"):
+        wiseft_cli.evaluate(request)
+    with pytest.raises(wiseft_cli.WiseftError, match=r"expected one of fp32, bf16, fp16"):
+        list(wiseft_cli.predict(checkpoint, demo_folder / "data", precision=precision))
+
+
+def test_an_unknown_dtype_of_a_merge_is_rejected(demo_folder: Path) -> None:
+    output = demo_folder / "int8.safetensors"
+    with pytest.raises(wiseft_cli.WiseftError, match=r"dtype 'int8': expected one of float32"):
+        wiseft_cli.merge(
+            demo_folder / "zeroshot.safetensors",
+            demo_folder / "finetuned.safetensors",
+            output,
+            dtype="int8",
+        )
+    assert not output.exists()

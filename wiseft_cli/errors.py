@@ -1,16 +1,16 @@
-"""The errors a user can cause, and the exit code of each.
+"""The errors that a user can cause, and the exit code of each.
 
     WiseftError                      1  the input or the environment is wrong
     ├── UsageError                   2  options that contradict each other
     ├── CheckpointError                 a checkpoint cannot be used
-    │   ├── NotACheckpointError         the file is no checkpoint, or not one of the kind asked for
+    │   ├── NotACheckpointError         the file is not a checkpoint, or has no card
     │   └── IncompatibleCheckpointsError   two checkpoints do not belong together
     ├── OutputError                     an output exists, is an input, or cannot be written
     ├── DatasetError                    an image set cannot be read or its labels do not fit
-    │   └── CommonDatasetError          the same, found by all processes of a run alike
+    │   └── CommonDatasetError          the same, raised in every process of a run
     ├── ClassNamesError                 a class list is wrong
     ├── TemplatesError                  a prompt template is wrong
-    ├── ModelError                      a model cannot be built or its weights not be had
+    ├── ModelError                      a model cannot be built, or its weights cannot be loaded
     ├── RecipeError                     a fine-tuning option is out of range
     ├── ResultsError                    a results file is wrong
     ├── LostProcessError                a run on several processes lost one of them
@@ -58,7 +58,7 @@ class CheckpointError(WiseftError):
 
 
 class NotACheckpointError(CheckpointError):
-    """The file is not a safetensors checkpoint, or carries no card where one is needed."""
+    """The file is not a safetensors checkpoint, or lacks a required card."""
 
 
 class IncompatibleCheckpointsError(CheckpointError):
@@ -74,7 +74,7 @@ class DatasetError(WiseftError):
 
 
 class CommonDatasetError(DatasetError):
-    """A fault of the images that all processes of a run find alike, so that one tells it."""
+    """A dataset error that every process of a run raises, so that process 0 alone prints it."""
 
 
 class ClassNamesError(WiseftError):
@@ -86,7 +86,7 @@ class TemplatesError(WiseftError):
 
 
 class ModelError(WiseftError):
-    """A model cannot be built, or its weights cannot be had."""
+    """A model cannot be built, or its weights cannot be found or loaded."""
 
 
 class RecipeError(WiseftError):
@@ -112,7 +112,7 @@ class GateFailedError(WiseftError):
 
 
 def list_some(lines: Sequence[str], *, limit: int = 10) -> list[str]:
-    """Return the first `limit` lines and, where there are more, one that counts the rest."""
+    """Return the first `limit` lines, and a line that counts the others."""
     if len(lines) <= limit:
         return list(lines)
     return [*lines[:limit], f"... and {len(lines) - limit} more"]
@@ -124,5 +124,5 @@ def counted(number: int, noun: str, *, plural: str | None = None) -> str:
 
 
 def brief(text: str, *, limit: int = 100) -> str:
-    """Return a text that fits a line of a message, its end left out where it is longer."""
+    """Shorten a text to at most `limit` characters, ending in `...`."""
     return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -99,7 +99,9 @@ def test_held_results_are_not_computed_again_unless_forced(
         path.write_bytes(b"x" * path.stat().st_size)
     second = run_here(*words)
     assert (second.returncode, second.stdout) == (0, first.stdout)
-    assert second.stderr.startswith("r.jsonl holds 4 of 4 results already; --force runs them again")
+    assert second.stderr.startswith(
+        "r.jsonl holds 4 of 4 results already; --force evaluates them again"
+    )
     more = run_here(*words, "--alpha", "0.5")
     assert more.returncode == 1
     assert "unreadable images among the first" in more.stderr

@@ -150,7 +150,7 @@ def test_gates_use_the_sets_of_their_own_row(
     assert "gate holds: shifts:primary>=baseline-0.01" in capsys.readouterr().err
     assert main([*words, "--baseline", "fmow-finetuned.safetensors", *gate]) == 2
     assert capsys.readouterr().err.splitlines()[-2:] == [
-        "error: --baseline fmow-finetuned: its head is of other classes than iwildcam-id,"
+        "error: --baseline fmow-finetuned: its head does not have the classes of iwildcam-id,"
         " iwildcam-ood",
         "hint: compare iwildcam-finetuned with a checkpoint of the same classes",
     ]

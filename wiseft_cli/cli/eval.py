@@ -266,7 +266,7 @@ def _run(plan: EvalPlan) -> Evaluation | None:
     if plan.held:
         print_message(
             f"{plan.request.results} holds {len(plan.held)} of {len(plan.jobs)} results already;"
-            " --force runs them again"
+            " --force evaluates them again"
         )
     with report_on_this_rank(WiseftError):
         if not plan.to_do:

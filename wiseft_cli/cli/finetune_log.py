@@ -108,5 +108,7 @@ class RunLog:
         try:
             self._file.write(json.dumps(document, sort_keys=True) + "\n")
         except OSError as error:
-            warn(f"{self._path}: the log cannot be written: {error.strerror}; the run goes on")
+            warn(
+                f"{self._path}: the log cannot be written: {error.strerror}; the run continues without it"
+            )
             self._file = None

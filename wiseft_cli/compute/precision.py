@@ -11,13 +11,23 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from wiseft_cli.errors import RecipeError
+from wiseft_cli.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-"""What image encoders can compute in."""
+"""The precisions in which image encoders can compute."""
+
+
+def require_precision(precision: str) -> None:
+    """Reject a precision that is not one of `PRECISIONS`.
+
+    Raises:
+        UsageError: It is another text, such as `float32`.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
@@ -32,7 +42,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
     # lazy: torch costs seconds
     import torch
 
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     context: AbstractContextManager[None] = torch.autocast(device.type, dtype=dtype)
     return context
 

@@ -198,7 +198,7 @@ def plan_jobs(
         labels_are_indices: Labels of all sets are positions among the head's classes.
         all_classes: Score all sets over every class of the head.
         precision: Precision of the image encoder.
-        optional: Names of sets that are left out for heads of other classes.
+        optional: Names of sets that are skipped for heads without their classes.
     Raises:
         UsageError: Two sets have the same name, no set has the name of the reference or of the
             validation set, or a set lacks its primary metric.
@@ -236,7 +236,7 @@ def plan_jobs(
         jobs += _jobs_of_set(image_set, fitting, joins, roles, precision)
     if not jobs:
         raise DatasetError(
-            f"the heads of all checkpoints are of other classes than {', '.join(names)}",
+            f"no checkpoint has a head for the classes of {', '.join(names)}",
             hint="`wiseft zeroshot-head --classes NAME` builds a head of a published set's classes",
         )
     return tuple(jobs)
@@ -309,7 +309,7 @@ def _primary_metric(image_set: ImageSet, metrics: Sequence[str]) -> str:
 
 
 def _protocol(weights: WeightSet, join: LabelJoin) -> str:
-    """Return the digest of what a result depends on beside the tensors and the images."""
+    """Return the digest of what a result depends on besides the tensors and the images."""
     models = [checkpoint.model_config for checkpoint in weights.checkpoints]
     document = canonical_json([models, weights.preprocess, join.digest])
     return f"sha256:{hashlib.sha256(document.encode('ascii')).hexdigest()}"
@@ -340,7 +340,7 @@ def _judged_row(
     if gate_alpha is not None:
         candidates = [row for row in candidates if row.alpha == gate_alpha]
     if len(candidates) != 1:
-        found = ", ".join(row.name for row in candidates) or "none beside the baseline"
+        found = ", ".join(row.name for row in candidates) or "none besides the baseline"
         raise UsageError(
             f"--fail-under judges one row, and there are {len(candidates)}: {found}",
             hint="name one alpha with --gate-alpha, or evaluate one checkpoint",
@@ -365,7 +365,8 @@ def _check_baseline(jobs: Sequence[Job], judged: WeightSet, baseline: WeightSet)
     missing = [name for name in wanted if name not in measured]
     if missing:
         raise UsageError(
-            f"--baseline {baseline.name}: its head is of other classes than {', '.join(missing)}",
+            f"--baseline {baseline.name}: its head does not have the classes of"
+            f" {', '.join(missing)}",
             hint=f"compare {judged.name} with a checkpoint of the same classes",
         )
 

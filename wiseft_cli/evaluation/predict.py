@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wiseft_cli.checkpoint.card import ClassEntry
+from wiseft_cli.compute.precision import require_precision
 from wiseft_cli.compute.workers import default_workers
 from wiseft_cli.data.image_paths import STANDARD_INPUT, PathStream, image_paths
 from wiseft_cli.errors import ModelError
@@ -60,6 +61,7 @@ def predict(
         ModelError: The device cannot be used, the logits of an image are not finite, or memory
             is not enough.
     """
+    require_precision(precision)
     (found,) = read_checkpoints([Path(checkpoint)])
     words = [images] if isinstance(images, str | Path) else images
     names = [str(word) for word in words]

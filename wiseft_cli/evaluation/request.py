@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from wiseft_cli.checkpoint.atomic import check_output
+from wiseft_cli.compute.precision import require_precision
 from wiseft_cli.errors import OutputError, UsageError
 from wiseft_cli.merging.alpha import Alpha, parse_alphas
 
@@ -119,6 +120,7 @@ class EvalRequest:
         Raises:
             UsageError: An option needs another one, or no alpha is `gate_alpha`.
         """
+        require_precision(self.precision)
         if not self.data_specs and self.suite is None:
             raise UsageError("no image sets are named", hint="name them with --data or --suite")
         has_alphas = bool(self.alphas)

@@ -16,7 +16,7 @@ from wiseft_cli.checkpoint.atomic import check_output
 from wiseft_cli.checkpoint.reader import open_checkpoint, require_card_digest
 from wiseft_cli.checkpoint.writer import CheckpointWriter
 from wiseft_cli.compute.disk import require_space
-from wiseft_cli.errors import CheckpointError, counted, list_some
+from wiseft_cli.errors import CheckpointError, UsageError, counted, list_some
 from wiseft_cli.merging.alpha import Alpha, parse_alphas
 from wiseft_cli.merging.compatibility import (
     descent_warnings,
@@ -24,7 +24,7 @@ from wiseft_cli.merging.compatibility import (
     require_equal_bytes,
     require_roles_in_order,
 )
-from wiseft_cli.merging.plan import MergePlan, plan_merge
+from wiseft_cli.merging.plan import STORED_DTYPES, MergePlan, plan_merge
 from wiseft_cli.merging.stream import default_threads, stream_tensors
 
 
@@ -95,6 +95,8 @@ def merge(
         OutputError: The output exists, is an input, or cannot be written.
     Paper: Wortsman et al. 2022, arXiv:2109.01903, section 3.
     """
+    if dtype is not None and dtype not in STORED_DTYPES:
+        raise UsageError(f"dtype {dtype!r}: expected one of {', '.join(STORED_DTYPES)}")
     (exact,) = parse_alphas([str(alpha)])
     report = merge_checkpoints(
         Path(zeroshot),

@@ -146,7 +146,7 @@ def check_gates(
         if gate.set_name == SHIFTS and SHIFTS in metrics:
             faults.append(f"{gate.text}: a set is called {SHIFTS!r}, give it another name")
         elif not names:
-            faults.append(f"{gate.text}: there is no set beside the reference")
+            faults.append(f"{gate.text}: there is no set besides the reference")
         for name in names:
             if name not in metrics:
                 faults.append(f"{gate.text}: no --data is named {name!r}")

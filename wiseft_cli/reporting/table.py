@@ -200,7 +200,7 @@ def _doubts(lines: Sequence[ResultLine]) -> list[str]:
 def _doubts_beside_others(
     lines: Sequence[ResultLine], everything: Sequence[ResultLine]
 ) -> list[str]:
-    """Doubt a set on which all weights are far below their other results."""
+    """Warn about a set on which all weights score far below their other sets."""
     skills: dict[object, dict[str, float]] = {}
     for line in everything:
         of_row = skills.setdefault(_row_key(line), {})

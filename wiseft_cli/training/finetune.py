@@ -51,7 +51,7 @@ class Finetuned:
     Attributes:
         path: The checkpoint.
         digest: Its content digest.
-        warnings: Warnings of the run, beside those of its plan.
+        warnings: Warnings of the run, without those of its plan.
     """
 
     path: Path

@@ -87,7 +87,7 @@ class FinetunePlan:
         max_bad: Unreadable training images that are allowed.
         start: Where the run starts; of several processes the first one's counts.
         notes: Information, one sentence each.
-        warnings: Settings that are allowed but seldom meant, one sentence each.
+        warnings: Settings that are allowed but probably unintended, one sentence each.
     """
 
     parent: Path

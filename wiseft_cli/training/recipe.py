@@ -437,7 +437,7 @@ def _find_contradictions(values: Mapping[str, Any], names: Mapping[str, str]) ->
 
 
 def recipe_warnings(recipe: ResolvedRecipe) -> tuple[str, ...]:
-    """Return warnings about settings that are seldom meant: very few steps, a huge batch."""
+    """Return warnings about settings that are probably unintended: very few steps, a huge batch."""
     found = []
     if recipe.batch_size > recipe.n_images:
         found.append(

@@ -109,6 +109,7 @@ class RunLog:
             self._file.write(json.dumps(document, sort_keys=True) + "\n")
         except OSError as error:
             warn(
-                f"{self._path}: the log cannot be written: {error.strerror}; the run continues without it"
+                f"{self._path}: the log cannot be written: {error.strerror};"
+                " the run continues without it"
             )
             self._file = None

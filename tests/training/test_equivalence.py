@@ -19,7 +19,9 @@ import torch.multiprocessing as mp
 from PIL import Image
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from tests.training.tiny import write_images, write_zeroshot
+from tests.training.plain_loop import KEYS as PLAIN_KEYS
+from tests.training.plain_loop import train_plainly
+from tests.training.tiny import CONFIGS, write_images, write_zeroshot
 from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group
 from wiseft_cli.compute.torchrun import Launch
 from wiseft_cli.model.classifier import load_classifier
@@ -56,12 +58,13 @@ def steps_of(
     folder: Path,
     processes: ProcessGroup = SINGLE_PROCESS,
     *,
+    zeroshot: Path | None = None,
     feature_cache: Path | None = None,
     **keys: Any,
 ) -> tuple[Weights, list[StepReport], list[str]]:
     """Take the steps of a run; return its weights, its steps and its notes."""
     plan = make_plan(
-        parent=folder / "vit.safetensors",
+        parent=zeroshot or folder / "vit.safetensors",
         data=DataOptions(str(folder / "train")),
         output=folder / "out",
         recipe=Recipe(**{**KEYS, **keys}),
@@ -86,6 +89,18 @@ def assert_same(found: tuple[Weights, list[StepReport]], expected: tuple[Weights
         assert [getattr(step, key) for step in found[1]] == pytest.approx(
             [getattr(step, key) for step in expected[1]], rel=0, abs=1e-10
         )
+
+
+@pytest.mark.parametrize("in_our_order", [True, False], ids=["our order", "sorted"])
+@pytest.mark.parametrize("family", ["vit", "resnet"])
+def test_six_full_batch_steps_equal_a_plain_torch_loop(tmp_path, family, in_our_order):
+    zeroshot = write_zeroshot(tmp_path / "zeroshot.safetensors", family)
+    size = CONFIGS[family]["vision_cfg"]["image_size"]
+    train = write_images(tmp_path / "train", size=size)
+    found = steps_of(tmp_path, zeroshot=zeroshot, **PLAIN_KEYS, label_smoothing=0.0)[0]
+    plain = train_plainly(zeroshot, train, family, in_our_order=in_our_order)
+    expected = {name: parameter.detach() for name, parameter in plain.named_parameters()}
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(

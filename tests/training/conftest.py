@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.training.ranks import Ranks
 from tests.training.tiny import write_images, write_zeroshot
 
 
@@ -17,3 +19,10 @@ def zeroshot(tmp_path: Path) -> Path:
 def train_folder(tmp_path: Path) -> Path:
     """Twelve images, four of each class."""
     return write_images(tmp_path / "train")
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """Run functions and commands in two processes."""
+    with Ranks() as ranks:
+        yield ranks

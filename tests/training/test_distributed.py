@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import os
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
+from tests.training.ranks import Ranks
 from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group
 from wiseft_cli.compute.torchrun import Launch
 from wiseft_cli.training.batches import MicroBatches
@@ -49,7 +49,7 @@ def passes_of(processes: ProcessGroup) -> Iterator[tuple[torch.Tensor, torch.Ten
         yield inputs[rows] if rows else torch.zeros(1, 6, dtype=torch.float64), targets[rows]
 
 
-def train(processes: ProcessGroup) -> list[object]:
+def train(processes: ProcessGroup) -> tuple[list[list[float]], list[tuple[float, ...]]]:
     """Return the weights and the reports."""
     model = Model()
     if processes.rank:
@@ -70,40 +70,29 @@ def train(processes: ProcessGroup) -> list[object]:
         (step.n_images, step.n_missing, step.is_stopped, step.loss, step.grad_norm)
         for step in reports
     ]
-    return [weights, values]
+    return weights, values
 
 
-def work(rank: int, port: int, results: mp.SimpleQueue) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        TORCHELASTIC_USE_AGENT_STORE="True",
-    )
+def work(rank: int) -> None:
     with join_process_group(Launch(rank, rank, 2, 2), CPU) as processes:
-        found = [processes.sum([rank + 1.0, 2.0]), processes.broadcast({"step": rank})]
-        results.put((train(processes), found))
-    # torch never frees DDP's reducer, so gloo's threads live until the end, and the teardown of an
-    # interpreter beside them is aborted about once in a hundred runs.
-    os._exit(0)
+        exchanged = [processes.sum([rank + 1.0, 2.0]), processes.broadcast({"step": rank})]
+        Path(f"{rank}.json").write_text(json.dumps([*train(processes), exchanged]))
 
 
-def test_two_processes_with_uneven_shares_take_the_steps_of_one_process() -> None:
-    # As with torchrun, the parent owns the store, so that no other program can take its port.
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    context = mp.get_context("spawn")
-    results = context.SimpleQueue()
-    mp.spawn(work, args=(store.port, results), nprocs=2)
+def test_two_processes_with_uneven_shares_take_the_steps_of_one_process(
+    ranks: Ranks, tmp_path: Path
+) -> None:
+    codes, _, err = ranks.call("tests.training.test_distributed:work", folder=tmp_path)
+    assert codes == [0, 0], err
     weights, reports = train(SINGLE_PROCESS)
     assert sum(report[0] for report in reports) == 2 * N_IMAGES - 1
     assert sum(report[1] for report in reports) == 1
     assert all(report[2] for report in reports)
-    for _ in range(2):
-        (found, other_reports), exchanged = results.get()
+    for rank in range(2):
+        found, others, exchanged = json.loads((tmp_path / f"{rank}.json").read_text())
         assert exchanged == [[3.0, 4.0], {"step": 0}]
-        assert [report[:3] for report in other_reports] == [report[:3] for report in reports]
-        for ours, theirs in ((weights, found), (reports, other_reports)):
+        assert [tuple(report[:3]) for report in others] == [report[:3] for report in reports]
+        for ours, theirs in ((weights, found), (reports, others)):
             for row, other in zip(ours, theirs, strict=True):
                 torch.testing.assert_close(
                     torch.tensor(other, dtype=torch.float64),

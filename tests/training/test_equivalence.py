@@ -7,15 +7,12 @@ features. In float32, Adam would turn the rounding errors of a zero gradient int
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -116,25 +113,17 @@ def test_divided_batch_makes_the_same_steps(folder, keys):
 DIVIDED = ({"micro_batch_size": 2}, {"freeze": "encoder"})
 
 
-def work(rank: int, port: int, folder: Path) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        TORCHELASTIC_USE_AGENT_STORE="True",
-    )
+def work(rank: int) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     with join_process_group(Launch(rank, rank, 2, 2), CPU) as processes:
         for number, keys in enumerate(DIVIDED):
-            torch.save(steps_of(folder, processes, **keys), folder / f"{number}-{rank}")
-    os._exit(0)  # gloo's threads can abort the teardown of the interpreter
+            torch.save(steps_of(Path(), processes, **keys), f"{number}-{rank}")
 
 
-def test_two_processes_with_an_uneven_last_batch_make_the_same_steps(folder):
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    mp.spawn(work, args=(store.port, folder), nprocs=2)
+def test_two_processes_with_an_uneven_last_batch_make_the_same_steps(folder, ranks):
+    codes, _, err = ranks.call("tests.training.test_equivalence:work", folder=folder)
+    assert codes == [0, 0], err
     for number, keys in enumerate(DIVIDED):
         expected = steps_of(folder, **{**keys, "micro_batch_size": 5})[:2]
         for rank in (0, 1):

@@ -1,4 +1,4 @@
-"""`wiseft finetune` on several processes, started by torchrun as a person would."""
+"""`wiseft finetune` in several processes, started by torchrun or by `ranks.py`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from tests.training.tiny import write_images, write_zeroshot
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
+from wiseft_cli.training.stopping import StopRequest
 
 WORDS = ["finetune", "zeroshot.safetensors", "--train", "train", "--val", "val=val"]
-# A large eps: a key's bias has no gradient but rounding, which Adam would blow up to a whole step.
+# A large eps: the gradient of a key's bias is a rounding error, from which Adam would make a step.
 QUICK = ["--epochs", "2", "--batch-size", "5", "--lr", "0.001", "--workers", "0", "--eps", "0.001"]
 CPU = ["--device", "cpu", "--threads", "1"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -53,8 +54,8 @@ def torchrun(*words: str) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def told(text: str) -> list[str]:
-    """What wiseft said of the epochs."""
+def epoch_lines(text: str) -> list[str]:
+    """Return the lines about epochs."""
     return [line for line in text.splitlines() if line.startswith(("before:", "epoch "))]
 
 
@@ -66,20 +67,24 @@ def assert_alike(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "more",
-    [["--micro-batch-size", "2"], ["--freeze", "encoder"], ["--freeze", "head"]],
+    ("more", "starts_torchrun"),
+    [
+        (["--micro-batch-size", "2"], True),
+        (["--freeze", "encoder"], False),
+        (["--freeze", "head"], False),
+    ],
     ids=["accumulation", "encoder", "head"],
 )
-def test_two_processes_write_what_one_writes(folder, capsys, more):
-    (folder / "train" / "n02" / "001.png").write_bytes(b"spoilt")
-    words = [*WORDS, *QUICK, *CPU, *more, "--max-bad", "1"]
-    code, out, err = torchrun(*words, "-o", "two.safetensors")
+def test_two_processes_write_what_one_writes(folder, capsys, ranks, more, starts_torchrun):
+    (folder / "train" / "n02" / "001.png").write_bytes(b"not an image")
+    words = [*WORDS, *QUICK, *CPU, *more, "--max-bad", "1", "-o", "two.safetensors"]
+    code, out, err = torchrun(*words) if starts_torchrun else ranks.wiseft(*words, folder=folder)
     assert (code, out) == (0, "two.safetensors\n"), err
-    assert main([*words, "-o", "one.safetensors"]) == 0
+    assert main([*words[:-1], "one.safetensors"]) == 0
     assert_alike("one.safetensors", "two.safetensors")
     assert read_card(Path("one.safetensors")).history == read_card(Path("two.safetensors")).history
     alone = capsys.readouterr().err
-    assert told(err) == told(alone)
+    assert epoch_lines(err) == epoch_lines(alone)
     assert err.count("cannot read image train/n02/001.png") == 1
     assert "batch size 5 (2 processes x 3" in err
     assert sorted(path.name for path in folder.glob("*.safetensors*")) == [
@@ -89,11 +94,12 @@ def test_two_processes_write_what_one_writes(folder, capsys, more):
     ]
 
 
-def test_more_unreadable_images_than_allowed_are_told_once_with_their_names(folder):
+def test_more_unreadable_images_than_allowed_are_listed_once(folder, ranks):
     for name in ("n01/000.png", "n02/001.png", "n03/002.png"):
-        (folder / "train" / name).write_bytes(b"spoilt")
+        (folder / "train" / name).write_bytes(b"not an image")
     words = [*WORDS, *CPU, "--epochs", "1", "--batch-size", "11", "--workers", "0"]
-    code, out, err = torchrun(*words, "--max-bad", "1", "-o", "two.safetensors")
+    words += ["--max-bad", "1", "-o", "two.safetensors"]
+    code, out, err = ranks.wiseft(*words, folder=folder)
     assert (code, out) == (1, "")
     assert err.count("error: 3 images cannot be read, expected at most 1:") == 1
     for name in ("n01/000.png", "n02/001.png", "n03/002.png"):
@@ -109,20 +115,21 @@ def wait_for(process: subprocess.Popen[str], start_of_line: str) -> None:
     raise AssertionError(f"ended without {start_of_line!r}")
 
 
-def test_a_stopped_run_goes_on_to_the_bytes_of_one_that_was_not(folder):
+def test_stopped_run_resumes_to_the_bytes_of_an_uninterrupted_one(folder, ranks):
     words = [*WORDS, *CPU, "--epochs", "30", "--batch-size", "5", "--workers", "0"]
-    assert torchrun(*words, "-o", "whole.safetensors")[0] == 0
+    assert ranks.wiseft(*words, "-o", "whole.safetensors", folder=folder)[0] == 0
     process = start(*STANDALONE, *words, "-o", "out.safetensors")
     wait_for(process, "epoch 2/")
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert "--resume in the same command continues" in err
     assert not (folder / "out.safetensors").exists()
-    code, out, err = torchrun(*words, "-o", "out.safetensors", "--resume")
+    words += ["-o", "out.safetensors", "--resume"]
+    code, out, err = ranks.wiseft(*words, folder=folder)
     assert (code, out) == (0, "out.safetensors\n"), err
     assert re.search(r"^resume   after step \d+, from out.safetensors.state", err, re.MULTILINE)
     assert Path("out.safetensors").read_bytes() == Path("whole.safetensors").read_bytes()
-    code, out, err = torchrun(*words, "-o", "out.safetensors", "--resume")
+    code, out, err = ranks.wiseft(*words, folder=folder)
     assert (code, out) == (0, "out.safetensors\n")
     assert "this run has written it already" in err
 
@@ -139,7 +146,13 @@ def child_of_rank(parent: int, rank: int) -> int:
     raise AssertionError("no such process")
 
 
-def test_a_process_that_dies_ends_the_run_and_leaves_a_state(folder):
+def take_one_step(_rank: int, *words: str) -> int:
+    """Run a command whose stop is requested from the start."""
+    StopRequest.__bool__ = lambda _self: True  # type: ignore[method-assign]
+    return main(words)
+
+
+def test_killed_process_ends_the_run_and_leaves_a_state(folder, ranks):
     words = [*WORDS, *CPU, "--epochs", "100000", "--batch-size", "5", "--workers", "0"]
     process = start(*STANDALONE, *words, "-o", "out.safetensors", "--save-every", "2")
     wait_for(process, "epoch 2/")
@@ -149,13 +162,17 @@ def test_a_process_that_dies_ends_the_run_and_leaves_a_state(folder):
     assert "error: process 0 lost the other processes of the run: " in err, err
     assert "the last good state is out.safetensors.state/step-" in err
     assert "terminate called" not in err
-    process = start(*STANDALONE, *words, "-o", "out.safetensors", "--resume")
-    wait_for(process, "resume   after step ")
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    resume = [*words, "-o", "out.safetensors", "--resume"]
+    codes, _, err = ranks.call(f"{__name__}:take_one_step", *resume, folder=folder)
+    assert codes == [143, 143], err
+    resumed = re.search(r"^resume   after step (\d+), from ", err, re.MULTILINE)
+    stopped = re.search(r"^stopped after step (\d+) of ", err, re.MULTILINE)
+    assert resumed is not None
+    assert stopped is not None
+    assert int(stopped[1]) == int(resumed[1]) + 1
 
 
-def test_two_nodes_meet_on_one_machine(folder):
+def test_two_nodes_on_one_machine_share_a_run(folder):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -176,25 +193,16 @@ def test_two_nodes_meet_on_one_machine(folder):
     assert_alike("one.safetensors", "two.safetensors")
 
 
-def test_processes_with_other_images_are_refused(folder):
+def test_processes_with_different_images_are_rejected(folder, ranks):
     # Each process has a folder of its own under the same name.
     other = folder / "other"
     other.mkdir()
     write_zeroshot(other / "zeroshot.safetensors")
     write_images(other / "train", (4, 4, 4))
     write_images(other / "val", (2, 2, 1), seed=5)
-    script = folder / "each.py"
-    script.write_text(
-        "import os\n"
-        "if os.environ['RANK'] == '1':\n"
-        f"    os.chdir({str(other)!r})\n"
-        "from wiseft_cli.__main__ import run\n"
-        "run()\n"
-    )
-    words = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", str(script)]
-    process = start(*words, *WORDS, *QUICK, *CPU, "-o", "out.safetensors")
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (1, "")
+    words = [*WORDS, *QUICK, *CPU, "-o", "out.safetensors"]
+    code, out, err = ranks.wiseft(*words, folder=folder, other_folder=other)
+    assert (code, out) == (1, "")
     assert (
         "error: process 1 of 2 has another checkpoint, recipe or training set than process 0 under"
         " the same names (1 differ)\n"
@@ -202,7 +210,7 @@ def test_processes_with_other_images_are_refused(folder):
     assert not (folder / "out.safetensors").exists()
 
 
-def test_one_process_beside_idle_gpus_says_how_to_use_them(monkeypatch, capsys):
+def test_single_process_beside_idle_gpus_prints_how_to_use_them(monkeypatch, capsys):
     from wiseft_cli.cli.finetune_report import note_idle_gpus
     from wiseft_cli.compute.torchrun import Launch
 

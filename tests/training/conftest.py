@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.ranks import Ranks
+from tests.training.fork_server import ForkServer
 from tests.training.tiny import write_images, write_zeroshot
 
 
@@ -22,7 +22,7 @@ def train_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ranks() -> Iterator[Ranks]:
-    """Run functions and commands in two processes."""
-    with Ranks() as ranks:
-        yield ranks
+def fork_server() -> Iterator[ForkServer]:
+    """A process with torch loaded that forks others."""
+    with ForkServer() as server:
+        yield server

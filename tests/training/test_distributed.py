@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tests.training.ranks import Ranks
+from tests.training.fork_server import ForkServer
 from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group
 from wiseft_cli.compute.torchrun import Launch
 from wiseft_cli.training.batches import MicroBatches
@@ -80,9 +80,9 @@ def work(rank: int) -> None:
 
 
 def test_two_processes_with_uneven_shares_take_the_steps_of_one_process(
-    ranks: Ranks, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    codes, _, err = ranks.call("tests.training.test_distributed:work", folder=tmp_path)
+    codes, _, err = fork_server.call("tests.training.test_distributed:work", folders=[tmp_path] * 2)
     assert codes == [0, 0], err
     weights, reports = train(SINGLE_PROCESS)
     assert sum(report[0] for report in reports) == 2 * N_IMAGES - 1

@@ -121,8 +121,8 @@ def work(rank: int) -> None:
             torch.save(steps_of(Path(), processes, **keys), f"{number}-{rank}")
 
 
-def test_two_processes_with_an_uneven_last_batch_make_the_same_steps(folder, ranks):
-    codes, _, err = ranks.call("tests.training.test_equivalence:work", folder=folder)
+def test_two_processes_with_an_uneven_last_batch_make_the_same_steps(folder, fork_server):
+    codes, _, err = fork_server.call("tests.training.test_equivalence:work", folders=[folder] * 2)
     assert codes == [0, 0], err
     for number, keys in enumerate(DIVIDED):
         expected = steps_of(folder, **{**keys, "micro_batch_size": 5})[:2]

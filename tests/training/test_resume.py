@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import math
-import os
+import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ import torch
 from tests.training.tiny import random_classifier, write_images, write_zeroshot, zeroshot_card
 from wiseft_cli.checkpoint.reader import open_checkpoint
 from wiseft_cli.checkpoint.writer import write_checkpoint
+from wiseft_cli.cli.app import main
 from wiseft_cli.compute.torchrun import Launch
 from wiseft_cli.errors import OutputError, RecipeError
 from wiseft_cli.model.classifier import state_arrays
@@ -274,33 +273,27 @@ def test_unfinished_state_of_a_killed_run_is_removed_by_the_next_save(folder):
     assert not left.exists()
 
 
-FULL_DISK = """
-import resource, sys
-from wiseft_cli.cli.app import main
-# A state is three times as large as the checkpoint, and only the checkpoint fits.
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
-sys.exit(main(sys.argv[2:]))
-"""
+def run_with_size_limit(_rank: int, limit: int, *words: str) -> int:
+    """Run a command that can write the checkpoint, but not a state, which is larger."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    return main(words)
 
 
-def test_state_that_exceeds_the_file_size_limit_is_a_warning_and_the_run_finishes(folder):
+def test_state_that_exceeds_the_file_size_limit_is_a_warning_and_the_run_finishes(
+    folder, fork_server
+):
     whole = go(plan_of(folder, output="whole"))
     limit = 2 * (folder / "whole").stat().st_size
     words = ["finetune", "vit.safetensors", "--train", "train", "-o", "out", "--save-every", "2"]
     words += ["--epochs", "3", "--batch-size", "5", "--lr", "0.001", "--workers", "0"]
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(limit), *words, "--device", "cpu", "--threads", "1"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (0, "out\n"), done.stderr
+    words += ["--device", "cpu", "--threads", "1"]
+    target = f"{__name__}:run_with_size_limit"
+    codes, out, err = fork_server.call(target, limit, *words, folders=[folder])
+    assert (codes, out) == ([0], "out\n"), err
     assert (
         "warning: out.state/step-00000002.safetensors: cannot be written: File too large;"
         " nothing was kept; training continues without this state"
-    ) in done.stderr
+    ) in err
     if torch.get_num_threads() == 1:
         with open_checkpoint(folder / "out") as reader:
             assert reader.card.digest == whole.digest

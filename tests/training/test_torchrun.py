@@ -1,4 +1,4 @@
-"""`wiseft finetune` in several processes, started by torchrun or by `ranks.py`."""
+"""`wiseft finetune` in several processes, started by torchrun or by `fork_server.py`."""
 
 from __future__ import annotations
 
@@ -75,10 +75,12 @@ def assert_alike(one: str, other: str) -> None:
     ],
     ids=["accumulation", "encoder", "head"],
 )
-def test_two_processes_write_what_one_writes(folder, capsys, ranks, more, starts_torchrun):
+def test_two_processes_write_what_one_writes(folder, capsys, fork_server, more, starts_torchrun):
     (folder / "train" / "n02" / "001.png").write_bytes(b"not an image")
     words = [*WORDS, *QUICK, *CPU, *more, "--max-bad", "1", "-o", "two.safetensors"]
-    code, out, err = torchrun(*words) if starts_torchrun else ranks.wiseft(*words, folder=folder)
+    code, out, err = (
+        torchrun(*words) if starts_torchrun else fork_server.run_two_ranks(*words, folder=folder)
+    )
     assert (code, out) == (0, "two.safetensors\n"), err
     assert main([*words[:-1], "one.safetensors"]) == 0
     assert_alike("one.safetensors", "two.safetensors")
@@ -94,12 +96,12 @@ def test_two_processes_write_what_one_writes(folder, capsys, ranks, more, starts
     ]
 
 
-def test_more_unreadable_images_than_allowed_are_listed_once(folder, ranks):
+def test_more_unreadable_images_than_allowed_are_listed_once(folder, fork_server):
     for name in ("n01/000.png", "n02/001.png", "n03/002.png"):
         (folder / "train" / name).write_bytes(b"not an image")
     words = [*WORDS, *CPU, "--epochs", "1", "--batch-size", "11", "--workers", "0"]
     words += ["--max-bad", "1", "-o", "two.safetensors"]
-    code, out, err = ranks.wiseft(*words, folder=folder)
+    code, out, err = fork_server.run_two_ranks(*words, folder=folder)
     assert (code, out) == (1, "")
     assert err.count("error: 3 images cannot be read, expected at most 1:") == 1
     for name in ("n01/000.png", "n02/001.png", "n03/002.png"):
@@ -115,9 +117,9 @@ def wait_for(process: subprocess.Popen[str], start_of_line: str) -> None:
     raise AssertionError(f"ended without {start_of_line!r}")
 
 
-def test_stopped_run_resumes_to_the_bytes_of_an_uninterrupted_one(folder, ranks):
+def test_stopped_run_resumes_to_the_bytes_of_an_uninterrupted_one(folder, fork_server):
     words = [*WORDS, *CPU, "--epochs", "30", "--batch-size", "5", "--workers", "0"]
-    assert ranks.wiseft(*words, "-o", "whole.safetensors", folder=folder)[0] == 0
+    assert fork_server.run_two_ranks(*words, "-o", "whole.safetensors", folder=folder)[0] == 0
     process = start(*STANDALONE, *words, "-o", "out.safetensors")
     wait_for(process, "epoch 2/")
     process.send_signal(signal.SIGTERM)
@@ -125,11 +127,11 @@ def test_stopped_run_resumes_to_the_bytes_of_an_uninterrupted_one(folder, ranks)
     assert "--resume in the same command continues" in err
     assert not (folder / "out.safetensors").exists()
     words += ["-o", "out.safetensors", "--resume"]
-    code, out, err = ranks.wiseft(*words, folder=folder)
+    code, out, err = fork_server.run_two_ranks(*words, folder=folder)
     assert (code, out) == (0, "out.safetensors\n"), err
     assert re.search(r"^resume   after step \d+, from out.safetensors.state", err, re.MULTILINE)
     assert Path("out.safetensors").read_bytes() == Path("whole.safetensors").read_bytes()
-    code, out, err = ranks.wiseft(*words, folder=folder)
+    code, out, err = fork_server.run_two_ranks(*words, folder=folder)
     assert (code, out) == (0, "out.safetensors\n")
     assert "this run has written it already" in err
 
@@ -152,7 +154,7 @@ def take_one_step(_rank: int, *words: str) -> int:
     return main(words)
 
 
-def test_killed_process_ends_the_run_and_leaves_a_state(folder, ranks):
+def test_killed_process_ends_the_run_and_leaves_a_state(folder, fork_server):
     words = [*WORDS, *CPU, "--epochs", "100000", "--batch-size", "5", "--workers", "0"]
     process = start(*STANDALONE, *words, "-o", "out.safetensors", "--save-every", "2")
     wait_for(process, "epoch 2/")
@@ -163,7 +165,7 @@ def test_killed_process_ends_the_run_and_leaves_a_state(folder, ranks):
     assert "the last good state is out.safetensors.state/step-" in err
     assert "terminate called" not in err
     resume = [*words, "-o", "out.safetensors", "--resume"]
-    codes, _, err = ranks.call(f"{__name__}:take_one_step", *resume, folder=folder)
+    codes, _, err = fork_server.call(f"{__name__}:take_one_step", *resume, folders=[folder] * 2)
     assert codes == [143, 143], err
     resumed = re.search(r"^resume   after step (\d+), from ", err, re.MULTILINE)
     stopped = re.search(r"^stopped after step (\d+) of ", err, re.MULTILINE)
@@ -193,7 +195,7 @@ def test_two_nodes_on_one_machine_share_a_run(folder):
     assert_alike("one.safetensors", "two.safetensors")
 
 
-def test_processes_with_different_images_are_rejected(folder, ranks):
+def test_processes_with_different_images_are_rejected(folder, fork_server):
     # Each process has a folder of its own under the same name.
     other = folder / "other"
     other.mkdir()
@@ -201,7 +203,7 @@ def test_processes_with_different_images_are_rejected(folder, ranks):
     write_images(other / "train", (4, 4, 4))
     write_images(other / "val", (2, 2, 1), seed=5)
     words = [*WORDS, *QUICK, *CPU, "-o", "out.safetensors"]
-    code, out, err = ranks.wiseft(*words, folder=folder, other_folder=other)
+    code, out, err = fork_server.run_two_ranks(*words, folder=folder, other_folder=other)
     assert (code, out) == (1, "")
     assert (
         "error: process 1 of 2 has another checkpoint, recipe or training set than process 0 under"

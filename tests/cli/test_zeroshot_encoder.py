@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.cli.test_zeroshot_classes import head_weight
 from tests.cli.test_zeroshot_head import head
 from wiseft_cli.checkpoint.card import HistoryEntry, HistoryInput
 from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
+from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.model.classifier import load_classifier
 
 Captured = pytest.CaptureFixture[str]
@@ -80,13 +84,66 @@ def test_text_tower_with_other_weights_is_noted(trained: str, capsys: Captured) 
     assert notes[1].startswith("note: the logit scale of tiny is 14.2857, that of trained.")
 
 
-def test_file_without_a_classifier_is_rejected(trained: str, capsys: Captured) -> None:
+@pytest.mark.parametrize(
+    ("prefix", "suffix", "others"),
+    [
+        ("visual.", ".safetensors", {}),
+        ("", ".safetensors", {}),
+        ("", ".pt", {}),
+        ("model.visual.", ".bin", {"classification_head.weight": torch.ones(3, 24)}),
+        ("module.visual.", ".pt", {"module.logit_scale": torch.tensor(1.0)}),
+    ],
+)
+def test_encoder_of_another_program_gets_a_head(
+    trained: str, prefix: str, suffix: str, others: dict[str, torch.Tensor], capsys: Captured
+) -> None:
+    tower = {name: array for name, array in tensors(trained).items() if name.startswith("visual.")}
+    stored = {
+        prefix + name.removeprefix("visual."): torch.from_numpy(array)
+        for name, array in tower.items()
+    } | others
+    path = Path(f"foreign{suffix}")
+    save_file(stored, path) if suffix == ".safetensors" else torch.save(stored, path)
     capsys.readouterr()
-    weights = "tiny/open_clip_model.safetensors"
-    assert head("--image-encoder", weights, "-o", "z.safetensors") == 1
-    assert capsys.readouterr().err.splitlines()[-2:] == [
-        f"error: {weights}: has no wiseft card, expected a checkpoint written by wiseft",
-        "hint: create one with `wiseft zeroshot-head`",
+    assert head("--image-encoder", str(path), "-o", "z.safetensors") == 0
+    assert f"note: {path} has no wiseft card" in capsys.readouterr().err
+    card = read_card(Path("z.safetensors"))
+    assert card.history[-1].inputs[0].role == "image_encoder"
+    assert card.history[-1].inputs[0].digest == (
+        f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    )
+    assert head("--image-encoder", trained, "-o", "same.safetensors") == 0
+    found, same = tensors("z.safetensors"), tensors("same.safetensors")
+    assert found.keys() == same.keys()
+    assert all(np.array_equal(found[name], same[name]) for name in same)
+    assert all(np.array_equal(found[name], array) for name, array in tower.items())
+
+
+def test_encoder_that_does_not_fit_is_rejected_with_its_differences(
+    trained: str, capsys: Captured
+) -> None:
+    save_file({"visual.proj": torch.ones(64, 7), "visual.x": torch.ones(1)}, "other.safetensors")
+    capsys.readouterr()
+    assert head("--image-encoder", "other.safetensors", "-o", "z.safetensors") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert "error: other.safetensors: does not hold the image encoder of this model:" in lines
+    assert "  class_embedding: missing from the file" in lines
+    assert not Path("z.safetensors").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_encoder_with_values_that_are_not_finite_is_rejected(
+    trained: str, value: float, capsys: Captured
+) -> None:
+    arrays = tensors(trained)
+    arrays["visual.proj"] = arrays["visual.proj"].copy()
+    arrays["visual.proj"][0, 0] = value
+    write_checkpoint(Path("bad.safetensors"), arrays, read_card(Path(trained)))
+    capsys.readouterr()
+    assert head("--image-encoder", "bad.safetensors", "-o", "z.safetensors") == 1
+    assert capsys.readouterr().err.splitlines()[-3:-1] == [
+        "error: bad.safetensors: has values that are infinite or NaN:",
+        "  visual.proj: 1 of 1,536 values",
     ]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from tests.model.conftest import FAMILIES, random_clip
@@ -97,14 +98,52 @@ def test_unknown_activation_is_a_warning_that_names_both_choices(tmp_path: Path)
     assert other.notes == ()
 
 
+@pytest.mark.parametrize("quick_gelu", [False, True])
 @pytest.mark.usefixtures("no_tokenizer")
-def test_interpolated_position_embedding_is_noted(tmp_path: Path) -> None:
+def test_requested_activation_of_unknown_weights_is_not_warned_of(
+    quick_gelu: bool, tmp_path: Path
+) -> None:
     weights = dict(random_clip("vit").state_dict())
-    weights["visual.positional_embedding"] = torch.randn(17, 64)
-    full = load_full_clip(local_source(tmp_path / "w.pt", "no-twin", weights))
-    assert full.notes == (
-        "visual.positional_embedding of w.pt is interpolated from (17, 64) to (5, 64)",
-    )
+    source = local_source(tmp_path / "w.pt", "ViT-B-32", weights)
+    full = load_full_clip(source, quick_gelu=quick_gelu)
+    assert full.config["quick_gelu"] is quick_gelu
+    assert full.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("family", "stored_name", "model_name", "stored", "shape"),
+    [
+        ("vit", "visual.positional_embedding", None, (17, 64), (5, 64)),
+        ("vit", "module.visual.positional_embedding", None, (17, 64), (5, 64)),
+        ("vit", "positional_embedding", None, (16, 32), (20, 32)),
+        ("custom-text-eos", "text.positional_embedding", None, (77, 32), (20, 32)),
+        ("custom", "positional_embedding", "text.positional_embedding", (77, 32), (20, 32)),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.usefixtures("no_tokenizer")
+def test_interpolated_position_embedding_is_warned_of_in_every_spelling(
+    family: str,
+    stored_name: str,
+    model_name: str | None,
+    stored: tuple[int, int],
+    shape: tuple[int, int],
+    suffix: str,
+    tmp_path: Path,
+) -> None:
+    config = FAMILIES.get(family) or {**FAMILIES["vit"], "custom_text": True}
+    source = "vit" if family == "custom" else family
+    weights = {name: t.clone() for name, t in random_clip(source).state_dict().items()}
+    if stored_name.startswith("module."):
+        weights = {f"module.{name}": tensor for name, tensor in weights.items()}
+    weights[stored_name] = torch.randn(*stored)
+    path = tmp_path / f"w{suffix}"
+    torch.save(weights, path) if suffix == ".pt" else save_file(weights, path)
+    full = load_full_clip(ModelSource("no-twin", "ViT-B-32", config, {}, weights=path))
+    name = model_name or stored_name.removeprefix("module.")
+    (warning,) = full.notes
+    assert isinstance(warning, ModelWarning)
+    assert warning.startswith(f"{name} of {path.name} is interpolated from {stored} to {shape}: ")
 
 
 def test_random_weights_are_reproducible_and_preserve_the_global_generator() -> None:

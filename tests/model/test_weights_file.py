@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import warnings
 from pathlib import Path
@@ -187,6 +188,78 @@ def test_tensors_of_wrong_shape_are_named_with_both_shapes(tmp_path: Path) -> No
         f"{path}: does not hold the weights of this model:\n"
         "  visual.proj: shape (64, 7), expected (64, 24)"
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "hint"),
+    [
+        (
+            {"logit_bias": torch.tensor(-10.0)},
+            "  logit_bias: unknown to the model",
+            "the weights have a logit bias, as SigLIP's have",
+        ),
+        (
+            {"vision_model.embeddings.class_embedding": torch.ones(2)},
+            "  vision_model.embeddings.class_embedding: unknown to the model",
+            "the file has transformers' tensor names",
+        ),
+        (
+            "model.",
+            "visual.proj: missing from the file",
+            "the names in the file start with 'model.'",
+        ),
+        ("visual only", "text_projection: missing from", "the file holds an image encoder alone"),
+    ],
+)
+def test_likely_cause_of_differences_is_the_hint(
+    change: Any, message: str, hint: str, tmp_path: Path
+) -> None:
+    content = vit_weights()
+    if change == "visual only":
+        content = {name: t for name, t in content.items() if name.startswith("visual.")}
+    elif isinstance(change, str):
+        content = {change + name: tensor for name, tensor in content.items()}
+    else:
+        content |= change
+    weights = inspect_weights(write(tmp_path / "w.safetensors", content))
+    with pytest.raises(ModelError) as caught:
+        load_weights(build_untrained_clip(FAMILIES["vit"]), weights)
+    assert message in caught.value.message
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "value"),
+    [
+        ("vit", "logit_scale", float("nan")),
+        ("vit", "visual.proj", float("inf")),
+        ("vit", "token_embedding.weight", float("-inf")),
+        ("siglip", "logit_bias", float("nan")),
+    ],
+)
+def test_values_that_are_not_finite_are_rejected_by_tensor_name(
+    family: str, name: str, value: float, tmp_path: Path
+) -> None:
+    content = {key: tensor.clone() for key, tensor in random_clip(family).state_dict().items()}
+    content[name].view(-1)[0] = value
+    path = write(tmp_path / "w.safetensors", content)
+    with pytest.raises(ModelError) as caught:
+        load_weights(build_untrained_clip(FAMILIES[family]), inspect_weights(path))
+    size = content[name].numel()
+    assert caught.value.message == (
+        f"{path}: has values that are infinite or NaN:\n"
+        f"  {name}: 1 of {size:,} value{'s' * (size > 1)}"
+    )
+
+
+@pytest.mark.parametrize("scale", [100.0, 14.2857, 1e4])
+def test_logit_scale_that_is_the_factor_itself_is_rejected(scale: float, tmp_path: Path) -> None:
+    path = write(tmp_path / "w.pt", vit_weights() | {"logit_scale": torch.tensor([scale])})
+    with pytest.raises(ModelError) as caught:
+        load_weights(build_untrained_clip(FAMILIES["vit"]), inspect_weights(path))
+    assert f"{path}: logit_scale is {scale:g}, expected the logarithm" in caught.value.message
+    assert f"store its logarithm, {math.log(scale):.6g}" in str(caught.value.hint)
 
 
 def test_more_than_ten_mismatches_are_counted(tmp_path: Path) -> None:

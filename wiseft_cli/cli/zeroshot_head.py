@@ -94,7 +94,8 @@ def zeroshot_head(
         typer.Option(
             metavar="FILE",
             help="Checkpoint, fine-tuned or merged from --model, whose image encoder gets the "
-            "head. The text tower remains that of --model.",
+            "head; or a file of image encoder weights from another program (visual.*). The text "
+            "tower remains that of --model.",
             rich_help_panel="Model",
         ),
     ] = None,

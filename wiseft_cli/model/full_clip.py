@@ -22,6 +22,7 @@ from torch import nn
 
 from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.digest import canonical_json
+from wiseft_cli.checkpoint.reader import open_checkpoint
 from wiseft_cli.errors import ModelError
 from wiseft_cli.model.classifier import load_classifier
 from wiseft_cli.model.image_encoder import SkipInitialization, image_encoder_config
@@ -29,7 +30,13 @@ from wiseft_cli.model.model_source import ModelSource
 from wiseft_cli.model.quiet import quiet_libraries
 from wiseft_cli.model.tokenizer import PromptTokenizer, load_tokenizer
 from wiseft_cli.model.transforms import check_preprocessing
-from wiseft_cli.model.weights_file import WeightsFile, inspect_weights, load_weights
+from wiseft_cli.model.weights_file import (
+    SUFFIXES,
+    WeightsFile,
+    inspect_weights,
+    load_tower,
+    load_weights,
+)
 
 RANDOM_WEIGHTS_SEED = 0
 _ABSENT = "absent"
@@ -56,6 +63,7 @@ class FullClip:
         weights_digest: `sha256:...` of the weights file, or None (random).
         notes: Remarks for the user.
         encoder_card: Card of the checkpoint whose image encoder replaced the model's own.
+        encoder_digest: Digest of that checkpoint; `sha256:...` of a file without a card.
     """
 
     model: nn.Module
@@ -67,6 +75,7 @@ class FullClip:
     weights_digest: str | None
     notes: tuple[str, ...] = ()
     encoder_card: Card | None = None
+    encoder_digest: str | None = None
 
     @property
     def logit_scale(self) -> float:
@@ -118,15 +127,17 @@ def load_full_clip(
         device: Device of the model.
         quick_gelu: Overrides the activation of the weights.
         truncate: Whether the tokenizer cuts prompts that exceed the model's context.
-        image_encoder: A checkpoint whose image encoder replaces the model's own.
+        image_encoder: A checkpoint whose image encoder replaces the model's own, or a file of
+            image encoder weights without a card.
     Raises:
         ModelError: The config cannot be built, the weights do not match it, or `image_encoder`
             was made from another model.
-        CheckpointError: `image_encoder` is not a classifier.
+        CheckpointError: `image_encoder` has a card, but is not a classifier.
         MissingDependencyError: The tokenizer needs a package that is not installed.
     """
     # Loaded first, because a wrong checkpoint is found faster than a model is built.
-    replacement = None if image_encoder is None else load_classifier(image_encoder)
+    has_card = image_encoder is not None and _has_card(image_encoder)
+    replacement = load_classifier(image_encoder) if image_encoder and has_card else None
     weights = None if source.weights is None else inspect_weights(source.weights)
     config, notes = _resolve_activation(source, weights, quick_gelu)
     tokenizer = load_tokenizer(source, truncate=truncate)
@@ -144,11 +155,27 @@ def load_full_clip(
         weights_digest=digest,
         notes=source.notes + notes + resize_notes,
     )
-    if image_encoder is None or replacement is None:
+    if image_encoder is None:
         return full
+    if replacement is None:
+        tower = load_tower(model.visual, image_encoder)
+        note = (
+            f"{image_encoder} has no wiseft card; activation and preprocessing are those of "
+            f"{full.name}"
+        )
+        return replace(full, notes=(*full.notes, note), encoder_digest=tower.digest)
     classifier, card = replacement
     notes = _replace_image_encoder(full, image_encoder, classifier.visual, card)
-    return replace(full, notes=full.notes + notes, encoder_card=card)
+    return replace(
+        full, notes=full.notes + notes, encoder_card=card, encoder_digest=str(card.digest)
+    )
+
+
+def _has_card(path: Path) -> bool:
+    if path.suffix in SUFFIXES and path.suffix != ".safetensors":
+        return False
+    with open_checkpoint(path) as reader:
+        return reader.card is not None
 
 
 def build_untrained_clip(model_config: Mapping[str, Any]) -> nn.Module:
@@ -182,7 +209,7 @@ def build_untrained_clip(model_config: Mapping[str, Any]) -> nn.Module:
 def _build_model(
     config: Mapping[str, Any], weights: WeightsFile | None
 ) -> tuple[Any, tuple[str, ...]]:
-    """Return the model, and notes about interpolated position embeddings."""
+    """Return the model, and warnings about interpolated position embeddings."""
     with torch.random.fork_rng(devices=[]):
         if weights is None:
             torch.manual_seed(RANDOM_WEIGHTS_SEED)
@@ -191,11 +218,14 @@ def _build_model(
             model = build_untrained_clip(config)
     notes = []
     for name, tensor in model.state_dict().items():
-        stored = weights.shapes.get(name)
+        stored = weights.shape_of(name)
         if name.endswith("positional_embedding") and stored not in (None, tuple(tensor.shape)):
             notes.append(
-                f"{name} of {weights.path.name} is interpolated from {stored} to "
-                f"{tuple(tensor.shape)}"
+                ModelWarning(
+                    f"{name} of {weights.path.name} is interpolated from {stored} to "
+                    f"{tuple(tensor.shape)}: the weights were trained with another image size or "
+                    "context length than the model is built with"
+                )
             )
     load_weights(model, weights)
     return model, tuple(notes)
@@ -256,9 +286,10 @@ def _resolve_activation(
     config["quick_gelu"] = found
     if quick_gelu is None:
         return config, notes
-    if quick_gelu == found:
-        return config, ()
     config["quick_gelu"] = quick_gelu
+    is_assumed = any(isinstance(note, ModelWarning) for note in notes)
+    if quick_gelu == found or is_assumed:
+        return config, ()
     names = {True: "QuickGELU", False: "GELU"}
     return config, (
         *notes,

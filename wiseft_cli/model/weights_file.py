@@ -8,24 +8,29 @@ belongs to a model.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from open_clip.factory import load_state_dict
 from torch import Tensor, nn
 
 from wiseft_cli.checkpoint.format import read_header
-from wiseft_cli.errors import ModelError
+from wiseft_cli.errors import ModelError, counted
 from wiseft_cli.model.classifier import HEAD_WEIGHT
 from wiseft_cli.model.quiet import quiet_libraries
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 OPENAI_KEYS = frozenset({"input_resolution", "context_length", "vocab_size"})
 """Entries of OpenAI's state dicts that are not weights."""
+MAX_LOGIT_FACTOR = 1000
+"""Largest plausible exp(logit_scale); CLIP's training limits it to 100."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,20 @@ class WeightsFile:
         """Whether these are OpenAI's own weights, which were trained with QuickGELU."""
         return self.shapes.keys() >= OPENAI_KEYS
 
+    def shape_of(self, name: str) -> tuple[int, ...] | None:
+        """Return the shape of a model's tensor in the file, or None if the file lacks it.
 
-def inspect_weights(path: Path) -> WeightsFile:
+        A model with a text tower of its own has `text.*` where older files have no prefix.
+        """
+        return self.shapes.get(name, self.shapes.get(name.removeprefix("text.")))
+
+
+def inspect_weights(path: Path, *, is_tower: bool = False) -> WeightsFile:
     """Read the names and shapes of the tensors in a weights file, and its digest.
 
+    Args:
+        path: The file.
+        is_tower: Whether the file holds an image encoder, possibly with a head.
     Raises:
         NotACheckpointError: A `.safetensors` file is damaged.
         ModelError: The file is missing, of an unsupported type, cannot be read without
@@ -63,10 +78,13 @@ def inspect_weights(path: Path) -> WeightsFile:
             hint=f"supported types are {', '.join(SUFFIXES)}",
         )
     if path.suffix == ".safetensors":
-        shapes = {name: info.shape for name, info in read_header(path).tensors.items()}
+        shapes = {
+            name.removeprefix("module."): info.shape
+            for name, info in read_header(path).tensors.items()
+        }
     else:
         shapes = _torch_shapes(path)
-    if HEAD_WEIGHT in shapes:
+    if HEAD_WEIGHT in shapes and not is_tower:
         raise ModelError(
             f"{path}: holds a classifier (image encoder and head), expected a whole CLIP model",
             hint=f"to use its image encoder, add --image-encoder {path} and set --pretrained to "
@@ -81,7 +99,8 @@ def load_weights(model: nn.Module, weights: WeightsFile) -> None:
     """Load a weights file into a whole CLIP model, strictly.
 
     Raises:
-        ModelError: Tensors are missing, unknown, or have other shapes.
+        ModelError: Tensors are missing, unknown, have other shapes, or hold values that are not
+            finite; or the logit scale is not a logarithm.
     """
     with quiet_libraries():
         try:
@@ -98,18 +117,134 @@ def load_weights(model: nn.Module, weights: WeightsFile) -> None:
         raise ModelError(
             f"{weights.path}: does not hold the weights of this model",
             faults=faults,
-            hint="check that --model is the architecture that these weights were trained with",
+            hint=_likely_cause(model, weights),
+        )
+    check_finite(weights.path, model.state_dict())
+    _check_logit_scale(model, weights)
+
+
+def load_tower(visual: nn.Module, path: Path) -> WeightsFile:
+    """Load a file of image encoder weights, written by any program, into an image tower.
+
+    The names are those of open_clip's tower, with or without a prefix that ends in `visual.`;
+    with it, all other tensors are ignored.
+
+    Raises:
+        NotACheckpointError: A `.safetensors` file is damaged.
+        ModelError: The file cannot be read, or does not match the tower.
+    """
+    weights = inspect_weights(path, is_tower=True)
+    with quiet_libraries():
+        tensors = load_state_dict(str(path), device="cpu", weights_only=True)
+    expected = visual.state_dict()
+    prefix = _tower_prefix(tensors, expected)
+    tower = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+    faults = []
+    for name in sorted(tower.keys() | expected.keys()):
+        if name not in tower:
+            faults.append(f"{name}: missing from the file")
+        elif name not in expected:
+            faults.append(f"{name}: unknown to the model")
+        elif tower[name].shape != expected[name].shape:
+            shapes = tuple(tower[name].shape), tuple(expected[name].shape)
+            faults.append(f"{name}: shape {shapes[0]}, expected {shapes[1]}")
+    if faults:
+        raise ModelError(
+            f"{path}: does not hold the image encoder of this model",
+            faults=faults,
+            hint="check that --model is the architecture that this encoder was trained with, and "
+            "that its tensors have open_clip's names (visual.*)",
+        )
+    visual.load_state_dict(tower, strict=True)
+    return weights
+
+
+def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Reject tensors with infinite or NaN values.
+
+    Raises:
+        ModelError: With the names of these tensors and the number of such values.
+    """
+    faults = []
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            count = tensor.numel() - int(tensor.isfinite().sum())
+            if count:
+                faults.append(f"{name}: {count:,} of {counted(tensor.numel(), 'value')}")
+    if faults:
+        raise ModelError(
+            f"{path}: has values that are infinite or NaN",
+            faults=faults,
+            hint="the training diverged or the file is damaged; use an earlier checkpoint or "
+            "another copy",
         )
 
 
+def _check_logit_scale(model: Any, weights: WeightsFile) -> None:
+    scale = float(model.logit_scale.detach().float().max())
+    if scale > math.log(MAX_LOGIT_FACTOR):
+        raise ModelError(
+            f"{weights.path}: logit_scale is {scale:g}, expected the logarithm of the factor on "
+            f"cosine similarities, at most {math.log(MAX_LOGIT_FACTOR):.4g}",
+            hint="the factor itself was probably stored; store its logarithm, "
+            f"{math.log(scale):.6g}",
+        )
+
+
+def _tower_prefix(names: Iterable[str], expected: Iterable[str]) -> str:
+    """Return the prefix in front of a tower's names: empty, or one that ends in `visual.`."""
+    counts = Counter(
+        name[: name.index("visual.") + len("visual.")]
+        for name in names
+        if name.startswith("visual.") or ".visual." in name
+    )
+    is_plain = not counts or any(name in set(names) for name in expected)
+    return "" if is_plain else counts.most_common(1)[0][0]
+
+
 def _find_differences(model: nn.Module, weights: WeightsFile) -> list[str]:
-    return [
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    faults = [
         f"{name}: missing from the file"
-        if name not in weights.shapes
-        else f"{name}: shape {weights.shapes[name]}, expected {tuple(tensor.shape)}"
-        for name, tensor in model.state_dict().items()
-        if weights.shapes.get(name) != tuple(tensor.shape)
+        if weights.shape_of(name) is None
+        else f"{name}: shape {weights.shape_of(name)}, expected {shape}"
+        for name, shape in expected.items()
+        if weights.shape_of(name) != shape
     ]
+    known = {*expected, *(name.removeprefix("text.") for name in expected), *OPENAI_KEYS}
+    return faults + [
+        f"{name}: unknown to the model" for name in sorted(weights.shapes.keys() - known)
+    ]
+
+
+def _likely_cause(model: nn.Module, weights: WeightsFile) -> str:
+    """Return the likely cause of differences in names or shapes, and its remedy."""
+    expected, found = set(model.state_dict()), weights.shapes.keys()
+    unknown = found - expected
+    if unknown == {"logit_bias"}:
+        return (
+            "the weights have a logit bias, as SigLIP's have, and the model has none; use a SigLIP "
+            "--model, or set init_logit_bias in the config of a local-dir: model"
+        )
+    if found and all(name.startswith("visual.") for name in found):
+        return (
+            f"the file holds an image encoder alone; add --image-encoder {weights.path} and set "
+            "--pretrained to the weights it was made from"
+        )
+    if any(name.startswith(("vision_model.", "text_model.")) for name in unknown):
+        return (
+            "the file has transformers' tensor names (vision_model.*); use weights with "
+            "open_clip's names (visual.*)"
+        )
+    for prefix in sorted({name[: name.index(".") + 1] for name in unknown if "." in name}):
+        stripped = [name.removeprefix(prefix) for name in unknown if name.startswith(prefix)]
+        if 2 * sum(name in expected for name in stripped) > len(stripped):
+            return f"the names in the file start with {prefix!r}; save it without the prefix"
+    return "check that --model is the architecture that these weights were trained with"
 
 
 def _torch_shapes(path: Path) -> dict[str, tuple[int, ...]]:

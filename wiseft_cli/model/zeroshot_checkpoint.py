@@ -85,7 +85,8 @@ def build_zeroshot_checkpoint(
         templates: Templates with `{}` for the class name; or a file, a built-in set (`openai`,
             `simple`), or a data set card. Default: `a photo of a {}.`
         pretrained: Tag or local weights file of an open_clip name.
-        image_encoder: A checkpoint whose image encoder replaces the model's own.
+        image_encoder: A checkpoint whose image encoder replaces the model's own, or a file of
+            image encoder weights without a card.
         template_sources: More files, sets or cards, whose templates precede `templates`.
         truncate: Whether prompts that exceed the model's context are cut.
         quick_gelu: Overrides the activation of the weights.
@@ -100,7 +101,7 @@ def build_zeroshot_checkpoint(
         ClassNamesError: The classes are not valid.
         TemplatesError: The templates are not valid, or prompts exceed the model's context.
         ModelError: The model cannot be loaded, or `image_encoder` was made from another model.
-        CheckpointError: `image_encoder` is not a classifier.
+        CheckpointError: `image_encoder` has a card, but is not a classifier.
         OutputError: The output cannot be written, or is also an input.
         UsageError: Arguments contradict each other.
     """
@@ -120,6 +121,7 @@ def build_zeroshot_checkpoint(
     from wiseft_cli.model.classifier import ImageClassifier, state_arrays
     from wiseft_cli.model.full_clip import ModelWarning, load_full_clip, note_line
     from wiseft_cli.model.model_source import find_model
+    from wiseft_cli.model.weights_file import check_finite
     from wiseft_cli.model.zeroshot_head import build_zeroshot_head, encode_prompts
 
     torch_device = resolve_device(device)
@@ -133,6 +135,10 @@ def build_zeroshot_checkpoint(
         truncate=truncate,
         image_encoder=None if image_encoder is None else Path(image_encoder),
     )
+    visual: Any = full.model.visual
+    if image_encoder is not None:
+        tensors = {f"visual.{name}": tensor for name, tensor in visual.state_dict().items()}
+        check_finite(Path(image_encoder), tensors)
     on_message(f"model: {full.description}")
     long_prompts = full.tokenizer.find_long(text for _, text in prompts)
     notes = (
@@ -161,7 +167,6 @@ def build_zeroshot_checkpoint(
     options |= {} if quick_gelu is None else {"quick_gelu": quick_gelu}
     options |= {} if precision == "fp32" else {"precision": precision}
     card = _card(full, prompts, options)
-    visual: Any = full.model.visual
     arrays = state_arrays(ImageClassifier(visual, head))
     del full  # frees the text tower
     digest = write_checkpoint(output, arrays, card, force=force)
@@ -281,7 +286,9 @@ def _card(full: FullClip, prompts: ClassPrompts, options: Mapping[str, Any]) -> 
             else sha256_of(canonical_json(templates).encode()),
             **options,
         },
-        inputs=() if encoder is None else (HistoryInput("image_encoder", str(encoder.digest)),),
+        inputs=()
+        if full.encoder_digest is None
+        else (HistoryInput("image_encoder", full.encoder_digest),),
     )
     card = Card(
         role="zeroshot",

@@ -6,15 +6,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import RunWiseft
 from tests.evaluation.tiny import CLASSES, make_checkpoint, make_images, make_pair
-from wiseft_cli.cli.app import main
+from wiseft_cli.cli.app import Terminated, main
+from wiseft_cli.data.loading import ImageBatch
+from wiseft_cli.evaluation.scoring import load_images
 from wiseft_cli.reporting.results import read_result_lines
 
 LABELS = [entry.id for entry in CLASSES]
@@ -230,6 +233,113 @@ def test_interrupted_run_leaves_the_results_file_intact(room: Path) -> None:
     lines = read_result_lines(room / "r.jsonl")
     assert len(lines) in (101, 202)
     assert [name for name in os.listdir(room) if "tmp" in name] == []
+
+
+@pytest.fixture
+def stop_at_third_set(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[BaseException]], None]:
+    """Make the third image set of an evaluation raise an exception."""
+
+    def stop(kind: type[BaseException]) -> None:
+        n_started = 0
+
+        def load(*arguments: Any, **options: Any) -> Iterator[ImageBatch]:
+            nonlocal n_started
+            n_started += 1
+            if n_started == 3:
+                raise kind
+            return load_images(*arguments, **options)
+
+        monkeypatch.setattr("wiseft_cli.evaluation.sweep.load_images", load)
+
+    return stop
+
+
+@pytest.mark.parametrize(("kind", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_stopped_run_reports_which_results_are_in_the_file(
+    room: Path,
+    run_here: Callable[..., Done],
+    stop_at_third_set: Callable[[type[BaseException]], None],
+    kind: type[BaseException],
+    code: int,
+) -> None:
+    words = ["eval", PAIR[0], *SETS, "--data", "third=val?all_classes=true", "--results", "r.jsonl"]
+    stop_at_third_set(kind)
+    done = run_here(*words)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert "the results of 2 of 3 image sets are in r.jsonl; the same command" in done.stderr
+    assert [line.set_name for line in read_result_lines(room / "r.jsonl")] == ["val", "other"]
+    done = run_here(*words)
+    assert (done.returncode, "holds 2 of 3 results" in done.stderr) == (0, True)
+
+
+def test_stopped_run_without_results_file_prints_the_finished_sets(
+    run_here: Callable[..., Done], stop_at_third_set: Callable[[type[BaseException]], None]
+) -> None:
+    stop_at_third_set(KeyboardInterrupt)
+    done = run_here("eval", *PAIR, *SETS, "--data", "third=val?all_classes=true")
+    assert (done.returncode, done.stdout) == (130, "")
+    assert "the results of 2 of 3 image sets, which --results FILE would have kept:" in done.stderr
+    assert "other: shift, top1" in done.stderr
+
+
+def test_failed_run_reports_the_finished_sets_too(
+    room: Path, run_here: Callable[..., Done]
+) -> None:
+    next((room / "shift").glob("*/0.png")).write_bytes(b"damaged")
+    done = run_here("eval", PAIR[0], *SETS, "--results", "r.jsonl")
+    assert done.returncode == 1
+    assert "the results of 1 of 2 image sets are in r.jsonl" in done.stderr
+
+
+def test_dry_run_describes_sets_rows_and_work_and_writes_nothing(
+    room: Path, run_here: Callable[..., Done]
+) -> None:
+    words = ["eval", *PAIR, "--alpha", "0:1:0.5", *SETS, "--select-on", "other"]
+    done = run_here(*words, "--results", "r.jsonl", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    rows = done.stdout.splitlines()
+    assert rows[:2] == [
+        "val: reference, 32 images, 8 classes joined by id, top1, 3 rows; decoded 8 of 8 sampled"
+        " images",
+        "other: selection, 15 images, 5 classes joined by normalized-name, top1, 3 rows; decoded 8"
+        " of 8 sampled images",
+    ]
+    assert rows[2].startswith("rows: zeroshot to finetuned at alpha 0, ")
+    assert rows[3].startswith("work: 47 images to decode, 141 images times weights; ")
+    assert not (room / "r.jsonl").exists()
+
+
+def test_dry_run_counts_held_results_and_reports_unreadable_images(
+    room: Path, run_here: Callable[..., Done]
+) -> None:
+    run_here("eval", PAIR[0], "--data", "val", "--workers", "0", "--results", "r.jsonl")
+    next((room / "shift").glob("*/0.png")).write_bytes(b"damaged")
+    words = ("eval", *PAIR, *SETS, "--results", "r.jsonl", "--dry-run")
+    done = run_here(*words)
+    assert "3 rows" not in done.stdout
+    assert "val: reference, 32 images, 8 classes joined by id, top1, 2 rows, 1 of them held" in (
+        done.stdout
+    )
+    assert "decoded 7 of 8 sampled images" in done.stdout
+    assert "warning: cannot read image shift/" in done.stderr
+    document = json.loads(run_here(*words, "--json").stdout)
+    assert document["rows"] == ["zeroshot", "finetuned"]
+    assert [(each["name"], each["n_held"]) for each in document["sets"]] == [
+        ("val", 1),
+        ("other", 0),
+    ]
+
+
+def test_validation_set_of_single_checkpoints_is_not_a_shift(
+    run_here: Callable[..., Done],
+) -> None:
+    done = run_here("eval", *PAIR, *SETS, "--select-on", "other", "--json")
+    assert [(line["set"], line["role"]) for line in json.loads(done.stdout)] == [
+        ("val", "reference"),
+        ("val", "reference"),
+        ("other", "selection"),
+        ("other", "selection"),
+    ]
 
 
 def test_each_checkpoint_has_a_row(room: Path, run_here: Callable[..., Done]) -> None:

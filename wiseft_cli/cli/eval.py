@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,11 +13,12 @@ import typer
 from wiseft_cli.cli.completion import complete_data, complete_suite
 from wiseft_cli.cli.console import print_json, print_message, print_result, progress, warn
 from wiseft_cli.compute.workers import MAX_DEFAULT_WORKERS
-from wiseft_cli.errors import GateFailedError, WiseftError
+from wiseft_cli.errors import GateFailedError, WiseftError, counted, list_some
 
 if TYPE_CHECKING:
     from wiseft_cli.evaluation.evaluate import Evaluation
     from wiseft_cli.evaluation.plan import EvalPlan
+    from wiseft_cli.reporting.results import ResultLine
 
 EXAMPLES = """
 wiseft eval merged.safetensors --data imagenet --data sketch --results results.jsonl
@@ -109,6 +112,14 @@ def eval_command(
     as_json: Annotated[
         bool,
         _output_option("--json", help="Print the results lines as a JSON list."),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        _output_option(
+            "--dry-run",
+            help="Check everything, decode a few images of each set, print what would be"
+            " evaluated, and stop.",
+        ),
     ] = False,
     save_predictions: Annotated[
         Path | None,
@@ -237,6 +248,9 @@ def eval_command(
     )
     with rank_zero_output() as launch:
         plan = plan_evaluation(request, launch)
+        if dry_run:
+            _print_dry_run(plan, as_json=as_json)
+            return
         evaluation = _run(plan)
         if evaluation is None:  # process 0 has the results
             return
@@ -256,11 +270,32 @@ def eval_command(
         _report_gates(plan, evaluation)
 
 
-def _run(plan: EvalPlan) -> Evaluation | None:
-    # lazy: as above
-    from wiseft_cli.cli.torchrun import report_on_this_rank
-    from wiseft_cli.evaluation.evaluate import run_evaluation
+def _print_dry_run(plan: EvalPlan, *, as_json: bool) -> None:
+    from wiseft_cli.evaluation.dry_run import inspect_sets  # lazy: as above
 
+    _print_notes(plan)
+    found = inspect_sets(plan)
+    rows = list(dict.fromkeys(job.weights.name for job in plan.jobs))
+    if as_json:
+        sets = [each.document() for each in found]
+        print_json({"dry_run": True, "rows": rows, "sets": sets, "warnings": list(plan.warnings)})
+        return
+    for each in found:
+        for reason in each.unreadable:
+            warn(reason)
+        print_result(str(each))
+    print_result(f"rows: {', '.join(list_some(rows))}")
+    n_images = sum(each.n_images for each in found if each.n_rows > each.n_held)
+    n_to_do = sum(each.n_images * (each.n_rows - each.n_held) for each in found)
+    seconds = sum(each.decoding_seconds for each in found if each.n_rows > each.n_held)
+    print_result(
+        f"work: {n_images:,} images to decode, {n_to_do:,} images times weights; decoding takes"
+        f" about {seconds:,.0f} s on one CPU"
+    )
+    print_message("dry run: nothing was evaluated, and nothing was written")
+
+
+def _print_notes(plan: EvalPlan) -> None:
     for warning in plan.warnings:
         warn(warning)
     if plan.held:
@@ -268,11 +303,43 @@ def _run(plan: EvalPlan) -> Evaluation | None:
             f"{plan.request.results} holds {len(plan.held)} of {len(plan.jobs)} results already;"
             " --force evaluates them again"
         )
+
+
+def _run(plan: EvalPlan) -> Evaluation | None:
+    # lazy: as above
+    from wiseft_cli.cli.torchrun import report_on_this_rank
+    from wiseft_cli.evaluation.evaluate import run_evaluation
+
+    _print_notes(plan)
     with report_on_this_rank(WiseftError):
         if not plan.to_do:
             return run_evaluation(plan)
-        with progress(plan.n_to_do, "evaluating (images times weights)") as advance:
-            return run_evaluation(plan, on_progress=advance)
+        finished = list(plan.held.values())
+        try:
+            with progress(plan.n_to_do, "evaluating (images times weights)") as advance:
+                return run_evaluation(plan, on_progress=advance, on_lines=finished.extend)
+        except BaseException:  # Ctrl-C and SIGTERM too
+            _report_finished_sets(plan, finished)
+            raise
+
+
+def _report_finished_sets(plan: EvalPlan, lines: Sequence[ResultLine]) -> None:
+    """Report where the results of the finished sets are; without a file, print them."""
+    planned = Counter(job.image_set.name for job in plan.jobs)
+    measured = Counter(line.set_name for line in lines)
+    finished = [name for name, n_rows in planned.items() if measured[name] == n_rows]
+    n_finished = f"{len(finished)} of {counted(len(planned), 'image set')}"
+    if not finished or not plan.launch.is_first:
+        return
+    if plan.request.results is not None:
+        print_message(
+            f"the results of {n_finished} are in {plan.request.results}; the same command continues"
+        )
+        return
+    from wiseft_cli.reporting.table import render_table  # lazy: as above
+
+    print_message(f"the results of {n_finished}, which --results FILE would have kept:")
+    print_message(render_table([line for line in lines if line.set_name in finished]))
 
 
 def _report_gates(plan: EvalPlan, evaluation: Evaluation) -> None:

@@ -138,7 +138,7 @@ def load_batches(
 
 def _copy_from_shared_memory(batch: ImageBatch) -> ImageBatch:
     images, targets, indices = (
-        tensor.clone() if tensor.is_shared() else tensor
+        tensor.clone() if tensor.untyped_storage().is_shared() else tensor
         for tensor in (batch.images, batch.targets, batch.indices)
     )
     return ImageBatch(images, targets, indices, batch.unreadable)

@@ -82,7 +82,10 @@ def evaluate(
 
 
 def run_evaluation(
-    plan: EvalPlan, *, on_progress: Callable[[int], None] | None = None
+    plan: EvalPlan,
+    *,
+    on_progress: Callable[[int], None] | None = None,
+    on_lines: Callable[[Sequence[ResultLine]], None] | None = None,
 ) -> Evaluation | None:
     """Carry out a plan; its results file is updated after each image set.
 
@@ -92,6 +95,8 @@ def run_evaluation(
         plan: From `plan_evaluation`.
         on_progress: Called with the number of images that a weight set has finished in this
             process.
+        on_lines: Called with the results lines of each image set when they are in the results
+            file, if there is one.
     Returns:
         The results, in process 0; None in the others. `warnings` are those about the results.
     Raises:
@@ -103,7 +108,7 @@ def run_evaluation(
         # Names, the reference or the primary metric may have changed.
         add_result_lines(results, list(done.values()))
     if plan.to_do or plan.launch.world_size > 1:  # the others wait for the list of process 0
-        done |= _run_jobs(plan, results, on_progress)
+        done |= _run_jobs(plan, results, on_progress, on_lines or (lambda lines: None))
     if not plan.launch.is_first:
         return None
     lines = tuple(done[job] for job in plan.jobs)
@@ -116,7 +121,10 @@ def run_evaluation(
 
 
 def _run_jobs(
-    plan: EvalPlan, results: Path | None, on_progress: Callable[[int], None] | None
+    plan: EvalPlan,
+    results: Path | None,
+    on_progress: Callable[[int], None] | None,
+    on_lines: Callable[[Sequence[ResultLine]], None],
 ) -> dict[Job, ResultLine]:
     """Evaluate the jobs that process 0 has to do."""
     # lazy: torch takes seconds, and held results need none
@@ -148,6 +156,7 @@ def _run_jobs(
             done |= lines
             if results is not None:
                 add_result_lines(results, list(lines.values()))
+            on_lines(list(lines.values()))
     return done
 
 

@@ -146,7 +146,8 @@ def _find_shifts(
     shifts = tuple(dict.fromkeys(wanted)) or others
     if not shifts:
         found = "".join(
-            f", the validation set {name!r}" for name in sorted(selection - {reference})
+            f", the validation set {name!r}"
+            for name in [name for name in sorted(selection) if name != reference]
         )
         raise ResultsError(
             f"the results hold one set, {reference!r}{found}, and no distribution shift",

@@ -313,7 +313,7 @@ def test_dry_run_counts_held_results_and_reports_unreadable_images(
     room: Path, run_here: Callable[..., Done]
 ) -> None:
     run_here("eval", PAIR[0], "--data", "val", "--workers", "0", "--results", "r.jsonl")
-    next((room / "shift").glob("*/0.png")).write_bytes(b"damaged")
+    min((room / "shift").glob("*/0.png")).write_bytes(b"damaged")
     words = ("eval", *PAIR, *SETS, "--results", "r.jsonl", "--dry-run")
     done = run_here(*words)
     assert "3 rows" not in done.stdout

@@ -11,6 +11,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from wiseft_cli import __version__
 from wiseft_cli.checkpoint.card import ClassEntry
@@ -246,7 +247,7 @@ def _jobs_of_set(
     image_set: ImageSet,
     weight_sets: Sequence[WeightSet],
     joins: Mapping[tuple[ClassEntry, ...], LabelJoin],
-    roles: Mapping[str, bool],
+    roles: Mapping[str, Any],
     precision: str,
 ) -> list[Job]:
     fingerprint, groups = data_fingerprint(image_set), image_set.groups

@@ -145,10 +145,8 @@ def _find_shifts(
     others = tuple(name for name in names if name != reference and name not in selection)
     shifts = tuple(dict.fromkeys(wanted)) or others
     if not shifts:
-        found = "".join(
-            f", the validation set {name!r}"
-            for name in [name for name in sorted(selection) if name != reference]
-        )
+        left_out = [name for name in sorted(selection) if name != reference]
+        found = "".join(f", the validation set {name!r}" for name in left_out)
         raise ResultsError(
             f"the results hold one set, {reference!r}{found}, and no distribution shift",
             hint="evaluate on a shift too: wiseft eval ... --data REFERENCE --data SHIFT",

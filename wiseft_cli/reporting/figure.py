@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from wiseft_cli.reporting.drawing import (
     single_name,
     single_style,
 )
+from wiseft_cli.reporting.fonts import find_fonts, missing_characters_note
 from wiseft_cli.reporting.results import ResultLine, read_result_lines
 from wiseft_cli.reporting.statistics import read_baselines
 
@@ -167,7 +169,8 @@ def plot_results(
     picture = draw_figure(data, panels, file_format, scale=scale)
     if path is not None:
         write_bytes_atomically(path, picture, force=force, inputs=inputs)
-    return Plot(picture, path, data.reference, scale, panels, (*data.notes, *without_fit))
+    notes = (*data.notes, *without_fit, *missing_characters_note(_names(data, panels)))
+    return Plot(picture, path, data.reference, scale, panels, notes)
 
 
 def _check_format(output: Path | None, scale: ScaleName | None) -> str:
@@ -178,6 +181,12 @@ def _check_format(output: Path | None, scale: ScaleName | None) -> str:
     if file_format not in FORMATS:
         raise UsageError(f"-o {output}: expected a name ending in .{', .'.join(FORMATS)}")
     return file_format
+
+
+def _names(data: CurveData, panels: Sequence[Panel]) -> str:
+    """Return all names in the figure as one text."""
+    points = (point.of.checkpoints_name for panel in panels for point in panel.points)
+    return " ".join([data.reference, *data.shifts, *dict.fromkeys(points)])
 
 
 def draw_figure(
@@ -196,9 +205,14 @@ def draw_figure(
     import matplotlib  # lazy: matplotlib takes half a second
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context():
+    fonts, missing = find_fonts(_names(data, panels))
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        if missing:  # reported once, by `plot_results`
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
+        if len(fonts) > 1:
+            matplotlib.rcParams["font.family"] = fonts
         n_columns = _n_columns(len(panels))
         n_rows = math.ceil(len(panels) / n_columns)
         width, height = _ONE_PANEL_INCHES if len(panels) == 1 else _PANEL_INCHES

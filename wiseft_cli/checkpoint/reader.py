@@ -236,6 +236,19 @@ def _count_not_finite(info: TensorInfo, data: np.ndarray) -> int:
         return len(values) - int(np.count_nonzero(np.isfinite(values)))
 
 
+def has_equal_bytes(reader_0: CheckpointReader, reader_1: CheckpointReader, name: str) -> bool:
+    """Return whether a tensor of the same size has the same bytes in two checkpoints."""
+    size = reader_0.tensors[name].nbytes
+    x, y = bytearray(_CHUNK_BYTES), bytearray(_CHUNK_BYTES)
+    for offset in range(0, size, _CHUNK_BYTES):
+        count = min(_CHUNK_BYTES, size - offset)
+        reader_0.read_into(name, memoryview(x)[:count], offset)
+        reader_1.read_into(name, memoryview(y)[:count], offset)
+        if x[:count] != y[:count]:
+            return False
+    return True
+
+
 def require_card_digest(reader: CheckpointReader, digest: str) -> None:
     """Reject a checkpoint whose content digest differs from the one in its card.
 

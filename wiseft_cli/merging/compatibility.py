@@ -1,7 +1,7 @@
 """Compare two checkpoints, name the likely cause of differences, and reject what cannot merge.
 
-Everything except `require_equal_bytes` is decided from headers and cards, before any tensor is
-read; `distance.py` compares values.
+Almost everything is decided from headers and cards. Data is read only of tensors that must be equal:
+in dtypes without arithmetic, and parts of a weight (`factored.py`). `distance.py` compares values.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.digest import shorten
 from wiseft_cli.checkpoint.format import TensorInfo
-from wiseft_cli.checkpoint.reader import CheckpointReader
+from wiseft_cli.checkpoint.reader import CheckpointReader, has_equal_bytes
 from wiseft_cli.errors import CheckpointError, IncompatibleCheckpointsError, counted
 from wiseft_cli.merging.arithmetic import INTERPOLATED_DTYPES
+from wiseft_cli.merging.factored import require_whole_weights
 from wiseft_cli.merging.plan import card_of_result
 
 _PREFIXES = ("module.", "_orig_mod.", "model.", "state_dict.", "visual.", "base_model.model.")
@@ -25,8 +26,6 @@ _LORA_PARTS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora_a.", "
 _LIGHTNING_PREFIXES = ("optimizer_states.", "lr_schedulers.", "callbacks.", "loops.")
 _HUGGING_FACE_PREFIXES = ("vision_model.", "visual_projection.", "text_model.")
 _TEXT_TOWER_PREFIXES = ("transformer.resblocks.", "token_embedding.", "text.", "text_projection")
-
-_CHUNK_BYTES = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -213,6 +212,7 @@ def require_compatible(
     )
     differences = found.describe()
     if not differences:
+        require_whole_weights(theta_0, theta_1, converts=converts)
         return
     n_tensors = len({*found.only_0, *found.only_1, *found.shapes, *found.dtypes})
     n_all = len({*theta_0.tensors, *theta_1.tensors})
@@ -298,7 +298,7 @@ def require_equal_bytes(
     faults = [
         f"{name}: dtype {theta_0.tensors[name].dtype} cannot be interpolated, and the bytes differ"
         for name in names
-        if not _has_equal_bytes(theta_0, theta_1, name)
+        if not has_equal_bytes(theta_0, theta_1, name)
     ]
     if faults:
         raise IncompatibleCheckpointsError(
@@ -306,15 +306,3 @@ def require_equal_bytes(
             faults=faults,
             hint="convert these tensors to float16, bfloat16 or float32 in both files first",
         )
-
-
-def _has_equal_bytes(theta_0: CheckpointReader, theta_1: CheckpointReader, name: str) -> bool:
-    size = theta_0.tensors[name].nbytes
-    x, y = bytearray(_CHUNK_BYTES), bytearray(_CHUNK_BYTES)
-    for offset in range(0, size, _CHUNK_BYTES):
-        count = min(_CHUNK_BYTES, size - offset)
-        theta_0.read_into(name, memoryview(x)[:count], offset)
-        theta_1.read_into(name, memoryview(y)[:count], offset)
-        if x[:count] != y[:count]:
-            return False
-    return True

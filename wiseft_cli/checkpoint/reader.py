@@ -7,13 +7,13 @@ interpreted here: `model/classifier.py` and `merging/` do that.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ from wiseft_cli.checkpoint.card import METADATA_KEY, Card, parse_card
 from wiseft_cli.checkpoint.digest import content_digest
 from wiseft_cli.checkpoint.format import (
     FLOATING_DTYPES,
-    MAX_HEADER_BYTES,
     Header,
     TensorInfo,
     numpy_dtype,
@@ -30,10 +29,13 @@ from wiseft_cli.checkpoint.format import (
     read_exactly,
     read_header_from,
 )
+from wiseft_cli.checkpoint.shards import (
+    FILE_SUFFIX,
+    INDEX_SUFFIX,
+    CheckpointFiles,
+    find_checkpoint_files,
+)
 from wiseft_cli.errors import CheckpointError, NotACheckpointError, counted
-
-INDEX_SUFFIX = ".safetensors.index.json"
-FILE_SUFFIX = ".safetensors"
 
 _CHUNK_BYTES = 1 << 20
 
@@ -126,16 +128,22 @@ def open_checkpoint(path: Path, *, allow_shards: bool = False) -> CheckpointRead
     Args:
         path: A safetensors file.
         allow_shards: Accept also an index of shards (`*.safetensors.index.json`), or a folder
-            that holds one checkpoint.
+            that holds one checkpoint; shards without an index if all of them are there.
     Raises:
         NotACheckpointError: A file is not a safetensors file, or the folder does not hold
             exactly one checkpoint.
         CheckpointError: An index and its shards do not agree.
     """
-    file = _only_checkpoint_in(path) if allow_shards and path.is_dir() else path
-    if allow_shards and file.name.endswith(".json"):
-        return _open_shards(file, path)
-    return CheckpointReader(path, [file], [_OpenFile(file)])
+    found = find_checkpoint_files(path) if allow_shards else CheckpointFiles((path,))
+    with ExitStack() as stack:
+        opened = []
+        for file in found.files:
+            opened.append(_OpenFile(file))
+            stack.callback(opened[-1].close)
+        _check_shards(path, found, opened)
+        stack.pop_all()
+    files = found.files if found.index is None else (found.index, *found.files)
+    return CheckpointReader(path, files, opened)
 
 
 def read_card(path: Path, *, roles: Sequence[str] | None = None) -> Card:
@@ -265,96 +273,37 @@ def require_card_digest(reader: CheckpointReader, digest: str) -> None:
         )
 
 
-def _only_checkpoint_in(folder: Path) -> Path:
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise NotACheckpointError(f"{folder}: cannot be opened: {error.strerror}") from None
-    indices = [name for name in names if name.endswith(INDEX_SUFFIX)]
-    # The shards of a sharded checkpoint lie beside its index.
-    found = indices or [name for name in names if name.endswith(FILE_SUFFIX)]
-    if not found:
-        raise NotACheckpointError(
-            f"{folder}: contains no *{FILE_SUFFIX} and no *{INDEX_SUFFIX} file"
-        )
-    if len(found) > 1:
-        raise NotACheckpointError(
-            f"{folder}: contains {len(found)} checkpoints, expected one",
-            faults=found,
-            hint="name one of them",
-        )
-    return folder / found[0]
-
-
-def _open_shards(index: Path, path: Path) -> CheckpointReader:
-    shard_of = _read_index(index)
-    shards = sorted(set(shard_of.values()))
-    with ExitStack() as stack:
-        opened = {}
-        for shard in shards:
-            opened[shard] = _OpenFile(index.parent / shard)
-            stack.callback(opened[shard].close)
-        _check_shards(index, shard_of, opened)
-        stack.pop_all()
-    files = [index, *(file.path for file in opened.values())]
-    return CheckpointReader(path, files, list(opened.values()))
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    """Return the shard of each tensor by name; nothing in the index is trusted."""
-    with os.fdopen(open_regular_file(path), "rb") as file:
-        text = file.read(MAX_HEADER_BYTES + 1)
-    if len(text) > MAX_HEADER_BYTES:
-        raise NotACheckpointError(
-            f"{path}: has more than {MAX_HEADER_BYTES} bytes, too long for an index of shards"
-        )
-    try:
-        document: Any = json.loads(text.decode())
-    except (ValueError, RecursionError) as error:
-        raise NotACheckpointError(f"{path}: not a JSON index of shards: {error}") from None
-    weight_map = document.get("weight_map") if isinstance(document, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise NotACheckpointError(
-            f"{path}: not an index of shards: expected an object weight_map from tensors to files"
-        )
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not _is_inside(shard):
-            raise CheckpointError(
-                f"{path}: tensor {name!r}: shard {shard!r}, expected a file name inside the folder"
-            )
-    return weight_map
-
-
-def _is_inside(shard: str) -> bool:
-    try:
-        shard.encode()  # JSON can spell half a surrogate pair, a file name cannot
-    except UnicodeEncodeError:
-        return False
-    parts = PurePosixPath(shard).parts
-    return bool(parts) and not shard.startswith("/") and ".." not in parts and "\0" not in shard
-
-
-def _check_shards(
-    index: Path, shard_of: Mapping[str, str], opened: Mapping[str, _OpenFile]
-) -> None:
-    """Reject an index that does not list exactly the tensors in its shards."""
-    faults = [
-        f"{name}: not in {shard}, where the index places it"
-        for name, shard in shard_of.items()
-        if name not in opened[shard].header.tensors
-    ]
-    for shard, file in opened.items():
-        faults += [
-            f"{name}: in {shard}, but the index "
-            + (f"places it in {shard_of[name]}" if name in shard_of else "does not list it")
-            for name in file.header.tensors
-            if shard_of.get(name) != shard
+def _check_shards(path: Path, found: CheckpointFiles, opened: Sequence[_OpenFile]) -> None:
+    """Reject an index that does not list exactly the tensors in its shards, and doubled tensors."""
+    tensors = {file.path: file.header.tensors for file in opened}
+    folder = path if found.index is None else found.index.parent
+    if found.shard_of is None:
+        counts = Counter(name for names in tensors.values() for name in names)
+        faults = [f"{name}: in {count} shards" for name, count in counts.items() if count > 1]
+    else:
+        faults = [
+            f"{name}: not in {shard}, where the index places it"
+            for name, shard in found.shard_of.items()
+            if name not in tensors[folder / shard]
         ]
-        if METADATA_KEY in file.header.metadata and len(opened) > 1:
-            faults.append(f"{shard}: has a card of its own, which only a whole checkpoint may have")
+        faults += [
+            f"{name}: in {file.relative_to(folder)}, but the index "
+            + (f"places it in {placed}" if placed else "does not list it")
+            for file, names in tensors.items()
+            for name in names
+            if folder / (placed := found.shard_of.get(name, "")) != file
+        ]
+    faults += [
+        f"{file.path.relative_to(folder)}: has a card of its own, which only a whole checkpoint may"
+        " have"
+        for file in opened
+        if METADATA_KEY in file.header.metadata and len(opened) > 1
+    ]
     if faults:
         raise CheckpointError(
-            f"{index}: does not agree with its shards",
+            f"{found.index}: does not agree with its shards"
+            if found.index
+            else f"{path}: its shards do not belong together",
             faults=faults,
             hint="fetch the index and all shards again, from the same place",
         )

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from wiseft_cli.checkpoint.card import Card, ClassEntry
-from wiseft_cli.checkpoint.reader import FILE_SUFFIX, INDEX_SUFFIX, open_checkpoint, read_card
+from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
+from wiseft_cli.checkpoint.shards import FILE_SUFFIX, INDEX_SUFFIX
 from wiseft_cli.errors import CheckpointError, UsageError
 from wiseft_cli.merging import compatibility
 from wiseft_cli.merging.alpha import Alpha

@@ -20,6 +20,11 @@ from wiseft_cli.errors import CheckpointError
 SCHEMA = 1
 METADATA_KEY = "wiseft"
 ROLES = ("zeroshot", "finetuned", "merged")
+NO_MODEL_HINT = (
+    "it is a merge of files from other programs; if these are whole CLIP models, `wiseft "
+    "zeroshot-head --model NAME --pretrained FILE` makes a classifier of it"
+)
+"""Remedy for a card without a model, where a classifier is expected."""
 
 _OBJECT, _NUMBER = (dict, type(None)), (int, float, type(None))
 _TEXT, _INTEGER = (str, type(None)), (int, type(None))

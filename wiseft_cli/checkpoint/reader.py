@@ -34,8 +34,12 @@ from wiseft_cli.checkpoint.shards import (
     INDEX_SUFFIX,
     CheckpointFiles,
     find_checkpoint_files,
+    shard_number,
 )
 from wiseft_cli.errors import CheckpointError, NotACheckpointError, counted
+
+RECORD_TENSOR = "record"
+"""Tensor that only the saved state of a run has: bytes, so that the content digest covers them."""
 
 _CHUNK_BYTES = 1 << 20
 
@@ -95,6 +99,18 @@ class CheckpointReader:
         return parse_card(self.metadata[METADATA_KEY], self._opened[0].path)
 
     @property
+    def partial(self) -> tuple[str, str] | None:
+        """What the file is if it is not a whole checkpoint, and the remedy; otherwise None."""
+        if RECORD_TENSOR in self.tensors and any(n.startswith("weights.") for n in self.tensors):
+            return "the saved state of a fine-tuning run, not a checkpoint", _way_out(self.path)
+        number = shard_number(self.path)
+        if number is None or len(self._opened) > 1 or METADATA_KEY in self.metadata:
+            return None
+        indices = sorted(self.path.parent.glob(f"*{INDEX_SUFFIX}"))
+        whole = f"index {indices[0]}" if indices else f"folder {self.path.parent} with all shards"
+        return f"shard {number[0]} of {number[1]} of a checkpoint", f"name the {whole}"
+
+    @property
     def size_bytes(self) -> int:
         """Total size of the tensors in bytes."""
         return sum(info.nbytes for info in self.tensors.values())
@@ -152,10 +168,12 @@ def read_card(path: Path, *, roles: Sequence[str] | None = None) -> Card:
     Args:
         roles: Accepted roles; None accepts any.
     Raises:
-        NotACheckpointError: The file is not a safetensors file, or has no card.
+        NotACheckpointError: The file is not a safetensors file, is a shard or the saved state of
+            a run, or has no card.
         CheckpointError: The card is damaged, or its role is not accepted.
     """
     with open_checkpoint(path) as reader:
+        require_whole_checkpoint(reader)
         card = reader.card
     if card is None:
         raise NotACheckpointError(
@@ -165,6 +183,26 @@ def read_card(path: Path, *, roles: Sequence[str] | None = None) -> Card:
     if roles is not None and card.role not in roles:
         raise CheckpointError(f"{path}: is a {card.role} checkpoint, expected {' or '.join(roles)}")
     return card
+
+
+def require_whole_checkpoint(reader: CheckpointReader) -> None:
+    """Reject a single shard of a checkpoint, and the saved state of a run.
+
+    Raises:
+        NotACheckpointError: The file is one of them; the hint names the checkpoint.
+    """
+    if reader.partial is not None:
+        what, remedy = reader.partial
+        raise NotACheckpointError(f"{reader.path}: is {what}", hint=remedy)
+
+
+def _way_out(state: Path) -> str:
+    """Return how to get the weights of a run whose saved state is given."""
+    folder = state.absolute().parent
+    output = folder.with_suffix("") if folder.suffix == ".state" else Path("OUT")
+    if output.is_file():
+        return f"the checkpoint of the run is {output}"
+    return f"continue the run with --resume; it writes the checkpoint {output} at its end"
 
 
 def stem_of(path: Path) -> str:

@@ -77,6 +77,7 @@ def _document(
         "path": str(reader.path),
         **vars(summarize(reader)),
         "card": card_document(reader.card) if reader.card else None,
+        "partial": reader.partial[0] if reader.partial else None,
         "metadata": {k: v for k, v in reader.metadata.items() if k != METADATA_KEY},
     }
     if lists_tensors:
@@ -100,7 +101,7 @@ def _print(reader: CheckpointReader, content: ContentReport | None, *, lists_ten
     summary = summarize(reader)
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in summary.dtypes.items())
     rows = [
-        *(_card_rows(reader.card) if reader.card else [("role", "no wiseft card")]),
+        *_role_rows(reader),
         ("tensors", f"{summary.n_tensors} ({dtypes})" if dtypes else "0"),
         ("parameters", f"{summary.n_parameters:,}"),
         ("size", f"{summary.size_bytes:,} bytes"),
@@ -118,6 +119,13 @@ def _print(reader: CheckpointReader, content: ContentReport | None, *, lists_ten
         print_result("  tensors")
         for info in reader.tensors.values():
             print_result(f"    {info.name}  {info.dtype}  {list(info.shape)}")
+
+
+def _role_rows(reader: CheckpointReader) -> list[tuple[str, str]]:
+    if reader.partial is not None:
+        what, remedy = reader.partial
+        return [("role", what), ("note", remedy)]
+    return _card_rows(reader.card) if reader.card else [("role", "no wiseft card")]
 
 
 def _card_rows(card: Card) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wiseft_cli.checkpoint.card import Card, ClassEntry
+from wiseft_cli.checkpoint.card import NO_MODEL_HINT, Card, ClassEntry
 from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
 from wiseft_cli.checkpoint.shards import FILE_SUFFIX, INDEX_SUFFIX
 from wiseft_cli.errors import CheckpointError, UsageError
@@ -133,7 +133,7 @@ def _read_checkpoint(path: Path, name: str) -> NamedCheckpoint:
     if card.model is None or card.preprocess is None or not card.classes or card.digest is None:
         raise CheckpointError(
             f"{path}: its card names no model, preprocessing or classes, so it cannot be run",
-            hint=_HINT,
+            hint=NO_MODEL_HINT if card.model is None else _HINT,
         )
     return NamedCheckpoint(path, name, card, card.digest, card.model.config, card.preprocess)
 

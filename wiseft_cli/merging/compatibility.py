@@ -1,7 +1,8 @@
 """Compare two checkpoints, name the likely cause of differences, and reject what cannot merge.
 
-Almost everything is decided from headers and cards. Data is read only of tensors that must be equal:
-in dtypes without arithmetic, and parts of a weight (`factored.py`). `distance.py` compares values.
+Almost everything is decided from headers and cards. Data is read only of tensors that must be
+equal: in dtypes without arithmetic, and parts of a weight (`factored.py`). `distance.py` compares
+values.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from typing import Any
 from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.digest import shorten
 from wiseft_cli.checkpoint.format import TensorInfo
-from wiseft_cli.checkpoint.reader import CheckpointReader, has_equal_bytes
+from wiseft_cli.checkpoint.reader import (
+    CheckpointReader,
+    has_equal_bytes,
+    require_whole_checkpoint,
+)
 from wiseft_cli.errors import CheckpointError, IncompatibleCheckpointsError, counted
 from wiseft_cli.merging.arithmetic import INTERPOLATED_DTYPES
 from wiseft_cli.merging.factored import require_whole_weights
@@ -204,9 +209,12 @@ def require_compatible(
         converts: Whether floating dtypes may differ, because all tensors are converted to one.
         copies_missing: Whether tensors that only one checkpoint has are accepted.
     Raises:
-        IncompatibleCheckpointsError: They differ.
+        IncompatibleCheckpointsError: They differ, or store a weight as several tensors.
+        NotACheckpointError: One is a shard of a checkpoint, or the saved state of a run.
         CheckpointError: A card is damaged.
     """
+    for reader in (theta_0, theta_1):
+        require_whole_checkpoint(reader)
     found = compare(theta_0, theta_1).without_accepted(
         converts=converts, copies_missing=copies_missing
     )

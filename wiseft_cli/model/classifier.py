@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wiseft_cli.checkpoint.card import Card, ModelSpec
-from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint
+from wiseft_cli.checkpoint.card import NO_MODEL_HINT, Card, ModelSpec
+from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint, require_whole_checkpoint
 from wiseft_cli.compute.devices import resolve_device
 from wiseft_cli.compute.precision import autocast
 from wiseft_cli.errors import CheckpointError, NotACheckpointError
@@ -142,6 +142,7 @@ def state_arrays(module: nn.Module) -> dict[str, np.ndarray]:
 
 
 def _card_with_model(reader: CheckpointReader) -> tuple[Card, ModelSpec]:
+    require_whole_checkpoint(reader)
     card = reader.card
     if card is None:
         raise NotACheckpointError(
@@ -151,7 +152,7 @@ def _card_with_model(reader: CheckpointReader) -> tuple[Card, ModelSpec]:
     if card.model is None:
         raise CheckpointError(
             f"{reader.path}: its card names no model, expected a classifier",
-            hint="merges of files from other programs can be merged again, but not run",
+            hint=NO_MODEL_HINT,
         )
     return card, card.model
 

@@ -16,7 +16,7 @@ from typing import Any
 from wiseft_cli.checkpoint.atomic import remove_abandoned_versions
 from wiseft_cli.checkpoint.card import Card, card_document
 from wiseft_cli.checkpoint.digest import canonical_json, sha256_of
-from wiseft_cli.checkpoint.reader import read_card
+from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
 from wiseft_cli.errors import CheckpointError, OutputError, RecipeError
 from wiseft_cli.training.state_dir import (
     SavedState,
@@ -119,7 +119,8 @@ def _digest_if_finished(output: Path, card: Card, force: bool) -> str | None:
 
 def _is_of_another_run(state: Path, card: Card) -> bool:
     try:
-        return bool(list_changes(read_card(state), card))
+        with open_checkpoint(state) as reader:
+            return reader.card is not None and bool(list_changes(reader.card, card))
     except CheckpointError:
         return False
 

@@ -26,15 +26,17 @@ import numpy as np
 from wiseft_cli.checkpoint.atomic import remove_abandoned_files
 from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.digest import canonical_json
-from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint, read_content
+from wiseft_cli.checkpoint.reader import (
+    RECORD_TENSOR,
+    CheckpointReader,
+    open_checkpoint,
+    read_content,
+)
 from wiseft_cli.compute.disk import free_bytes
 from wiseft_cli.errors import CheckpointError, OutputError
 
 KEPT_STATES = 2
 """States that are kept; the older one is used if the newer one is damaged."""
-
-RECORD_TENSOR = "record"
-"""Tensor of bytes that holds the record, so that the file's content digest covers it."""
 
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 

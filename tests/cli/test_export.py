@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 
 from tests.cli.test_zeroshot_head import head
-from wiseft_cli.checkpoint.reader import read_card
+from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
+from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.cli.app import main
 from wiseft_cli.model.classifier import load_classifier
 
@@ -41,6 +43,32 @@ def test_open_clip_loads_the_folder_with_the_features_of_both_towers(
         assert not torch.equal(found, original.encode_image(images, normalize=True))
     assert torch.equal(model.logit_scale, original.logit_scale)
     assert list(model.visual.preprocess_cfg["mean"]) == (card.preprocess or {})["mean"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"visual.proj": [np.nan]}, "visual.proj (1 value)"),
+        ({"visual.ln_post.bias": [np.inf, -np.inf, 0.0]}, "visual.ln_post.bias (2 values)"),
+        (
+            {"visual.proj": [np.inf], "visual.conv1.weight": [1.0, np.nan]},
+            "visual.conv1.weight (1 value), visual.proj (1 value)",
+        ),
+        ({}, None),
+    ],
+)
+def test_weights_that_are_not_finite_are_exported_with_a_warning(
+    trained: str, capsys: Captured, values: dict[str, list[float]], expected: str | None
+) -> None:
+    with open_checkpoint(Path(trained)) as reader:
+        arrays = {name: reader.read_array(name) for name in reader.tensors}
+    for name, some in values.items():
+        arrays[name].reshape(-1)[: len(some)] = some
+    write_checkpoint(Path("damaged.safetensors"), arrays, read_card(Path(trained)))
+    capsys.readouterr()
+    assert export("damaged.safetensors", "-o", "clip") == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "infinite" in line]
+    assert warnings == [f"warning: weights are infinite or NaN: {expected}"] * bool(expected)
 
 
 def test_manifest_has_the_history_and_no_path(trained: str, place: Path) -> None:

@@ -70,6 +70,7 @@ def test_json_describes_every_output(tmp_path: Path, run_wiseft: RunWiseft) -> N
         "alpha": "0.5",
         "warnings": [],
         "not_finite": {},
+        "not_finite_inputs": {"zeroshot": {}, "finetuned": {}},
         "taken_from_finetuned": ["visual.bn.num_batches_tracked"],
         "copied_from_one_side": [],
     }
@@ -83,7 +84,7 @@ def test_new_non_finite_values_are_reported_on_both_streams(
     write_foreign(tmp_path / "a", {"w": np.array([3e38], np.float32)})
     write_foreign(tmp_path / "b", {"w": np.array([-3e38], np.float32)})
     done = run_wiseft("merge", "--alpha=-1", "--extrapolate", "a", "b", "-o", "x", "--json")
-    text = "alpha -1: merged values are not finite although those of both inputs are:\n  w: 1 value"
+    text = "alpha -1: merged values are not finite although those of both inputs are: w (1 value)"
     assert done.stderr == f"warning: {text}\n"
     assert json.loads(done.stdout)["warnings"] == [text]
     assert json.loads(done.stdout)["not_finite"] == {"w": 1}

@@ -296,13 +296,55 @@ def test_new_non_finite_values_warn_and_raise_if_strict(
     a = write_foreign(tmp_path / "a", {"w": np.array([3e38, 1, np.inf], np.float32)})
     b = write_foreign(tmp_path / "b", {"w": np.array([-3e38, 1, 1], np.float32)})
     report = merge(a, b, tmp_path / "out", "-1")
-    text = "alpha -1: merged values are not finite although those of both inputs are:\n  w: 1 value"
-    assert report.warnings == (text,)
+    text = "alpha -1: merged values are not finite although those of both inputs are: w (1 value)"
+    assert report.warnings == (f"{a}: values are infinite or NaN: w (1 value)", text)
     assert report.files[0].not_finite == {"w": 1}
+    assert report.not_finite == ({"w": 1}, {})
     with pytest.raises(CheckpointError) as caught:
         merge(a, b, tmp_path / "strict", "-1", is_strict=True)
-    assert caught.value.message == f"--strict makes warnings errors:\n  {text}"
+    assert caught.value.message.endswith(f"\n  {text}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "out"]
+
+
+@pytest.mark.parametrize("alpha", ["0", "0.3", "1", "1.5"])
+@pytest.mark.parametrize(
+    "dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e5m2]
+)
+def test_values_of_the_inputs_that_are_not_finite_are_counted(
+    tmp_path: Path, alpha: str, dtype: type
+) -> None:
+    size = BLOCK + 100
+    x, y, same = (np.ones(size).astype(dtype) for _ in range(3))
+    x[[0, BLOCK, size - 1]] = np.inf, -np.inf, np.nan
+    y[[0, 7]] = np.nan
+    same[5] = np.inf
+    a = write_foreign(tmp_path / "a", {"w": x, "z": same, "fine": np.ones(9, dtype)})
+    b = write_foreign(tmp_path / "b", {"w": y, "z": same, "fine": np.ones(9, dtype)})
+    report = merge(a, b, tmp_path / "out", alpha)
+    assert report.not_finite == ({"w": 3, "z": 1}, {"w": 2, "z": 1})
+    assert report.warnings == (
+        f"{a}: values are infinite or NaN: w (3 values), z (1 value)",
+        f"{b}: values are infinite or NaN: w (2 values), z (1 value)",
+    )
+    with pytest.raises(CheckpointError, match="--strict makes warnings errors"):
+        merge(a, b, tmp_path / "strict", alpha, is_strict=True)
+    assert not (tmp_path / "strict").exists()
+
+
+def test_copied_and_converted_values_that_are_not_finite_are_counted(tmp_path: Path) -> None:
+    a = write_foreign(tmp_path / "a", {"w": np.ones(2), "text": np.array([np.nan, 1, np.inf])})
+    b = write_foreign(tmp_path / "b", {"w": np.ones(2)})
+    for number, dtype in enumerate((None, "float32")):
+        report = merge(a, b, tmp_path / str(number), copies_missing=True, dtype=dtype)
+        assert report.not_finite == ({"text": 2}, {})
+
+
+def test_finite_inputs_are_never_reported(tmp_path: Path) -> None:
+    largest = np.array([3.4e38, -3.4e38, 1e-45], np.float32)
+    a = write_foreign(tmp_path / "a", {"w": largest})
+    b = write_foreign(tmp_path / "b", {"w": -largest})
+    for alpha in ("0", "0.5", "1", "-3"):
+        assert merge(a, b, tmp_path / alpha, alpha).not_finite == ({}, {})
 
 
 def test_another_zero_shot_parent_warns_and_raises_if_strict(tmp_path: Path) -> None:

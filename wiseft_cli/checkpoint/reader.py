@@ -265,7 +265,7 @@ def read_content(
             data = buffer[: min(_CHUNK_BYTES, info.nbytes - offset)]
             reader.read_into(info.name, data.data, offset)
             sha256.update(data.data)
-            count += _count_not_finite(info, data)
+            count += count_not_finite(info, data)
             if on_progress:
                 on_progress(data.nbytes)
         rows.append((info.name, info.dtype, info.shape, sha256.hexdigest()))
@@ -274,7 +274,8 @@ def read_content(
     return ContentReport(content_digest(rows), not_finite)
 
 
-def _count_not_finite(info: TensorInfo, data: np.ndarray) -> int:
+def count_not_finite(info: TensorInfo, data: np.ndarray) -> int:
+    """Return the number of infinite or NaN elements in bytes of a tensor, 0 for integers."""
     if info.dtype not in FLOATING_DTYPES:
         return 0
     with np.errstate(invalid="ignore"):  # inspecting a signalling NaN raises the flag

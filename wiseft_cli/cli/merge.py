@@ -218,6 +218,9 @@ def _result(file: MergedFile, report: MergeReport) -> dict[str, Any]:
         "alpha": file.alpha.text,
         "warnings": list(report.warnings),
         "not_finite": dict(file.not_finite),
+        "not_finite_inputs": dict(
+            zip(("zeroshot", "finetuned"), map(dict, report.not_finite), strict=True)
+        ),
         "taken_from_finetuned": list(report.discrete),
         "copied_from_one_side": list(report.missing),
     }

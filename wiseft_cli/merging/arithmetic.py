@@ -115,7 +115,7 @@ class Interpolator:
 
     def interpolate(
         self, theta_0: Array, theta_1: Array, outs: Sequence[tuple[float, Array]]
-    ) -> list[int]:
+    ) -> tuple[list[int], bool]:
         """Write the run interpolated at every alpha.
 
         Args:
@@ -124,9 +124,10 @@ class Interpolator:
             outs: For every alpha the array to write, shape (n,), in an interpolated dtype.
         Returns:
             For every alpha, the number of written elements that are not finite although both
-            inputs are.
+            inputs are; and whether all elements of both inputs are known to be finite.
         """
         counts = [0] * len(outs)
+        is_finite = False
         narrowing: list[tuple[int, float, Array]] = []
         # Overflow to infinity is the correct rounding, and NaN is replaced.
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
@@ -140,8 +141,9 @@ class Interpolator:
                     narrowing.append((index, alpha, out))
                 else:
                     counts[index] = self._interpolate_any(theta_0, theta_1, alpha, out)
-            self._interpolate_narrowing(theta_0, theta_1, narrowing, counts)
-        return counts
+            if narrowing:
+                is_finite = self._interpolate_narrowing(theta_0, theta_1, narrowing, counts)
+        return counts, is_finite
 
     def _interpolate_any(self, theta_0: Array, theta_1: Array, alpha: float, out: Array) -> int:
         """Write any alpha and dtype and return the number of new non-finite elements."""
@@ -157,11 +159,13 @@ class Interpolator:
         theta_1: Array,
         outs: Sequence[tuple[int, float, Array]],
         counts: list[int],
-    ) -> None:
-        """Write alphas in (0, 1) in one dtype narrower than float64."""
-        if not outs:
-            return
-        n, is_single = len(theta_0), len(outs) == 1
+    ) -> bool:
+        """Write alphas in (0, 1) in one dtype narrower than float64.
+
+        Returns:
+            Whether all elements of both inputs are finite.
+        """
+        n, is_single, is_all_finite = len(theta_0), len(outs) == 1, True
         for begin in range(0, n, self._block):
             end = min(begin + self._block, n)
             x_part, y_part = theta_0[begin:end], theta_1[begin:end]
@@ -180,7 +184,9 @@ class Interpolator:
                 out_part = out[begin:end]
                 is_finite = round_into(value, out_part, self._rounding, is_known_finite=is_finite)
                 if not is_finite:
+                    is_all_finite = False
                     counts[index] += _store(x_part, y_part, alpha, out_part, self._rounding)
+        return is_all_finite
 
 
 def _store(

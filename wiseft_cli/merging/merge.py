@@ -25,7 +25,7 @@ from wiseft_cli.merging.compatibility import (
     require_roles_in_order,
 )
 from wiseft_cli.merging.plan import STORED_DTYPES, MergePlan, plan_merge
-from wiseft_cli.merging.stream import default_threads, stream_tensors
+from wiseft_cli.merging.stream import StreamResult, default_threads, stream_tensors
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,14 @@ class MergeReport:
         files: The outputs, in the order of the alphas.
         discrete: Names of integer and boolean tensors, taken from the fine-tuned input.
         missing: Names of tensors copied from the only input that has them.
+        not_finite: For theta_0 and theta_1, by tensor, the number of infinite or NaN values.
         warnings: Doubts about the inputs and the result, for the user.
     """
 
     files: tuple[MergedFile, ...]
     discrete: tuple[str, ...]
     missing: tuple[str, ...]
+    not_finite: tuple[Mapping[str, int], ...]
     warnings: tuple[str, ...]
 
 
@@ -154,7 +156,7 @@ def merge_checkpoints(
         _raise_if_strict(is_strict, warnings)
         plan = plan_merge([theta_0, theta_1], dtype=dtype)
         require_equal_bytes(theta_0, theta_1, plan.opaque)
-        files = _write_outputs(
+        files, done = _write_outputs(
             plan,
             outputs,
             threads=threads or default_threads(),
@@ -162,9 +164,8 @@ def merge_checkpoints(
             force=force,
             on_progress=on_progress,
         )
-    for file in files:
-        warnings += _not_finite_warning(file.alpha, file.not_finite)
-    return MergeReport(files, plan.discrete, plan.missing, tuple(warnings))
+    warnings += _not_finite_warnings(plan, outputs, done)
+    return MergeReport(files, plan.discrete, plan.missing, done.not_finite_inputs, tuple(warnings))
 
 
 def _write_outputs(
@@ -175,7 +176,7 @@ def _write_outputs(
     is_strict: bool,
     force: bool,
     on_progress: Callable[[int, int], None] | None,
-) -> tuple[MergedFile, ...]:
+) -> tuple[tuple[MergedFile, ...], StreamResult]:
     size_bytes = sum(spec.nbytes for spec in plan.specs)
     require_space([(path, size_bytes) for _, path in outputs])
     with ExitStack() as stack:
@@ -197,20 +198,34 @@ def _write_outputs(
         done = stream_tensors(plan, alphas, writers, threads=threads, on_progress=on_progress)
         for reader, digest in zip(plan.inputs, done.digests, strict=True):
             require_card_digest(reader, digest)
-        for alpha, counts in zip(alphas, done.not_finite, strict=True):
-            _raise_if_strict(is_strict, _not_finite_warning(alpha, counts))
-        return tuple(
+        _raise_if_strict(is_strict, _not_finite_warnings(plan, outputs, done))
+        files = tuple(
             MergedFile(path, alpha, writer.commit(plan.card(alpha, done.digests)), counts)
             for (alpha, path), writer, counts in zip(outputs, writers, done.not_finite, strict=True)
         )
+        return files, done
 
 
-def _not_finite_warning(alpha: Alpha, counts: Mapping[str, int]) -> list[str]:
-    if not counts:
-        return []
-    title = f"alpha {alpha.text}: merged values are not finite although those of both inputs are:"
-    lines = [f"{name}: {counted(count, 'value')}" for name, count in sorted(counts.items())]
-    return ["\n  ".join([title, *list_some(lines)])]
+def _not_finite_warnings(
+    plan: MergePlan, outputs: Sequence[tuple[Alpha, Path]], done: StreamResult
+) -> list[str]:
+    found = [
+        (f"{reader.path}: values are infinite or NaN", counts)
+        for reader, counts in zip(plan.inputs, done.not_finite_inputs, strict=True)
+    ]
+    found += [
+        (
+            f"alpha {alpha.text}: merged values are not finite although those of both inputs are",
+            counts,
+        )
+        for (alpha, _), counts in zip(outputs, done.not_finite, strict=True)
+    ]
+    return [f"{what}: {_list_counts(counts)}" for what, counts in found if counts]
+
+
+def _list_counts(counts: Mapping[str, int]) -> str:
+    lines = [f"{name} ({counted(count, 'value')})" for name, count in sorted(counts.items())]
+    return ", ".join(list_some(lines))
 
 
 def _raise_if_strict(is_strict: bool, warnings: Sequence[str]) -> None:

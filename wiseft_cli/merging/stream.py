@@ -27,7 +27,7 @@ import numpy.typing as npt
 from wiseft_cli.checkpoint.digest import content_digest
 from wiseft_cli.checkpoint.format import TensorInfo, numpy_dtype
 from wiseft_cli.checkpoint.page_cache import PAGE_BYTES
-from wiseft_cli.checkpoint.reader import CheckpointReader
+from wiseft_cli.checkpoint.reader import CheckpointReader, count_not_finite
 from wiseft_cli.checkpoint.writer import CheckpointWriter
 from wiseft_cli.compute.workers import usable_cpus
 from wiseft_cli.merging.alpha import Alpha
@@ -62,10 +62,13 @@ class StreamResult:
         digests: Content digest of every input's tensors as read.
         not_finite: For every alpha, by tensor, the number of elements that are not finite
             although those of all inputs are.
+        not_finite_inputs: For every input, by tensor, the number of elements that are not finite
+            in the tensors that the outputs are made of.
     """
 
     digests: tuple[str, ...]
     not_finite: tuple[dict[str, int], ...]
+    not_finite_inputs: tuple[dict[str, int], ...]
 
 
 def default_threads() -> int:
@@ -115,7 +118,7 @@ def stream_tensors(
             (reader.tensors.items() for reader in plan.inputs), job.sha256, strict=True
         )
     ]
-    return StreamResult(tuple(digests), job.not_finite)
+    return StreamResult(tuple(digests), job.not_finite, job.not_finite_inputs)
 
 
 def _join(threads: Iterable[threading.Thread]) -> None:
@@ -157,6 +160,7 @@ class _Job:
         self.stop = threading.Event()
         self.sha256: tuple[dict[str, str], ...] = tuple({} for _ in plan.inputs)
         self.not_finite: tuple[dict[str, int], ...] = tuple({} for _ in alphas)
+        self.not_finite_inputs: tuple[dict[str, int], ...] = tuple({} for _ in plan.inputs)
 
 
 def _watch(job: _Job, on_progress: Callable[[int, int], None] | None) -> None:
@@ -192,13 +196,19 @@ def _write_pieces(job: _Job) -> None:
 
 @dataclass(slots=True)
 class _TensorInput:
-    """A tensor that is read in order: `position` bytes are read so far and hashed."""
+    """A tensor that is read in order.
+
+    Attributes:
+        position: Bytes that are read so far and hashed.
+        n_not_finite: Infinite or NaN elements that were counted.
+    """
 
     reader: CheckpointReader
     info: TensorInfo
     buffer: Array
     position: int = 0
     sha256: Hash = field(default_factory=hashlib.sha256)
+    n_not_finite: int = 0
 
     @property
     def rest(self) -> int:
@@ -261,13 +271,17 @@ class _Worker:
                 self._read(tensor, self._chunk_bytes)
         for index, tensor in inputs.items():
             job.sha256[index][step.spec.name] = tensor.sha256.hexdigest()
+            if tensor.n_not_finite:
+                job.not_finite_inputs[index][step.spec.name] = tensor.n_not_finite
 
     def _interpolate(self, step: Step, x: _TensorInput, y: _TensorInput) -> None:
         itemsize = max(x.dtype.itemsize, y.dtype.itemsize)
         while x.rest and not self._job.stop.is_set():
             n = self._elements_to_page_end(step, itemsize)
             values = self._read_elements(x, n), self._read_elements(y, n)
-            self._write_interpolated(step, *values, self._job.alphas)
+            if not self._write_interpolated(step, *values, self._job.alphas):
+                for tensor, part in zip((x, y), values, strict=True):
+                    tensor.n_not_finite += count_not_finite(tensor.info, part)
 
     def _copy(self, step: Step, tensor: _TensorInput) -> None:
         """Copy a tensor's bytes, or its values if the dtype changes."""
@@ -277,22 +291,26 @@ class _Worker:
                 n = self._elements_to_page_end(step, tensor.dtype.itemsize)
                 values = self._read_elements(tensor, n)
                 self._write_interpolated(step, values, values, [1.0] * len(self._job.writers))
+                tensor.n_not_finite += count_not_finite(tensor.info, values)
             else:
                 data = self._read(tensor, self._chunk_bytes - self._page_offset(step))
+                tensor.n_not_finite += count_not_finite(tensor.info, data)
                 for writer in self._job.writers:
                     piece = self._new_piece(writer, step, data.nbytes)
                     piece.data[:] = data
                     self._write(piece, step)
 
-    def _write_interpolated(self, step: Step, x: Array, y: Array, alphas: Sequence[float]) -> None:
+    def _write_interpolated(self, step: Step, x: Array, y: Array, alphas: Sequence[float]) -> bool:
+        """Write a chunk at every alpha; return whether all of x and y is known to be finite."""
         job, dtype = self._job, numpy_dtype(step.spec.dtype)
         pieces = [self._new_piece(writer, step, len(x) * dtype.itemsize) for writer in job.writers]
         outs = [piece.data.view(dtype) for piece in pieces]
-        found = self._kernel.interpolate(x, y, list(zip(alphas, outs, strict=True)))
+        found, is_finite = self._kernel.interpolate(x, y, list(zip(alphas, outs, strict=True)))
         for piece, count, counts in zip(pieces, found, job.not_finite, strict=True):
             if count:
                 counts[step.spec.name] = counts.get(step.spec.name, 0) + count
             self._write(piece, step)
+        return is_finite
 
     def _read(self, tensor: _TensorInput, limit: int) -> Array:
         """Read and hash up to `limit` more bytes; they are valid until the next call."""

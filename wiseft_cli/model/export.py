@@ -15,14 +15,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wiseft_cli import __version__
 from wiseft_cli.checkpoint.atomic_folder import AtomicFolder, check_output_folder
 from wiseft_cli.checkpoint.card import Card, HistoryEntry, HistoryInput, join_histories
 from wiseft_cli.checkpoint.digest import UNKNOWN_DIGEST
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.checkpoint.writer import write_checkpoint
+from wiseft_cli.errors import counted, list_some
 from wiseft_cli.model.classifier import state_arrays
-from wiseft_cli.model.full_clip import FullClip, load_full_clip
+from wiseft_cli.model.full_clip import FullClip, ModelWarning, load_full_clip, note_line
 from wiseft_cli.model.model_source import CONFIG_NAME, ModelSource, find_model
 from wiseft_cli.model.tokenizer import check_saved_tokenizer, save_tokenizer
 
@@ -83,25 +86,37 @@ def export_checkpoint(
     quick_gelu = None if card.model is None else bool(card.model.config["quick_gelu"])
     full = load_full_clip(source, quick_gelu=quick_gelu, image_encoder=checkpoint)
     on_message(f"model: {full.description}")
-    for note in full.notes:
-        on_message(f"note: {note}")
+    arrays = state_arrays(full.model)
+    notes = (*full.notes, *_not_finite_warnings(arrays))
+    for note in notes:
+        on_message(note_line(note))
     with AtomicFolder(output, manifest=MANIFEST_NAME, force=force, inputs=inputs) as folder:
         config = _write_config(folder.temporary, source, full, card)
         check_saved_tokenizer(folder.temporary, config["text_cfg"], full.tokenizer)
         weights = folder.temporary / WEIGHTS_NAME
-        digest = write_checkpoint(
-            weights, state_arrays(full.model), None, metadata={"format": "pt"}
-        )
+        digest = write_checkpoint(weights, arrays, None, metadata={"format": "pt"})
         folder.commit(_manifest(full, card, digest))
     merges = (config["text_cfg"].get("tokenizer_kwargs") or {}).get("bpe_path")
-    notes = full.notes
     if merges is not None:
         notes += (
             f"open_clip looks for {merges} in the working directory; elsewhere load the tokenizer"
             f" with open_clip.get_tokenizer('local-dir:{output}', bpe_path='{output / merges}')",
         )
-        on_message(f"note: {notes[-1]}")
+        on_message(note_line(notes[-1]))
     return Export(output, digest, card, notes)
+
+
+def _not_finite_warnings(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    counts = {
+        name: array.size - int(np.count_nonzero(np.isfinite(array)))
+        for name, array in arrays.items()
+        if array.dtype.kind == "f"
+    }
+    found = [
+        f"{name} ({counted(count, 'value')})" for name, count in sorted(counts.items()) if count
+    ]
+    text = f"weights are infinite or NaN: {', '.join(list_some(found))}"
+    return [ModelWarning(text)] if found else []
 
 
 def _write_config(

@@ -67,7 +67,7 @@ def test_ten_differences_are_shown_and_the_rest_counted(tmp_path: Path) -> None:
     assert lines[10:] == ["  t09: shape (3,), expected (2,)", "  ... and 15 more"]
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "visual."])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model."])
 @pytest.mark.parametrize("side", ["first", "second"])
 def test_a_prefix_on_one_side_is_recognized(tmp_path: Path, prefix: str, side: str) -> None:
     plain, prefixed = list(BLOCK_NAMES), [prefix + name for name in BLOCK_NAMES]
@@ -91,7 +91,10 @@ def test_a_lora_adapter_is_recognized(tmp_path: Path) -> None:
     hint = refusal_of_names(
         tmp_path, ["visual.proj"], ["base_model.model.visual.proj.lora_A.weight"]
     )
-    assert hint == "the second file is a LoRA adapter; merge it into its base model first"
+    assert hint is not None
+    assert hint.startswith(
+        "the second file has LoRA-like factors (base_model.model.visual.proj.lora"
+    )
 
 
 def test_a_lightning_file_is_recognized(tmp_path: Path) -> None:
@@ -115,7 +118,10 @@ def test_a_full_clip_against_an_image_encoder_is_recognized(tmp_path: Path) -> N
 def test_different_shapes_suggest_different_architectures(tmp_path: Path) -> None:
     a = write_foreign(tmp_path / "a", {"visual.proj": np.zeros((4, 4))})
     b = write_foreign(tmp_path / "b", {"visual.proj": np.zeros((8, 4))})
-    assert refusal(a, b).hint == "the architectures differ; compare the files with `wiseft diff`"
+    assert refusal(a, b).hint == (
+        "the architectures differ: visual.proj has shape (4, 4) in the first file and (8, 4) in "
+        "the second"
+    )
 
 
 def test_an_integer_and_a_float_tensor_have_no_hint(tmp_path: Path) -> None:

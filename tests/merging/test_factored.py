@@ -173,7 +173,7 @@ def test_the_message_names_the_module_and_its_tensors(tmp_path: Path) -> None:
     with pytest.raises(IncompatibleCheckpointsError) as caught:
         merge(a, b, tmp_path / "out")
     assert caught.value.message.splitlines()[1:] == [
-        f"  {PEFT}: adapter factors (lora_A.weight, lora_B.weight)",
+        f"  {PEFT}: LoRA-like factors (lora_A.weight, lora_B.weight)",
         "  blk.0.attn_q.weight: packed or quantized integers",
         "  q: quantized weight with scales (g_idx, qweight, qzeros, scales)",
     ]

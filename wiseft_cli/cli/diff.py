@@ -85,6 +85,7 @@ def _document(found: Comparison, distances: list[TensorDistance] | None) -> dict
         "differences": differences,
         "equal_content": found.has_equal_content,
         "likely_cause": found.likely_cause(),
+        "factored": [weight.describe() for weight in found.factored],
     }
     if distances is not None:
         # JSON has no infinity.
@@ -104,6 +105,11 @@ def _print(found: Comparison, distances: list[TensorDistance] | None) -> None:
         print_result(f"  {line}")
     if cause:
         print_result(f"likely cause: {cause}")
+    if found.factored:
+        print_result(
+            f"weights stored as several tensors: {len(found.factored)}, for example "
+            f"{found.factored[0].describe()}; merge rejects those that differ"
+        )
     if distances is None:
         print_result(_CONTENT[found.has_equal_content])
     else:

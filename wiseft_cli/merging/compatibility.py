@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.digest import shorten
-from wiseft_cli.checkpoint.format import TensorInfo
 from wiseft_cli.checkpoint.reader import (
     CheckpointReader,
     has_equal_bytes,
@@ -23,14 +22,13 @@ from wiseft_cli.checkpoint.reader import (
 )
 from wiseft_cli.errors import CheckpointError, IncompatibleCheckpointsError, counted
 from wiseft_cli.merging.arithmetic import INTERPOLATED_DTYPES
-from wiseft_cli.merging.factored import require_whole_weights
+from wiseft_cli.merging.causes import find_cause, find_renaming
+from wiseft_cli.merging.factored import (
+    FactoredWeight,
+    find_factored_weights,
+    require_whole_weights,
+)
 from wiseft_cli.merging.plan import card_of_result
-
-_PREFIXES = ("module.", "_orig_mod.", "model.", "state_dict.", "visual.", "base_model.model.")
-_LORA_PARTS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora_a.", ".lora_b.")
-_LIGHTNING_PREFIXES = ("optimizer_states.", "lr_schedulers.", "callbacks.", "loops.")
-_HUGGING_FACE_PREFIXES = ("vision_model.", "visual_projection.", "text_model.")
-_TEXT_TOWER_PREFIXES = ("transformer.resblocks.", "token_embedding.", "text.", "text_projection")
 
 
 @dataclass(frozen=True)
@@ -77,22 +75,38 @@ class Comparison:
                 lines.append(f"{name}: dtype {b.dtype}, expected {a.dtype}")
         return lines
 
+    @property
+    def factored(self) -> list[FactoredWeight]:
+        """Weights that either file stores as several tensors, by module."""
+        found = {
+            weight
+            for reader in (self.theta_0, self.theta_1)
+            for weight in find_factored_weights(reader.tensors)
+        }
+        return sorted(found, key=lambda weight: (weight.module, weight.names))
+
     def likely_cause(self) -> str | None:
         """Return the likely cause of the differences and its remedy, or None if unknown."""
+        for side, reader in (("first", self.theta_0), ("second", self.theta_1)):
+            if reader.partial is not None:
+                what, remedy = reader.partial
+                return f"the {side} file is {what}; {remedy}"
+        tensors_0, tensors_1 = self.theta_0.tensors, self.theta_1.tensors
         if self.only_0 or self.only_1:
-            return self._cause_in_names()
-        if self.shapes:
-            if all(name.startswith("classification_head.") for name in self.shapes):
-                return "the class lists differ; fine-tune from this zero-shot checkpoint"
-            return "the architectures differ; compare the files with `wiseft diff`"
-        if self.dtypes and all(map(self._is_convertible, self.dtypes)):
-            return "choose the dtype to store, for example --dtype float32"
+            return find_cause(tensors_0, tensors_1)
+        if self.shapes or (self.dtypes and all(map(self._is_convertible, self.dtypes))):
+            common = tensors_0.keys() & tensors_1.keys()
+            return find_cause(*({n: t[n] for n in common} for t in (tensors_0, tensors_1)))
         return None
 
     def without_accepted(self, *, converts: bool, copies_missing: bool) -> Comparison:
         """Return the differences that a merge with these options does not accept."""
-        # Two files without a common tensor are a mistake, even if missing tensors are copied.
-        accepts_missing = copies_missing and self.n_common > 0
+        # Files without a common tensor, or with a prefix in one, are a mistake even then.
+        accepts_missing = (
+            copies_missing
+            and self.n_common > 0
+            and find_renaming(self.theta_0.tensors, self.theta_1.tensors) is None
+        )
         return replace(
             self,
             only_0=() if accepts_missing else self.only_0,
@@ -105,43 +119,6 @@ class Comparison:
     def _is_convertible(self, name: str) -> bool:
         infos = self.theta_0.tensors[name], self.theta_1.tensors[name]
         return all(info.dtype in INTERPOLATED_DTYPES for info in infos)
-
-    def _cause_in_names(self) -> str:
-        sides = (("the first file", self.only_0), ("the second file", self.only_1))
-        for side, names in sides:
-            if any(part in name for name in names for part in _LORA_PARTS):
-                return f"{side} is a LoRA adapter; merge it into its base model first"
-            if _any_starts(names, _LIGHTNING_PREFIXES):
-                return f"{side} is a Lightning checkpoint; save only the state dict of its model"
-        for side, names in sides:
-            if _any_starts(names, _HUGGING_FACE_PREFIXES):
-                return (
-                    f"{side} has Hugging Face tensor names (vision_model.*); convert them to "
-                    "open_clip names (visual.*), or merge two files with Hugging Face names"
-                )
-        for prefix in _PREFIXES:
-            for (side, names), other in zip(sides, (self.theta_1, self.theta_0), strict=True):
-                if _would_match(names, other.tensors, prefix):
-                    return f"the names in {side} start with {prefix!r}; save it without the prefix"
-        for (side, names), other_side in zip(sides, ("second", "first"), strict=True):
-            if _any_starts(names, _TEXT_TOWER_PREFIXES) and self.n_common:
-                return (
-                    f"{side} is a full CLIP model with its text tower, the {other_side} only an "
-                    "image encoder; --missing copy keeps tensors that only one file has"
-                )
-        if self.shapes or not self.n_common:
-            return "the architectures differ; compare the files with `wiseft diff`"
-        return "--missing copy keeps tensors that only one file has"
-
-
-def _would_match(names: Iterable[str], others: Mapping[str, TensorInfo], prefix: str) -> bool:
-    """Return whether most of the prefixed names exist in the other file without the prefix."""
-    stripped = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-    return bool(stripped) and 2 * sum(name in others for name in stripped) > len(stripped)
-
-
-def _any_starts(names: Iterable[str], prefixes: tuple[str, ...]) -> bool:
-    return any(name.startswith(prefixes) for name in names)
 
 
 def compare(theta_0: CheckpointReader, theta_1: CheckpointReader) -> Comparison:

@@ -51,8 +51,8 @@ _BAKE = (
     "remove_parametrizations, torch.nn.utils.remove_weight_norm, remove_spectral_norm or "
     "prune.remove"
 )
-ADAPTER = Form("adapter factors", _MERGE_ADAPTER, is_linear=True, is_whole=False)
-NONLINEAR_ADAPTER = Form("parts of an adapter", _MERGE_ADAPTER, is_whole=False)
+ADAPTER = Form("LoRA-like factors", _MERGE_ADAPTER, is_linear=True, is_whole=False)
+NONLINEAR_ADAPTER = Form("parts of a DoRA-like adapter", _MERGE_ADAPTER, is_whole=False)
 QUANTIZED = Form("quantized weight with scales", _DEQUANTIZE, is_linear=True)
 INTEGERS = Form("packed or quantized integers", _DEQUANTIZE)
 WEIGHT_NORM = Form("magnitude and direction of a weight", _BAKE)

@@ -16,7 +16,7 @@ import torch
 
 from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.format import TensorSpec, safetensors_dtype
-from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint
+from wiseft_cli.checkpoint.reader import RECORD_TENSOR, CheckpointReader, open_checkpoint
 from wiseft_cli.checkpoint.writer import CheckpointWriter
 from wiseft_cli.compute.precision import build_scaler
 from wiseft_cli.compute.process_group import ProcessGroup
@@ -31,7 +31,6 @@ from wiseft_cli.training.optimizer import build_optimizer
 from wiseft_cli.training.plan import FinetunePlan
 from wiseft_cli.training.resume import torch_version
 from wiseft_cli.training.state_dir import (
-    RECORD_TENSOR,
     SavedState,
     StateRecord,
     encode_record,

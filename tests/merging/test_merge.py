@@ -361,6 +361,40 @@ def test_another_zero_shot_parent_warns_and_raises_if_strict(tmp_path: Path) -> 
         merge(zeroshot, stranger, tmp_path / "strict", is_strict=True)
 
 
+def test_two_fine_tuned_checkpoints_are_named_as_such(tmp_path: Path) -> None:
+    zeroshot, finetuned = write_pair(tmp_path)
+    digest = read_card(zeroshot).digest or ""
+    sibling, stranger = tmp_path / "sibling", tmp_path / "stranger"
+    write_checkpoint(sibling, tensors(2), finetuned_card(digest))
+    write_checkpoint(stranger, tensors(3), finetuned_card("sha256:" + "ab" * 32))
+    merge(zeroshot, sibling, tmp_path / "m", "0.5")
+    own = digest.removeprefix("sha256:")[:12]
+    tail = "alpha 0 is the first of them, not a zero-shot model"
+    for first, second, kinds in (
+        (finetuned, sibling, f"two finetuned checkpoints with the same zero-shot parent {own}"),
+        (
+            finetuned,
+            stranger,
+            f"two finetuned checkpoints with different zero-shot parents {own} and abababababab",
+        ),
+        (
+            tmp_path / "m",
+            finetuned,
+            f"a merged and a finetuned checkpoint with the same zero-shot parent {own}",
+        ),
+        (
+            finetuned,
+            tmp_path / "m",
+            f"a finetuned and a merged checkpoint with the same zero-shot parent {own}",
+        ),
+    ):
+        report = merge(first, second, tmp_path / "out", "0.5", force=True)
+        assert report.warnings == (f"{first} and {second} are {kinds}: {tail}",)
+        roles = [item.role for item in read_card(tmp_path / "out").history[-1].inputs]
+        assert roles == [read_card(first).role, read_card(second).role]
+    assert merge(zeroshot, tmp_path / "m", tmp_path / "again").warnings == ()
+
+
 def test_the_wrong_order_is_refused_with_the_command_to_run(tmp_path: Path) -> None:
     zeroshot, finetuned = write_pair(tmp_path)
     with pytest.raises(CheckpointError) as caught:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from wiseft_cli.cli.console import Advance, print_message, warn
 from wiseft_cli.cli.finetune_log import RunLog
 from wiseft_cli.compute.torchrun import Launch
+from wiseft_cli.errors import counted
 from wiseft_cli.training.callbacks import Callbacks, EpochReport, StartReport, StepReport
 from wiseft_cli.training.plan import FinetunePlan, LabelledSet
 from wiseft_cli.training.recipe import RECIPE_KEYS, describe_value
@@ -48,7 +49,7 @@ def print_plan(plan: FinetunePlan, *, n_processes: int = 1) -> None:
     print_message(f"classes  {_describe_classes(plan)}")
     for labelled in plan.val:
         print_message(f"val      {_describe_set(labelled)}")
-    length = f"= {recipe.epochs} epochs x {recipe.steps_per_epoch}"
+    length = f"= {counted(recipe.epochs, 'epoch')} x {recipe.steps_per_epoch}"
     if recipe.steps % recipe.steps_per_epoch:
         length = f"with {recipe.steps_per_epoch} per epoch"
     parts = _describe_parts(recipe.batch_size, recipe.micro_batch_size, n_processes)

@@ -236,20 +236,43 @@ def descent_warnings(theta_0: CheckpointReader, theta_1: CheckpointReader) -> It
     if card_0 is None or card_1 is None:
         yield from _missing_card_warnings(theta_0, theta_1)
         return
+    parents = _zeroshot_parents(card_1)
     if card_0.role != "zeroshot":
-        yield f"{theta_0.path} is a {card_0.role} checkpoint, expected a zero-shot one"
-    parents = [
-        item.digest
-        for entry in card_1.history
-        if entry.command in ("finetune", "merge")
-        for item in entry.inputs
-        if item.role == "zeroshot"
-    ]
-    if parents and card_0.digest not in parents:
+        kinds = _describe_descendants(card_0, card_1)
+        yield (
+            f"{theta_0.path} and {theta_1.path} are {kinds}: alpha 0 is the first of them, not a "
+            "zero-shot model"
+        )
+    elif parents and card_0.digest not in parents:
         yield (
             f"{theta_1.path} was fine-tuned from another zero-shot checkpoint "
             f"({shorten(parents[-1])}) than {theta_0.path} ({shorten(card_0.digest)})"
         )
+
+
+def _zeroshot_parents(card: Card) -> list[str]:
+    """Return the digests of the zero-shot checkpoints that a checkpoint was made from."""
+    return [
+        item.digest
+        for entry in card.history
+        if entry.command in ("finetune", "merge")
+        for item in entry.inputs
+        if item.role == "zeroshot"
+    ]
+
+
+def _describe_descendants(card_0: Card, card_1: Card) -> str:
+    """Return the roles of two checkpoints that are not zero-shot, and their parents."""
+    parents_0, parents_1 = _zeroshot_parents(card_0), _zeroshot_parents(card_1)
+    roles = f"a {card_0.role} and a {card_1.role} checkpoint"
+    if card_0.role == card_1.role:
+        roles = f"two {card_0.role} checkpoints"
+    if shared := [digest for digest in parents_1 if digest in parents_0]:
+        return f"{roles} with the same zero-shot parent {shorten(shared[-1])}"
+    if parents_0 and parents_1:
+        digests = f"{shorten(parents_0[-1])} and {shorten(parents_1[-1])}"
+        return f"{roles} with different zero-shot parents {digests}"
+    return f"{roles} without a common zero-shot parent"
 
 
 def _missing_card_warnings(theta_0: CheckpointReader, theta_1: CheckpointReader) -> Iterator[str]:

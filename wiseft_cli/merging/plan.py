@@ -27,6 +27,7 @@ STORED_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """Dtypes that a merge can convert to: name of the option's value, safetensors dtype."""
 
 _ROLES = ("zeroshot", "finetuned")
+"""Roles in the history of inputs without a card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,10 @@ class MergePlan:
             digests: Content digests of the inputs; None for placeholders of the same width.
         """
         known = digests or [UNKNOWN_DIGEST] * len(self.inputs)
-        inputs = tuple(map(HistoryInput, _ROLES, known))
+        inputs = tuple(
+            HistoryInput(reader.card.role if reader.card else role, digest)
+            for reader, role, digest in zip(self.inputs, _ROLES, known, strict=True)
+        )
         entry = HistoryEntry("merge", __version__, {"alpha": alpha.text, **self.options}, inputs)
         cards = [reader.card for reader in self.inputs if reader.card]
         card = card_of_result(self.inputs)

@@ -16,7 +16,7 @@ from fractions import Fraction
 from typing import Any
 
 from wiseft_cli.compute.precision import PRECISIONS
-from wiseft_cli.errors import RecipeError
+from wiseft_cli.errors import RecipeError, counted
 
 DEFAULT_EPOCHS = 10
 MAX_DEFAULT_WARMUP_STEPS = 500
@@ -379,7 +379,7 @@ def _warmup_steps(recipe: Recipe, steps: int, n_images: int) -> int:
         return int(Fraction(str(recipe.warmup)) * steps)
     if recipe.warmup < steps:
         return recipe.warmup
-    length = "" if recipe.steps else f"{recipe.epochs or DEFAULT_EPOCHS} epochs of "
+    length = "" if recipe.steps else f"{counted(recipe.epochs or DEFAULT_EPOCHS, 'epoch')} of "
     raise RecipeError(
         f"warmup is {recipe.warmup} steps, expected fewer than the run's {steps}"
         f" ({length}{n_images} images, batch size {recipe.batch_size})",

@@ -64,6 +64,44 @@ def test_a_value_outside_the_interval_is_refused_without_extrapolate() -> None:
     assert texts("-0.1,1.5", extrapolate=True) == ["-0.1", "1.5"]
 
 
+COMMA = "a comma separates values; "
+EXTRAPOLATE = "to extrapolate beyond the two models, use merge with --extrapolate"
+
+
+@pytest.mark.parametrize(
+    ("given_text", "hint"),
+    [
+        ("50", "did you mean 0.5?"),
+        ("50%", "did you mean 0.5?"),
+        ("5 %", "did you mean 0.05?"),
+        ("33.3", "did you mean 0.333?"),
+        ("100", "did you mean 1?"),
+        ("0:100:10", "did you mean 0:1:0.1?"),
+        ("10,20,100", COMMA + "did you mean 0.1,0.2,1?"),
+        ("0,5", COMMA + "did you mean 0.5?"),
+        ("0,25", COMMA + "did you mean 0.25 or 0,0.25?"),
+        ("0,05", COMMA + "did you mean 0.05?"),
+        ("0,5:1:0,1", COMMA + "did you mean 0.5:1:0.1?"),
+        ("0:1:0,1", COMMA + "did you mean 0:1:0.1?"),
+        ("2", EXTRAPOLATE),
+        ("1.5", EXTRAPOLATE),
+        ("-0.5", EXTRAPOLATE),
+        ("0,1.5", EXTRAPOLATE),
+        ("500", EXTRAPOLATE),
+    ],
+)
+def test_per_cent_and_decimal_commas_are_guessed(given_text: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_alphas([given_text])
+    assert caught.value.hint == hint
+
+
+def test_a_guess_is_made_for_any_of_several_values() -> None:
+    with pytest.raises(UsageError, match="alpha 50 is outside") as caught:
+        parse_alphas(iter(["0.5", "50"]))
+    assert caught.value.hint == "did you mean 0.5?"
+
+
 FORMS = "a number such as 0.5, a list such as 0,0.5,1 or a range such as 0:1:0.1"
 
 

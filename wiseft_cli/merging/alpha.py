@@ -7,9 +7,11 @@ This module does not interpolate anything.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Context, Decimal, InvalidOperation
+from itertools import islice
 
 from wiseft_cli.errors import UsageError
 
@@ -19,6 +21,7 @@ MAX_ALPHAS = 1001
 MAX_DIGITS = 30
 """Maximum digits of one value; a double has 17, and an exponent could ask for a billion."""
 
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _EXACT = Context(prec=4 * MAX_DIGITS)
 _FORMS = "a number such as 0.5, a list such as 0,0.5,1 or a range such as 0:1:0.1"
 
@@ -47,6 +50,7 @@ def parse_alphas(texts: Iterable[str], *, extrapolate: bool = False) -> tuple[Al
     Raises:
         UsageError: A text is malformed, or a value is outside [0, 1] without `extrapolate`.
     """
+    texts = list(texts)
     decimals: dict[Decimal, None] = {}
     for text in texts:
         for part in text.split(","):
@@ -58,10 +62,11 @@ def parse_alphas(texts: Iterable[str], *, extrapolate: bool = False) -> tuple[Al
         raise UsageError(f"alpha: missing value, expected {_FORMS}")
     outside = [_plain_text(decimal) for decimal in decimals if not 0 <= decimal <= 1]
     if outside and not extrapolate:
+        meant = next(filter(None, map(_guess_fraction, texts)), None)
         raise UsageError(
             f"alpha {', '.join(outside[:10])} is outside [0, 1]; "
             "alpha is the weight of the fine-tuned model",
-            hint="to extrapolate beyond the two models, use merge with --extrapolate",
+            hint=meant or "to extrapolate beyond the two models, use merge with --extrapolate",
         )
     return tuple(Alpha(_plain_text(decimal), float(decimal)) for decimal in decimals)
 
@@ -73,10 +78,16 @@ def _expand(part: str, text: str) -> Iterator[Decimal]:
         yield fields[0]
         return
     if len(fields) != 3:
-        raise UsageError(f"alpha: {text!r} is not a range; expected start:stop:step")
+        raise UsageError(
+            f"alpha: {text!r} is not a range; expected start:stop:step",
+            hint=_guess_fraction(text) if "," in text else None,
+        )
     start, stop, step = fields
     if step == 0 or (stop - start) * step < 0:
-        raise UsageError(f"alpha: {text!r} is an endless range; its step leads away from its stop")
+        raise UsageError(
+            f"alpha: {text!r} is an endless range; its step leads away from its stop",
+            hint=_guess_fraction(text) if "," in text else None,
+        )
     value, index = start, 0
     while (value <= stop) if step > 0 else (value >= stop):
         yield value
@@ -84,11 +95,35 @@ def _expand(part: str, text: str) -> Iterator[Decimal]:
         value = _EXACT.add(start, _EXACT.multiply(step, Decimal(index)))
 
 
+def _guess_fraction(text: str) -> str | None:
+    """Return the question whether a decimal comma or per cent were meant, or None."""
+    plain = text.replace("%", "").replace(" ", "")
+    numbers = [float(number) for number in _NUMBER.findall(plain)]
+    guesses = [plain.replace(",", ".")] if "," in plain else []
+    if "%" in text or (numbers and max(numbers) > (9 if guesses else 2)):
+        guesses.append(_NUMBER.sub(lambda number: _plain_text(Decimal(number[0]) / 100), plain))
+    valid = [guess for guess in guesses if _is_inside(guess)]
+    if not valid:
+        return None
+    kind = "a comma separates values; " if "," in plain else ""
+    return f"{kind}did you mean {' or '.join(valid)}?"
+
+
+def _is_inside(text: str) -> bool:
+    try:
+        values = (value for part in text.split(",") for value in _expand(part, text))
+        return all(0 <= value <= 1 for value in islice(values, MAX_ALPHAS))
+    except UsageError:
+        return False
+
+
 def _parse_decimal(field: str, text: str) -> Decimal:
     try:
         decimal = Decimal(field.strip())
     except InvalidOperation:
-        raise UsageError(f"alpha: {text!r} is not a number, expected {_FORMS}") from None
+        raise UsageError(
+            f"alpha: {text!r} is not a number, expected {_FORMS}", hint=_guess_fraction(text)
+        ) from None
     if not decimal.is_finite():
         raise UsageError(f"alpha: {text!r} is not finite")
     if len(decimal.as_tuple().digits) > MAX_DIGITS or abs(decimal.adjusted()) > MAX_DIGITS:

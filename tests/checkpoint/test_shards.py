@@ -13,6 +13,7 @@ from tests.merging.pairs import finetuned_card, tensors, write_foreign, write_pa
 from tests.merging.test_merge import merge, read_all
 from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
 from wiseft_cli.checkpoint.writer import write_checkpoint
+from wiseft_cli.cli.app import main
 from wiseft_cli.errors import CheckpointError, NotACheckpointError
 
 W = {"w": np.full((2, 2), 1, np.float32), "v": np.full(3, 1, np.float32)}
@@ -155,10 +156,10 @@ def write_state(path: Path, seed: int) -> Path:
 
 @pytest.mark.parametrize("is_finished", [True, False])
 def test_a_saved_state_of_a_run_is_named_and_its_checkpoint_too(
-    tmp_path: Path, run_wiseft: RunWiseft, is_finished: bool
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], is_finished: bool
 ) -> None:
     states = [
-        write_state(tmp_path / f"{name}.safetensors.state" / "step-00000010.safetensors", seed)
+        str(write_state(tmp_path / f"{name}.safetensors.state" / "step-00000010.safetensors", seed))
         for seed, name in enumerate("ab")
     ]
     output = tmp_path / "a.safetensors"
@@ -170,17 +171,17 @@ def test_a_saved_state_of_a_run_is_named_and_its_checkpoint_too(
         if is_finished
         else f"continue the run with --resume; it writes the checkpoint {output} at its end"
     )
-    described = run_wiseft("inspect", states[0]).stdout
+    assert main(["inspect", states[0]]) == 0
+    described = capsys.readouterr().out
     assert f"  role        {what}\n  note        {remedy}\n" in described
     assert "finetuned" not in described.split("history")[0]
-    assert (
-        f"likely cause: the first file is {what}; {remedy}\n" in run_wiseft("diff", *states).stdout
-    )
+    assert main(["diff", *states]) == 0
+    cause = f"likely cause: the first file is {what}; {remedy}\n"
+    assert cause in capsys.readouterr().out
     for command in (
         ("merge", *states, "-o", "out"),
-        ("eval", states[0], "--data", tmp_path),
+        ("eval", states[0], "--data", str(tmp_path)),
         ("export", states[0], "--model", "ViT-B-32", "--random-weights", "-o", "folder"),
     ):
-        done = run_wiseft(*command)
-        assert done.returncode == 1
-        assert done.stderr == f"error: {states[0]}: is {what}\nhint: {remedy}\n"
+        assert main(command) == 1
+        assert capsys.readouterr().err == f"error: {states[0]}: is {what}\nhint: {remedy}\n"

@@ -198,7 +198,7 @@ def require_whole_checkpoint(reader: CheckpointReader) -> None:
 
 def _way_out(state: Path) -> str:
     """Return how to get the weights of a run whose saved state is given."""
-    folder = state.absolute().parent
+    folder = state.parent if state.parent.name else state.absolute().parent
     output = folder.with_suffix("") if folder.suffix == ".state" else Path("OUT")
     if output.is_file():
         return f"the checkpoint of the run is {output}"

@@ -111,13 +111,16 @@ def flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def check_output(path: Path, *, force: bool, inputs: Sequence[Path] = ()) -> None:
+def check_output(
+    path: Path, *, force: bool, inputs: Sequence[Path] = (), creates_parents: bool = False
+) -> None:
     """Reject an output that must not be written, before any work is done.
 
     Args:
         path: Path of the output.
         force: Whether an existing file may be replaced.
         inputs: Files that the command reads; the output must not be one of them under any name.
+        creates_parents: Whether missing folders of the path are created before it is written.
     Raises:
         OutputError: The output is an input, also through a link; exists without `force`; is not
             a regular file; or its folder is missing or not writable.
@@ -136,11 +139,11 @@ def check_output(path: Path, *, force: bool, inputs: Sequence[Path] = ()) -> Non
         raise OutputError(
             f"{path}: exists already", hint="name another output with -o, or overwrite with --force"
         )
-    check_parent(path, resolve_output(path).parent)
+    check_parent(path, resolve_output(path).parent, creates_parents=creates_parents)
 
 
-def check_parent(path: Path, parent: Path) -> None:
-    """Reject an output whose parent folder is missing or not writable.
+def check_parent(path: Path, parent: Path, *, creates_parents: bool = False) -> None:
+    """Reject an output whose parent folder is missing, unless it is created, or not writable.
 
     Raises:
         OutputError: It is.
@@ -148,10 +151,32 @@ def check_parent(path: Path, parent: Path) -> None:
     nearest = next(folder for folder in (parent, *parent.parents) if folder.exists())
     if not nearest.is_dir():
         raise OutputError(f"{path}: {nearest} is a file, expected a folder")
-    if nearest != parent:
+    if nearest != parent and not creates_parents:
         raise OutputError(f"{path}: its folder {parent} does not exist", hint=f"mkdir -p {parent}")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{path}: no permission to write in the folder {parent}")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: no permission to write in the folder {nearest}")
+
+
+@contextlib.contextmanager
+def created_parents(path: Path) -> Iterator[None]:
+    """Create the missing folders of an output; remove them again if the block fails.
+
+    Raises:
+        OutputError: A folder cannot be created.
+    """
+    parent = resolve_output(path).parent
+    missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # a folder that is in use stays, and its parents too
+            for folder in missing:
+                folder.rmdir()
+        raise
 
 
 def cannot_write(path: Path, error: OSError, *, hint: str | None = None) -> OutputError:

@@ -32,7 +32,12 @@ _RENAME_EXCHANGE = 2
 
 
 def check_output_folder(
-    path: Path, *, manifest: str, force: bool, inputs: Sequence[Path] = ()
+    path: Path,
+    *,
+    manifest: str,
+    force: bool,
+    inputs: Sequence[Path] = (),
+    creates_parents: bool = False,
 ) -> None:
     """Reject an output folder that must not be written, before any work is done.
 
@@ -41,6 +46,7 @@ def check_output_folder(
         manifest: Name of the file in it that lists its files.
         force: Whether a folder written this way may be replaced.
         inputs: Files that the command reads; none may lie in the folder.
+        creates_parents: Whether missing folders of the path are created before it is written.
     Raises:
         OutputError: An input lies in the folder; the folder exists without `force`, is a file,
             or contains files that its manifest does not list; or its parent is missing or not
@@ -62,7 +68,7 @@ def check_output_folder(
                 hint="name another folder with -o, or replace it with --force",
             )
         _reject_foreign_files(path, manifest)
-    check_parent(path, target.parent)
+    check_parent(path, target.parent, creates_parents=creates_parents)
 
 
 def _reject_foreign_files(folder: Path, manifest: str) -> None:

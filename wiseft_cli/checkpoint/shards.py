@@ -20,7 +20,9 @@ from wiseft_cli.errors import CheckpointError, NotACheckpointError
 INDEX_SUFFIX = ".safetensors.index.json"
 FILE_SUFFIX = ".safetensors"
 
-_INDEX_NAME = re.compile(r"\.safetensors\.index(?:\.[\w-]+)?\.json$")
+INDEX_NAME = re.compile(r"\.safetensors\.index(?:\.[\w-]+)?\.json$")
+"""Name of an index of shards, the variants of transformers included."""
+
 _SHARD_NAME = re.compile(r"^(.*?)[-_.]?(\d+)-of-(\d+)(.*)\.safetensors$")
 _WHOLE_NAME = "model.safetensors"
 """The file that transformers loads from a folder even if an index lies beside it."""
@@ -62,6 +64,13 @@ def shard_number(path: Path) -> tuple[int, int] | None:
     return (int(match[2]), int(match[3])) if match and int(match[3]) > 1 else None
 
 
+def whole_name(files: Sequence[Path]) -> str:
+    """Return the file name of a checkpoint as one file, given its files, an index first."""
+    name = INDEX_NAME.sub(FILE_SUFFIX, files[0].name)
+    match = _SHARD_NAME.match(name)
+    return f"{match[1] or 'model'}{match[4]}{FILE_SUFFIX}" if match and len(files) > 1 else name
+
+
 def _only_checkpoint_in(folder: Path) -> CheckpointFiles:
     """Return the files of the only checkpoint in a folder.
 
@@ -73,7 +82,7 @@ def _only_checkpoint_in(folder: Path) -> CheckpointFiles:
     except OSError as error:
         raise NotACheckpointError(f"{folder}: cannot be opened: {error.strerror}") from None
     files = [name for name in names if name.endswith(FILE_SUFFIX)]
-    indices = [name for name in names if _INDEX_NAME.search(name)]
+    indices = [name for name in names if INDEX_NAME.search(name)]
     if not indices and not files:
         raise NotACheckpointError(
             f"{folder}: contains no *{FILE_SUFFIX} and no *{INDEX_SUFFIX} file"

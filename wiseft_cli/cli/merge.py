@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from enum import StrEnum
+from os.path import dirname
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,8 +77,9 @@ def merge(
             "-o",
             metavar="FILE",
             rich_help_panel=_OUTPUT,
-            help="Output file; {alpha} in its name becomes the value. Default: the name of "
-            "FINETUNED with -wiseft-{alpha}, in the current folder.",
+            help="Output file; {alpha} becomes the value, in a folder name too. DIR/ with a slash "
+            "at its end writes a folder, with the config and tokenizer files of FINETUNED's. "
+            "Default: the name of FINETUNED with -wiseft-{alpha}, in the current folder.",
         ),
     ] = None,
     dtype: Annotated[
@@ -133,9 +135,13 @@ def merge(
     # lazy: numpy takes a tenth of a second, and --help does not need it
     from wiseft_cli.merging.alpha import parse_alphas
     from wiseft_cli.merging.merge import merge_checkpoints
+    from wiseft_cli.merging.outputs import list_companions, require_model_folder
 
     alphas = parse_alphas(alpha or ["0.5"], extrapolate=extrapolate)
     outputs = name_outputs(output, alphas, finetuned)
+    writes_folders = output is not None and output.endswith("/")
+    if writes_folders:
+        require_model_folder(finetuned)
     with ExitStack() as stack:
         report = merge_checkpoints(
             zeroshot,
@@ -146,9 +152,17 @@ def merge(
             threads=threads,
             is_strict=strict,
             force=force,
+            writes_folders=writes_folders,
+            creates_parents=output is not None and "{alpha}" in dirname(output.rstrip("/")),
             on_progress=_Bar(stack),
         )
     _print_messages(report)
+    if not writes_folders and (companions := list_companions(finetuned)):
+        shown = ", ".join(list_some([path.name for path in companions], limit=3))
+        print_message(
+            f"{counted(len(companions), 'file')} beside the weights of FINETUNED not copied: "
+            f"{shown}; -o DIR/ writes a folder with them"
+        )
     if json:
         results = [_result(file, report) for file in report.files]
         print_json(results if len(results) > 1 else results[0])

@@ -12,10 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wiseft_cli.checkpoint.atomic import check_output
 from wiseft_cli.checkpoint.reader import open_checkpoint, require_card_digest
-from wiseft_cli.checkpoint.writer import CheckpointWriter
-from wiseft_cli.compute.disk import require_space
 from wiseft_cli.errors import CheckpointError, UsageError, counted, list_some
 from wiseft_cli.merging.alpha import Alpha, parse_alphas
 from wiseft_cli.merging.compatibility import (
@@ -24,6 +21,7 @@ from wiseft_cli.merging.compatibility import (
     require_equal_bytes,
     require_roles_in_order,
 )
+from wiseft_cli.merging.outputs import MergeOutputs
 from wiseft_cli.merging.plan import STORED_DTYPES, MergePlan, plan_merge
 from wiseft_cli.merging.stream import StreamResult, default_threads, stream_tensors
 
@@ -123,6 +121,8 @@ def merge_checkpoints(
     threads: int | None = None,
     is_strict: bool = False,
     force: bool = False,
+    writes_folders: bool = False,
+    creates_parents: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
     """Merge two checkpoints at one or several alphas.
@@ -136,6 +136,8 @@ def merge_checkpoints(
         threads: Number of threads; None uses one per usable CPU, up to 8.
         is_strict: Raise an error instead of reporting a warning.
         force: Whether existing outputs may be replaced.
+        writes_folders: Write each output as a folder, with the files beside theta_1's weights.
+        creates_parents: Create missing folders of the outputs.
         on_progress: Called with the number of bytes of all inputs, and the number of bytes done
             since the last call.
     Raises:
@@ -146,8 +148,10 @@ def merge_checkpoints(
         open_checkpoint(zeroshot, allow_shards=True) as theta_0,
         open_checkpoint(finetuned, allow_shards=True) as theta_1,
     ):
-        for _, path in outputs:
-            check_output(path, force=force, inputs=[*theta_0.files, *theta_1.files])
+        targets = MergeOutputs(
+            outputs, [*theta_0.files, *theta_1.files], force, writes_folders, creates_parents
+        )
+        targets.check()
         require_roles_in_order(theta_0, theta_1)
         require_compatible(
             theta_0, theta_1, converts=dtype is not None, copies_missing=copies_missing
@@ -158,10 +162,9 @@ def merge_checkpoints(
         require_equal_bytes(theta_0, theta_1, plan.opaque)
         files, done = _write_outputs(
             plan,
-            outputs,
+            targets,
             threads=threads or default_threads(),
             is_strict=is_strict,
-            force=force,
             on_progress=on_progress,
         )
     warnings += _not_finite_warnings(plan, outputs, done)
@@ -170,30 +173,15 @@ def merge_checkpoints(
 
 def _write_outputs(
     plan: MergePlan,
-    outputs: Sequence[tuple[Alpha, Path]],
+    targets: MergeOutputs,
     *,
     threads: int,
     is_strict: bool,
-    force: bool,
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[tuple[MergedFile, ...], StreamResult]:
-    size_bytes = sum(spec.nbytes for spec in plan.specs)
-    require_space([(path, size_bytes) for _, path in outputs])
+    outputs = targets.outputs
     with ExitStack() as stack:
-        writers = [
-            stack.enter_context(
-                CheckpointWriter(
-                    path,
-                    plan.specs,
-                    plan.card(alpha),
-                    force=force,
-                    inputs=[file for reader in plan.inputs for file in reader.files],
-                    metadata=plan.metadata,
-                    bypass_page_cache=True,
-                )
-            )
-            for alpha, path in outputs
-        ]
+        writers = targets.open(stack, plan)
         alphas = [alpha for alpha, _ in outputs]
         done = stream_tensors(plan, alphas, writers, threads=threads, on_progress=on_progress)
         for reader, digest in zip(plan.inputs, done.digests, strict=True):
@@ -203,6 +191,7 @@ def _write_outputs(
             MergedFile(path, alpha, writer.commit(plan.card(alpha, done.digests)), counts)
             for (alpha, path), writer, counts in zip(outputs, writers, done.not_finite, strict=True)
         )
+        targets.commit_folders(plan, [file.digest for file in files])
         return files, done
 
 

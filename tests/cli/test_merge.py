@@ -252,6 +252,40 @@ def test_a_killed_merge_leaves_the_old_output_and_the_next_one_cleans_up(tmp_pat
     assert (tmp_path / "out0.5").stat().st_size > 32_000_000
 
 
+def merge_with_open_files(folder: Path, limits: tuple[int, int], alphas: str) -> str:
+    """Run a merge under a soft and a hard limit on open files; return its standard error."""
+    words = f"merge zs.safetensors ft.safetensors --alpha {alphas} -o out{{alpha}}"
+    done = subprocess.run(
+        [sys.executable, "-m", "wiseft_cli", *words.split()],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits),
+    )
+    assert "Traceback" not in done.stderr
+    assert bool(done.returncode) == done.stderr.startswith("error:")
+    return done.stderr
+
+
+def test_1001_outputs_need_only_the_hard_limit_on_open_files(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    merge_with_open_files(tmp_path, (64, 4096), "0:1:0.001")
+    assert len(list(tmp_path.glob("out*"))) == 1001
+
+
+def test_too_many_outputs_for_the_limit_on_open_files_are_refused_at_once(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    assert merge_with_open_files(tmp_path, (256, 256), "0:1:0.001") == (
+        "error: 1,001 outputs need 3,037 open files, and the limit is 256\n"
+        "hint: merge at most 74 values of --alpha at a time, or raise the hard limit (ulimit -Hn)\n"
+    )
+    merge_with_open_files(tmp_path, (256, 256), "0:0.073:0.001")
+    assert len(list(tmp_path.glob("out*"))) == 74
+    merge_with_open_files(tmp_path, (40, 40), "1")
+
+
 def test_a_file_size_limit_is_reported_before_anything_is_written(tmp_path: Path) -> None:
     write_large_pair(tmp_path)
     (tmp_path / "out").write_text("precious")

@@ -5,9 +5,10 @@ transformers and open_clip load a model from a folder with a config and tokenize
 
 from __future__ import annotations
 
+import resource
 import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,12 +17,18 @@ from wiseft_cli.checkpoint.atomic_folder import AtomicFolder, check_output_folde
 from wiseft_cli.checkpoint.shards import INDEX_NAME, whole_name
 from wiseft_cli.checkpoint.writer import CheckpointWriter
 from wiseft_cli.compute.disk import require_space
-from wiseft_cli.errors import UsageError
+from wiseft_cli.errors import OutputError, UsageError
 from wiseft_cli.merging.alpha import Alpha
 from wiseft_cli.merging.plan import MergePlan
 
 MANIFEST = "wiseft_merge.json"
 """File in the folder that lists its files, so that --force replaces nothing else."""
+
+_FILES_PER_OUTPUT = 3
+"""The file, its second descriptor for direct writes, and its folder."""
+
+_OTHER_FILES = 32
+"""Libraries and standard streams."""
 
 _SUFFIXES = (".json", ".txt", ".jinja", ".model", ".tiktoken", ".txt.gz")
 _MAX_BYTES = 64 << 20
@@ -64,6 +71,22 @@ def require_model_folder(finetuned: Path) -> None:
             "folder of FINETUNED",
             hint="name that folder as FINETUNED, or an output file with -o",
         )
+
+
+def _allow_open_files(n_outputs: int, n_others: int) -> None:
+    """Raise this process's limit on open files if outputs need more; the system sets the bound."""
+    needed = n_outputs * _FILES_PER_OUTPUT + n_others
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            most = max(1, (hard - n_others) // _FILES_PER_OUTPUT)
+            raise OutputError(
+                f"{n_outputs:,} outputs need {needed:,} open files, and the limit is {hard:,}",
+                hint=f"merge at most {most:,} values of --alpha at a time, or raise the hard limit "
+                "(ulimit -Hn)",
+            )
+        with suppress(ValueError, OSError):  # a system may have another bound of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 @dataclass
@@ -112,8 +135,10 @@ class MergeOutputs:
         """Return an open writer for every output; leaving `stack` closes them.
 
         Raises:
-            OutputError: The outputs do not fit on the disk, or cannot be written.
+            OutputError: The outputs are too many to be open at once, do not fit on the disk, or
+                cannot be written.
         """
+        _allow_open_files(len(self.outputs), _OTHER_FILES + len(self.inputs))
         if self.creates_parents:
             for _, path in self.outputs:
                 stack.enter_context(created_parents(path))

@@ -23,7 +23,9 @@ This module does not print and does not exit; `cli/app.py` does, in one place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import os
+from collections.abc import Iterable, Sequence
 
 
 class WiseftError(Exception):
@@ -126,3 +128,21 @@ def counted(number: int, noun: str, *, plural: str | None = None) -> str:
 def brief(text: str, *, limit: int = 100) -> str:
     """Shorten a text to at most `limit` characters, ending in `...`."""
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def did_you_mean(name: str, known: Iterable[str], *, limit: int = 3) -> str | None:
+    """Return a question with the known names that resemble a wrong one, or None."""
+    by_lower = {text.lower(): text for text in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=limit, cutoff=0.7)
+    return f"did you mean {' or '.join(by_lower[match] for match in close)}?" if close else None
+
+
+def did_you_mean_path(path: str | os.PathLike[str]) -> str | None:
+    """Return a question with the existing paths that resemble a missing one, or None."""
+    folder, name = os.path.split(os.fspath(path).rstrip("/"))
+    try:
+        names = os.listdir(folder or ".")
+    except OSError:
+        return None
+    question = did_you_mean(name, names)
+    return f"{question} (in {folder})" if question and folder else question

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,42 @@ def test_equal_rows_of_different_names_are_rejected(
         "head are equal:",
         "  'cat' and 'owl'",
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "question"),
+    [
+        ({"classes": "Imagnet"}, "did you mean imagenet"),
+        ({"classes": "clases.txt"}, "did you mean classes.txt?"),
+        ({"classes": "./sub/clases.txt"}, "did you mean classes.txt? (in ./sub)"),
+        ({"more": ("--templates", "opneai")}, "did you mean openai?"),
+        ({"more": ("--templates", "template.txt")}, "did you mean templates.txt?"),
+        ({"model": "vit-b-32"}, "did you mean ViT-B-32"),
+        ({"model": "VIT_B_32"}, "did you mean ViT-B-32"),
+        ({"model": "local-dir:tinny"}, "did you mean tiny"),
+        (
+            {"model": "ViT-B-32", "more": ("--pretrained", "laion2b_s34b_b79")},
+            "did you mean laion2b_s34b_b79k?",
+        ),
+        (
+            {"model": "ViT-B-32", "more": ("--pretrained", "weigts.pt")},
+            "did you mean weights.pt?",
+        ),
+        ({"more": ("--image-encoder", "weight.pt.safetensors")}, "did you mean weights.pt"),
+    ],
+)
+@pytest.mark.usefixtures("place")
+def test_near_names_are_suggested_for_what_does_not_exist(
+    arguments: dict[str, Any], question: str, capsys: Captured
+) -> None:
+    Path("sub").mkdir()
+    shutil.copy("classes.txt", "sub")
+    for name in ("weights.pt", "weights.pt.safetensors"):
+        Path(name).write_bytes(b"x")
+    more = arguments.pop("more", ())
+    assert head(*more, "-o", "z.safetensors", **arguments) == 1
+    hint = capsys.readouterr().err.splitlines()[-1]
+    assert hint.startswith(f"hint: {question}")
 
 
 def test_help_names_every_built_in_set() -> None:

@@ -24,7 +24,14 @@ import ml_dtypes
 import numpy as np
 
 from wiseft_cli.checkpoint.digest import canonical_json
-from wiseft_cli.errors import CheckpointError, NotACheckpointError, brief, counted, list_some
+from wiseft_cli.errors import (
+    CheckpointError,
+    NotACheckpointError,
+    brief,
+    counted,
+    did_you_mean_path,
+    list_some,
+)
 
 MAX_HEADER_BYTES = 100_000_000
 """Maximum length of a header, as the specification sets it."""
@@ -208,7 +215,7 @@ def open_regular_file(path: Path) -> int:
         # Non-blocking, so that opening a named pipe does not wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise NotACheckpointError(f"{path}: no such file") from None
+        raise NotACheckpointError(f"{path}: no such file", hint=did_you_mean_path(path)) from None
     except OSError as error:
         raise NotACheckpointError(f"{path}: cannot be opened: {error.strerror}") from None
     mode = os.fstat(descriptor).st_mode

@@ -6,7 +6,6 @@ weights file or with an error. Models are built in `full_clip.py`.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +24,7 @@ from huggingface_hub.errors import (
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
-from wiseft_cli.errors import ModelError, UsageError
+from wiseft_cli.errors import ModelError, UsageError, did_you_mean, did_you_mean_path
 from wiseft_cli.model.quiet import quiet_libraries
 from wiseft_cli.model.weights_file import SUFFIXES
 
@@ -116,11 +115,9 @@ def _from_name(model: str) -> ModelSource:
 
 
 def _similar(name: str) -> str:
-    by_lower = {known.lower(): known for known in open_clip.list_models()}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=5, cutoff=0.5)
-    if not close:
-        return "`python -c 'import open_clip; print(open_clip.list_models())'` lists all names"
-    return f"similar names: {', '.join(by_lower[match] for match in close)}"
+    return did_you_mean(name, open_clip.list_models(), limit=5) or (
+        "`python -c 'import open_clip; print(open_clip.list_models())'` lists all names"
+    )
 
 
 def _with_weights(named: ModelSource, pretrained: str | None) -> ModelSource:
@@ -135,8 +132,10 @@ def _with_weights(named: ModelSource, pretrained: str | None) -> ModelSource:
         return _with_tag(named, pretrained)
     if Path(pretrained).is_file():
         return _with_file(named, Path(pretrained))
+    questions = (did_you_mean(pretrained, tags), did_you_mean_path(pretrained))
     raise ModelError(
-        f"--pretrained {pretrained}: neither a tag of {named.name} nor a file", hint=known
+        f"--pretrained {pretrained}: neither a tag of {named.name} nor a file",
+        hint=" ".join([*filter(None, questions), known]),
     )
 
 
@@ -185,7 +184,10 @@ def _shared_preprocess(name: str) -> dict[str, Any] | None:
 def _from_folder(model: str, *, random_weights: bool) -> ModelSource:
     folder = Path(model.removeprefix(FOLDER_PREFIX))
     if not folder.is_dir():
-        raise ModelError(f"{folder}: not a folder, expected an open_clip model folder")
+        raise ModelError(
+            f"{folder}: not a folder, expected an open_clip model folder",
+            hint=did_you_mean_path(folder),
+        )
     config, preprocess = _read_config(folder / CONFIG_NAME)
     return ModelSource(
         name=folder.resolve().name,

@@ -22,10 +22,16 @@ from wiseft_cli.data.dataset_card import (
     is_dataset_card,
     is_dataset_card_name,
     read_dataset_card,
-    similar_card_names,
     torchvision_classes,
 )
-from wiseft_cli.errors import ClassNamesError, TemplatesError, UsageError, counted
+from wiseft_cli.errors import (
+    ClassNamesError,
+    TemplatesError,
+    UsageError,
+    counted,
+    did_you_mean,
+    did_you_mean_path,
+)
 from wiseft_cli.prompts.class_names import (
     BUILTIN_CLASSES,
     ClassList,
@@ -193,6 +199,7 @@ def _resolve_template_source(source: str) -> str:
 
 
 def _builtin_sets(source: str, names: Sequence[str]) -> str:
-    similar = similar_card_names(source)
-    question = f"did you mean {' or '.join(similar)}? " if similar else ""
-    return f"{question}built-in sets: {', '.join(dict.fromkeys((*names, *dataset_card_names())))}"
+    sets = tuple(dict.fromkeys((*names, *dataset_card_names())))
+    questions = (did_you_mean(source, sets), did_you_mean_path(source))
+    asked = "".join(f"{question} " for question in questions if question)
+    return f"{asked}built-in sets: {', '.join(sets)}"

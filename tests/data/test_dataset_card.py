@@ -147,7 +147,8 @@ def test_splits_inherit_the_values_of_the_card_and_a_map_gives_the_labels(tmp_pa
 
 KEYS = (
     "name, title, source, licence, citation, layout, classes, class_ids, map, templates, folders,"
-    " primary, n_images, n_classes, n_anchors, options, splits, notes"
+    " primary, n_images, n_classes, n_anchors, options,"
+    " exif_orientation, splits, notes"
 )
 
 

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import socket
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
-from wiseft_cli.data.images import load_image
+from wiseft_cli.data.images import exif_orientation, load_image, transform_image
 from wiseft_cli.errors import DatasetError
 from wiseft_cli.model.transforms import eval_transform
 
@@ -50,6 +53,91 @@ def test_integers_beyond_sixteen_bits_are_rejected(tmp_path: Path) -> None:
     assert caught.value.message == (
         f"cannot read image {path}: integer pixels from -1 to 70000; expected 16 bits, 0 to 65535"
     )
+
+
+@pytest.mark.parametrize("maximum", [1, 7, 200, 255])
+def test_32_bit_integers_that_could_be_8_bits_are_rejected(tmp_path: Path, maximum: int) -> None:
+    values = np.array([[0, maximum]], np.int32)
+    path = saved(Image.fromarray(values), tmp_path / "a.tif")
+    for source in (path, Image.fromarray(values)):
+        with pytest.raises(DatasetError) as caught:
+            load_image(source)
+        assert f"32-bit integer pixels from 0 to {maximum}: white may be 255" in str(caught.value)
+        assert "convert the image to 8 or 16 bits" in str(caught.value)
+
+
+def test_32_bit_integers_whose_range_is_clear_are_scaled(tmp_path: Path) -> None:
+    for values, expected in (([0, 256, 65535], [0, 1, 255]), ([0, 0, 0], [0, 0, 0])):
+        path = saved(Image.fromarray(np.array([values], np.int32)), tmp_path / "a.tif")
+        assert np.asarray(load_image(path)).tolist() == [expected]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+def test_files_that_state_16_bits_may_be_dark(tmp_path: Path, name: str) -> None:
+    values = np.array([[0, 100, 200, 255]], np.uint16)
+    loaded = load_image(saved(Image.fromarray(values), tmp_path / name))
+    assert np.asarray(loaded).tolist() == [[0, 0, 1, 1]]
+
+
+def text_chunks() -> dict[str, dict[str, object]]:
+    """Return options of `Image.save` for PNG files that exceed Pillow's limits on text."""
+    options: dict[str, dict[str, object]] = {}
+    for name, zipped in (("zTXt", True), ("iTXt", True), ("tEXt", False)):
+        info = PngImagePlugin.PngInfo()
+        for at in range(1 if zipped else 80):  # one long text, or many short ones
+            text = "x" * (3_000_000 if zipped else 2**20 - 100)
+            add = info.add_itxt if name == "iTXt" else info.add_text
+            add(f"Comment{at}", text, zip=zipped)
+        options[name] = {"pnginfo": info}
+    options["iCCP"] = {"icc_profile": b"p" * 3_000_000}
+    return options
+
+
+@pytest.mark.parametrize("chunk", ["zTXt", "iTXt", "tEXt", "iCCP"])
+def test_a_png_with_more_text_than_pillow_reads_is_read(tmp_path: Path, chunk: str) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path = saved(RGB, tmp_path / "a.png", exif=exif, **text_chunks()[chunk])
+    with pytest.raises(ValueError, match="MAX_TEXT"), Image.open(path) as image:
+        image.load()
+    for source in (path, io.BytesIO(path.read_bytes())):
+        loaded = load_image(source, name="a.png")
+        assert np.array_equal(np.asarray(loaded), COLOURS)
+        assert exif_orientation(loaded) == 6
+
+
+def test_special_files_are_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(tmp_path):
+        server.bind("socket.png")
+    sources = {"pipe.png": "not a regular file", "socket.png": "not a regular file"}
+    for path, reason in (*sources.items(), ("/dev/zero", "not a regular file"), (".", "a folder")):
+        with pytest.raises(DatasetError) as caught:
+            load_image(tmp_path / path)
+        assert caught.value.message == f"cannot read image {tmp_path / path}: {reason}"
+
+
+@pytest.mark.parametrize("size", [(10_000_000, 1), (1, 4_000_000), (3_000_000, 2)])
+def test_an_image_that_would_be_too_large_when_resized_is_reported_by_name(
+    size: tuple[int, int],
+) -> None:
+    transform = eval_transform({"size": 224})
+    with pytest.raises(DatasetError) as caught:
+        transform_image(Image.new("L", size), transform, "long.png")
+    assert caught.value.message.startswith(
+        f"cannot transform image long.png of {size[0]} x {size[1]} pixels: its sides have a ratio"
+    )
+    narrow = transform_image(Image.new("L", (4000, 2)), transform, "narrow.png")
+    assert narrow.shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("height must be > 0"), OSError("x")])
+def test_an_image_that_a_transform_fails_on_is_reported_by_name(error: Exception) -> None:
+    def fail(image: Image.Image) -> None:
+        raise error
+
+    with pytest.raises(DatasetError, match=r"^cannot transform image a\.png of 48 x 48 pixels: "):
+        transform_image(RGB, fail, "a.png")
 
 
 def test_float_images_in_zero_to_one_are_scaled_and_others_rejected(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
+from wiseft_cli.data import image_formats
 from wiseft_cli.data.image_set import data_fingerprint
 from wiseft_cli.data.images import load_image
 from wiseft_cli.data.loading import ImageDataset, collate_images
@@ -177,13 +178,57 @@ def test_repeated_member_names_are_rejected(tmp_path: Path) -> None:
     image = png(0)
     write_tar(tmp_path / "a.tar", [("0.png", image), ("0.PNG", image), ("0.cls", b"x")])
     assert refusal(tmp_path / "a.tar") == (
-        f"{tmp_path}/a.tar: a sample has 0.PNG twice; extensions are not case-sensitive"
+        f"{tmp_path}/a.tar: sample 0 has .png twice, 0.png and 0.PNG; extensions are not"
+        " case-sensitive"
     )
     sample = [("0.png", image), ("0.cls", b"x")]
     write_tar(tmp_path / "b.tar", [*sample, ("1.png", image), ("1.cls", b"x"), *sample])
-    assert refusal(tmp_path / "b.tar") == (
-        "image set 's': member names repeat within a shard:\n  b.tar/0.png"
+    assert refusal(tmp_path / "b.tar").startswith(
+        f"{tmp_path}/b.tar: sample 0 has .png twice, 0.png and 0.png"
     )
+
+
+def test_members_of_a_sample_need_not_be_adjacent(tmp_path: Path) -> None:
+    """`tar cf` of a folder adds the files in the order of the disk or of their names."""
+    images = [(f"d/{at}.png", png(at)) for at in range(3)]
+    labels = [(f"d/{at}.cls", f"c{at}".encode()) for at in range(3)]
+    orders = (images + labels, labels + images, [images[2], *labels, *images[:2]])
+    for at, members in enumerate(orders):
+        image_set = list_shards(str(write_tar(tmp_path / f"{at}.tar", members)))
+        found = {record.path: record.label for record in image_set.records}
+        assert found == {f"{at}.tar/d/{number}.png": f"c{number}" for number in range(3)}
+        for index, record in enumerate(image_set.records):
+            image = load_image(image_set.source(index))
+            assert image.getpixel((0, 0)) == (int(record.label[1:]), 0, 0)
+
+
+@pytest.mark.parametrize("folder", ["", "d/", "./d/e.f/"])
+def test_the_hidden_files_of_macos_are_ignored(tmp_path: Path, folder: str) -> None:
+    members = []
+    for name, data in ((f"{folder}1.png", png(7)), (f"{folder}1.cls", b"x")):
+        head, _, tail = name.rpartition("/")
+        members += [(f"{head}/._{tail}" if head else f"._{tail}", b"Mac OS X"), (name, data)]
+    members += [(f"__MACOSX/{folder}1.png", b"?"), (f"{folder}.DS_Store", b"?")]
+    (record,) = list_shards(str(write_tar(tmp_path / "a.tar", members))).records
+    assert (record.path, record.label) == (f"a.tar/{folder}1.png", "x")
+
+
+@pytest.mark.parametrize(
+    ("extension", "remedy"),
+    [
+        ("heic", "pip install 'wiseft-cli[heif]'"),
+        ("jxl", "pip install pillow-jxl-plugin"),
+        ("nef", "convert it to JPEG, PNG or TIFF"),
+    ],
+)
+def test_pictures_that_are_not_read_are_named_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str, remedy: str
+) -> None:
+    monkeypatch.setattr(image_formats, "_is_installed", lambda module: False)
+    path = write_tar(tmp_path / "a.tar", {f"0.{extension}": b"x", "0.cls": b"a"})
+    message = refusal(path)
+    assert f"expected one image, found none among {extension}, cls" in message
+    assert message.endswith(remedy)
 
 
 def test_missing_shards_of_a_range_are_listed(tmp_path: Path) -> None:
@@ -243,9 +288,16 @@ def test_compressed_files_other_files_links_and_empty_shards_are_rejected(tmp_pa
         pass
     with pytest.raises(DatasetError) as caught:
         list_shards(str(tmp_path / "z.tar"))
-    assert caught.value.hint == "shards are plain tar files: decompress .gz"
-    (tmp_path / "t.tar").write_text("no tar file" * 100)
-    assert refusal(tmp_path / "t.tar").startswith(f"{tmp_path}/t.tar: not a tar file, or damaged")
+    assert caught.value.message == f"{tmp_path}/z.tar: is compressed (gzip)"
+    assert caught.value.hint == "shards are plain tar files: decompress them"
+    (tmp_path / "t.tar").write_text("no tar file\n" * 100)
+    assert refusal(tmp_path / "t.tar") == (
+        f"{tmp_path}/t.tar: is a text file that begins with 'no tar file'"
+    )
+    (tmp_path / "p.tar").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert (
+        refusal(tmp_path / "p.tar") == f"{tmp_path}/p.tar: is a pointer of Git LFS, not the shard"
+    )
     write_tar(tmp_path / "e.tar", {})
     assert refusal(tmp_path / "e.tar") == "image set 's': 1 shard without a single sample"
     with tarfile.open(tmp_path / "l.tar", "w") as tar:

@@ -25,6 +25,10 @@ NO_MODEL_HINT = (
     "zeroshot-head --model NAME --pretrained FILE` makes a classifier of it"
 )
 """Remedy for a card without a model, where a classifier is expected."""
+EXIF_ORIENTATION = "exif_orientation"
+"""The preprocessing field, beside open_clip's, that states whether images are turned upright."""
+IGNORE_ORIENTATION, APPLY_ORIENTATION = EXIF_ORIENTATIONS = ("ignore", "apply")
+"""Its values; cards without the field mean `ignore`, as open_clip does."""
 
 _OBJECT, _NUMBER = (dict, type(None)), (int, float, type(None))
 _TEXT, _INTEGER = (str, type(None)), (int, type(None))
@@ -85,7 +89,7 @@ class Card:
     Attributes:
         role: `zeroshot`, `finetuned` or `merged`.
         model: None for a merge of files without a card.
-        preprocess: open_clip's preprocessing fields.
+        preprocess: open_clip's preprocessing fields, and `exif_orientation`.
         classes: In the order of the rows of the classification head.
         templates: The prompt templates, or their digest and count if every class has its own.
         logit_scale: exp of the stored log value; already included in the classification head.
@@ -225,6 +229,26 @@ def _expect(value: Any, kinds: type | tuple[type, ...], what: str) -> Any:
     if not isinstance(value, kinds) or isinstance(value, bool):
         raise TypeError(f"{what} is {value!r:.60}")
     return value
+
+
+def canonical_preprocess(preprocess: Mapping[str, Any]) -> dict[str, Any]:
+    """Return preprocessing in a form that is equal if images are treated equally.
+
+    The field `exif_orientation` is omitted if it has the value that cards without it mean.
+    """
+    canonical = dict(preprocess)
+    if canonical.get(EXIF_ORIENTATION) == IGNORE_ORIENTATION:
+        del canonical[EXIF_ORIENTATION]
+    return canonical
+
+
+def describe_ignored_orientation(n_rotated: int, n_images: int) -> str:
+    """Return a warning that images carry an EXIF orientation which the preprocessing ignores."""
+    return (
+        f"{n_rotated:,} of {n_images:,} images carry an EXIF orientation that is not applied"
+        f" ({EXIF_ORIENTATION}: {IGNORE_ORIENTATION} in the checkpoint), so the model sees them"
+        " rotated or mirrored"
+    )
 
 
 def closed_history(card: Card) -> tuple[HistoryEntry, ...]:

@@ -106,6 +106,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     signal.signal(signal.SIGTERM, _terminate)
     words = list(sys.argv[1:] if arguments is None else arguments)
+    code = _run(words)
+    if code in (1, 2) and _has_expanded_shards(words):
+        print_message(
+            "hint: quote a pattern of shards, which the shell expands: 'x-{000..127}.tar'"
+        )
+    return code
+
+
+def _has_expanded_shards(words: Sequence[str]) -> bool:
+    """Return whether several shards follow an option that takes one image set."""
+    return any(
+        option in ("--data", "--train", "--val")
+        and first.endswith(".tar")
+        and second.endswith(".tar")
+        for option, first, second in zip(words, words[1:], words[2:], strict=False)
+    )
+
+
+def _run(words: list[str]) -> int:
     is_subcommand = bool(words) and words[0] in COMMANDS
     try:
         names = words[:1] if is_subcommand else COMMANDS

@@ -138,6 +138,8 @@ def _facts(card: DatasetCard) -> Iterator[tuple[str, str]]:
     """Yield the lines of `datasets show`."""
     for key in ("name", "title", "source", "licence", "citation", "layout"):
         yield key, getattr(card, key)
+    if card.exif_orientation is not None:
+        yield "exif", f"orientation: {card.exif_orientation}"
     for split in card.splits:
         if split.name:
             yield "split", split.name

@@ -138,15 +138,19 @@ def _print(predictions: Iterator[Prediction], batch_size: int, render: Render) -
         DatasetError: Some images could not be read; the others are printed.
     """
     # lazy: as above
+    from wiseft_cli.checkpoint.card import describe_ignored_orientation
     from wiseft_cli.reporting.prediction_text import printable
 
-    n_images = n_unreadable = 0
+    n_images = n_unreadable = n_rotated = 0
     while batch := list(islice(predictions, batch_size)):
         errors = [prediction.error for prediction in batch if prediction.error is not None]
         for error in errors:
             warn(printable(error))
         n_images += len(batch)
         n_unreadable += len(errors)
+        n_rotated += sum(prediction.is_rotated for prediction in batch)
         print_result("\n".join(render(batch)))
+    if n_rotated:
+        warn(describe_ignored_orientation(n_rotated, n_images))
     if n_unreadable:
         raise DatasetError(f"{n_unreadable} of {n_images} images could not be read")

@@ -108,6 +108,17 @@ def zeroshot_head(
             rich_help_panel="Model",
         ),
     ] = None,
+    exif_orientation: Annotated[
+        Literal["apply", "ignore"] | None,
+        typer.Option(
+            metavar="apply|ignore",
+            help="Whether images are turned upright by their EXIF orientation, in every later "
+            "command. open_clip ignores it.  [default: apply; with --image-encoder as its "
+            "checkpoint states]",
+            show_default=False,
+            rich_help_panel="Model",
+        ),
+    ] = None,
     random_weights: Annotated[
         bool,
         typer.Option(
@@ -171,6 +182,7 @@ def zeroshot_head(
             image_encoder=image_encoder,
             truncate=truncate,
             quick_gelu=quick_gelu,
+            exif_orientation=exif_orientation,
             precision=precision,
             batch_size=batch_size,
             device=device,

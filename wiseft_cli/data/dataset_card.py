@@ -15,7 +15,7 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from wiseft_cli.checkpoint.card import ClassEntry
+from wiseft_cli.checkpoint.card import EXIF_ORIENTATIONS, IGNORE_ORIENTATION, ClassEntry
 from wiseft_cli.data.label_map import LabelMap, read_label_map
 from wiseft_cli.data.torchvision_sets import find_torchvision_set, known_class_names
 from wiseft_cli.errors import ClassNamesError, DatasetError, UsageError
@@ -81,6 +81,8 @@ class DatasetCard:
         label_map: Maps the set's labels to classes of another list; None if they are the classes.
         templates: A built-in template set, or the path of a template file.
         splits: The first one is the default; a single one without a name for a set without splits.
+        exif_orientation: `ignore` for the sets that ship with wiseft, because their published
+            results were computed so; None to follow the checkpoint.
         notes: Remarks for the user, one sentence each.
     """
 
@@ -95,6 +97,7 @@ class DatasetCard:
     label_map: LabelMap | None
     templates: str
     splits: tuple[Split, ...]
+    exif_orientation: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -235,6 +238,7 @@ def _torchvision_card(source: str) -> DatasetCard:
         label_map=None,
         templates="simple",
         splits=tuple(splits),
+        exif_orientation=IGNORE_ORIENTATION,
     )
 
 
@@ -267,6 +271,7 @@ def _read_card_file(path: Path) -> DatasetCard:
         label_map=label_map,
         templates=templates,
         splits=_splits(path, values),
+        exif_orientation=values.get("exif_orientation"),
         notes=values.get("notes", ()),
     )
 
@@ -359,6 +364,13 @@ def _texts(path: Path, name: str, node: documents.Node) -> tuple[str, ...]:
     return tuple(_text(path, f"an item of {name}", item) for item in items)
 
 
+def _orientation(path: Path, name: str, node: documents.Node) -> str:
+    text = _text(path, name, node)
+    if text not in EXIF_ORIENTATIONS:
+        raise _invalid(path, name, node, " or ".join(EXIF_ORIENTATIONS))
+    return text
+
+
 def _count(path: Path, name: str, node: documents.Node) -> int:
     text = _text(path, name, node)
     if not text.isdecimal() or int(text) < 1:
@@ -418,6 +430,7 @@ _KEYS: Mapping[str, _Reader] = {
     "templates": _text,
     **_SPLIT_KEYS,
     "n_classes": _count,
+    "exif_orientation": _orientation,
     "splits": _split_values,
     "notes": _texts,
 }

@@ -1,22 +1,19 @@
-"""Find image files and check paths; a path that cannot be looked up raises an error.
+"""Find files and check paths; a path that cannot be looked up raises an error.
 
 `pathlib` reports a path in a folder without permissions as missing in some releases of Python.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from wiseft_cli.errors import DatasetError
-
-IMAGE_EXTENSIONS = frozenset(
-    {".apng", ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
-    | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
-)
-"""File name extensions of images, in lower case; files with other extensions are ignored."""
 
 
 def path_exists(path: Path) -> bool:
@@ -54,15 +51,10 @@ def _mode(path: Path) -> int | None:
         ) from None
 
 
-def is_image_name(file_name: str) -> bool:
-    """Return whether a file name has the extension of an image."""
-    return os.path.splitext(file_name)[1].lower() in IMAGE_EXTENSIONS
-
-
-def walk_images(
+def walk_files(
     folder: Path, relative: str, *, parents: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, int | None]]:
-    """Yield the path and size of each image below a folder, sorted by name in each folder.
+    """Yield the path and size of each file below a folder, sorted by name in each folder.
 
     Hidden files and folders are skipped, symbolic links are followed.
 
@@ -87,8 +79,8 @@ def walk_images(
             continue
         path = f"{relative}/{entry.name}"
         if is_folder_entry(entry):
-            yield from walk_images(folder / entry.name, path, parents=(*parents, real))
-        elif is_image_name(entry.name):
+            yield from walk_files(folder / entry.name, path, parents=(*parents, real))
+        else:
             yield path, _size_bytes(entry)
 
 
@@ -108,16 +100,23 @@ def _size_bytes(entry: os.DirEntry[str]) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None  # opening a pipe would block
 
 
-def file_sizes(root: Path, paths: Iterable[str]) -> tuple[dict[str, int], dict[str, str]]:
+class FileInfo(NamedTuple):
+    """A regular file: its size in bytes, and its device and inode, which hard links share."""
+
+    size_bytes: int
+    inode: tuple[int, int]
+
+
+def look_up_files(root: Path, paths: Iterable[str]) -> tuple[dict[str, FileInfo], dict[str, str]]:
     """Look up files below a folder.
 
     Args:
         root: An existing folder; relative paths start there.
     Returns:
-        The size in bytes of each regular file, and for every other path the reason why it cannot
-        be used.
+        The facts about each regular file, and for every other path the reason why it cannot be
+        used.
     """
-    sizes: dict[str, int] = {}
+    found: dict[str, FileInfo] = {}
     missing: dict[str, str] = {}
     folder = os.open(root, os.O_RDONLY)  # lookups relative to it are a third faster
     try:
@@ -129,9 +128,66 @@ def file_sizes(root: Path, paths: Iterable[str]) -> tuple[dict[str, int], dict[s
                 missing[path] = reason or str(error)
                 continue
             if stat.S_ISREG(status.st_mode):
-                sizes[path] = status.st_size
+                found[path] = FileInfo(status.st_size, (status.st_dev, status.st_ino))
             else:
                 missing[path] = "is not a regular file"
     finally:
         os.close(folder)
-    return sizes, missing
+    return found, missing
+
+
+def file_sizes(root: Path, paths: Iterable[str]) -> tuple[dict[str, int], dict[str, str]]:
+    """Return the size in bytes of each file, and why the others cannot be used.
+
+    Args:
+        root: As in `look_up_files`.
+    """
+    found, missing = look_up_files(root, paths)
+    return {path: info.size_bytes for path, info in found.items()}, missing
+
+
+def is_tar_file(path: Path) -> bool:
+    """Return whether a regular file is a tar file by its content, whatever its name is."""
+    if not is_regular_file(path):
+        return False
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(262)[257:] == b"ustar"
+    return False
+
+
+def expand_home(path: str) -> str:
+    """Replace `~` at the start of a path, which shells leave alone after `NAME=`."""
+    return os.path.expanduser(path) if path.startswith("~") and not os.path.exists(path) else path
+
+
+def find_unicode_spellings(root: Path, paths: Iterable[str]) -> dict[str, str]:
+    """Return how paths are spelled on disk, if only the Unicode form of their names differs.
+
+    Args:
+        root: Folder that relative paths start at.
+    """
+    names_in: dict[str, dict[str, list[str]]] = {}
+    found: dict[str, str] = {}
+    for path in paths:
+        spelled = ""
+        for name in path.split("/"):
+            same = [name]
+            if name not in ("", ".", ".."):
+                folder = os.path.join(root, spelled)
+                if folder not in names_in:
+                    names_in[folder] = _names_by_nfc(folder)
+                same = names_in[folder].get(unicodedata.normalize("NFC", name), [])
+            if name not in same and len(same) != 1:
+                break
+            spelled += f"{name if name in same else same[0]}/"
+        else:
+            found[path] = spelled.removesuffix("/")
+    return found
+
+
+def _names_by_nfc(folder: str) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            names.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+    return names

@@ -5,8 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from wiseft_cli.data.files import IMAGE_EXTENSIONS, is_folder_entry, is_image_name, walk_images
+from wiseft_cli.data.files import is_folder_entry, walk_files
+from wiseft_cli.data.image_formats import (
+    IMAGE_EXTENSIONS,
+    IgnoredFiles,
+    is_image_name,
+    is_picture_name,
+)
 from wiseft_cli.data.image_set import ImageRecord, ImageSet
+from wiseft_cli.data.suggestions import parent_of, similar_path
 from wiseft_cli.errors import DatasetError, counted, list_some
 
 
@@ -14,7 +21,7 @@ def list_image_folder(root: Path, *, name: str | None = None) -> ImageSet:
     """List the images of a folder with one subfolder per class.
 
     Hidden files and folders are skipped; symbolic links are followed. A class folder without
-    images gives a note and no label.
+    images gives a note and no label. Files that may be images of other formats give a warning.
 
     Args:
         root: The folder whose subfolders are the classes.
@@ -28,8 +35,14 @@ def list_image_folder(root: Path, *, name: str | None = None) -> ImageSet:
     records: list[ImageRecord] = []
     unusable: list[str] = []
     empty: list[str] = []
+    ignored = IgnoredFiles()
     for label in class_folders:
-        found = list(walk_images(root / label, label))
+        found = []
+        for path, size in walk_files(root / label, label):
+            if is_image_name(path):
+                found.append((path, size))
+            else:
+                ignored.add(path)
         if not found:
             empty.append(label)
         records += [ImageRecord(path, label, size) for path, size in found if size is not None]
@@ -42,9 +55,17 @@ def list_image_folder(root: Path, *, name: str | None = None) -> ImageSet:
             hint="restore or remove them",
         )
     if not records:
-        raise _no_images(name, root, class_folders, n_loose)
+        raise _no_images(name, root, class_folders, n_loose, ignored)
     records.sort(key=lambda record: record.path)
-    return ImageSet(name, root, tuple(records), _notes(name, empty, n_loose))
+    n_ignored = ignored.counts.total()
+    warnings = (f"image set {name!r}: {counted(n_ignored, 'file')} ignored: {ignored}",)
+    return ImageSet(
+        name,
+        root,
+        tuple(records),
+        _notes(name, empty, n_loose),
+        warnings=warnings if n_ignored else (),
+    )
 
 
 def _scan_root(root: Path) -> tuple[list[str], int]:
@@ -54,10 +75,13 @@ def _scan_root(root: Path) -> tuple[list[str], int]:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
             folders = sorted(entry.name for entry in visible if is_folder_entry(entry))
             return folders, sum(
-                is_image_name(entry.name) for entry in visible if not is_folder_entry(entry)
+                is_picture_name(entry.name) for entry in visible if not is_folder_entry(entry)
             )
     except FileNotFoundError:
-        raise DatasetError(f"image folder {root} does not exist") from None
+        similar = similar_path(str(root))
+        raise DatasetError(
+            f"image folder {root} does not exist", hint=similar and f"did you mean {similar}?"
+        ) from None
     except NotADirectoryError:
         raise DatasetError(
             f"{root} is a file; expected an image folder with one subfolder per class"
@@ -66,17 +90,22 @@ def _scan_root(root: Path) -> tuple[list[str], int]:
         raise DatasetError(f"image folder {root} cannot be read: {error.strerror}") from None
 
 
-def _no_images(name: str, root: Path, class_folders: list[str], n_loose: int) -> DatasetError:
+def _no_images(
+    name: str, root: Path, class_folders: list[str], n_loose: int, ignored: IgnoredFiles
+) -> DatasetError:
     layout = "expected one subfolder per class, as in DIR/<class id or name>/<image>"
     if class_folders:
         return DatasetError(
             f"image set {name!r}: the {len(class_folders)} class folders of {root} contain no"
-            f" images ({' '.join(sorted(IMAGE_EXTENSIONS))})",
+            f" images ({' '.join(sorted(IMAGE_EXTENSIONS))})"
+            + (f"; found {ignored}" if ignored.counts else ""),
             hint=layout,
         )
     if any(root.glob("*.tar")):
         layout = f"name its shards with a pattern, as in '{root}/{{000..127}}.tar'"
     beside = f"; it directly contains {counted(n_loose, 'image')}" if n_loose else ""
+    if n_loose and len(_scan_root(above := Path(parent_of(root)))[0]) > 1:
+        layout += f"; if the name of this folder is a class, did you mean {above}?"
     return DatasetError(f"image set {name!r}: {root} has no class subfolders{beside}", hint=layout)
 
 

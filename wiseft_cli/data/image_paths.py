@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from wiseft_cli.data.files import IMAGE_EXTENSIONS, walk_images
-from wiseft_cli.data.manifest import MANIFEST_SUFFIXES, Columns, read_rows
+from wiseft_cli.data.files import expand_home, walk_files
+from wiseft_cli.data.image_formats import IMAGE_EXTENSIONS, has_image_content, is_picture_name
+from wiseft_cli.data.manifest import MANIFEST_SUFFIXES, Columns, RowFaults, locate_rows, read_rows
 from wiseft_cli.data.spec import parse_options, split_options
-from wiseft_cli.errors import DatasetError, UsageError, counted, list_some
+from wiseft_cli.errors import DatasetError, UsageError, list_some
 
 STANDARD_INPUT = "-"
 MAX_PATH_BYTES = 2**20
@@ -38,12 +39,13 @@ class PathStream:
 def image_paths(inputs: Sequence[str], stream: PathStream) -> Iterator[str]:
     """Yield the paths of the images that inputs name, in their order.
 
-    A folder stands for all images below it, sorted by name; a manifest (`.csv`, `.tsv`, `.jsonl`,
-    with `?split=` and `?path=`) for its rows; `-` for the paths of the stream; any other input is
-    the path of an image. Faults of folders and manifests are found before the first path.
+    A folder stands for all pictures below it, sorted by name, including those in formats that
+    cannot be read; a manifest (`.csv`, `.tsv`, `.jsonl`, with `?split=` and `?path=`) for its
+    rows; `-` for the paths of the stream; any other input is the path of an image. Faults of
+    folders and manifests are found before the first path.
 
     Raises:
-        UsageError: No inputs are given, or `-` is given more than once.
+        UsageError: No inputs are given, `-` is given more than once, or shards are given.
         DatasetError: A folder or the stream contains no images, or a manifest cannot be used.
     """
     if not inputs:
@@ -56,6 +58,13 @@ def image_paths(inputs: Sequence[str], stream: PathStream) -> Iterator[str]:
 def _paths_of(name: str, stream: PathStream) -> Iterator[str]:
     if name == STANDARD_INPUT:
         return _paths_in_stream(stream)
+    name = expand_home(name)
+    if name.lower().endswith(".tar") and not os.path.isdir(name):
+        raise UsageError(
+            f"{name}: predict reads images, not shards",
+            hint="unpack the shard (tar xf) and name the folder; for shards with labels, wiseft"
+            " eval --save-predictions DIR writes the predictions",
+        )
     if os.path.isdir(name):
         return _paths_in_folder(name)
     file, mark, options = name.rpartition("?")
@@ -67,7 +76,11 @@ def _paths_of(name: str, stream: PathStream) -> Iterator[str]:
 
 
 def _paths_in_folder(folder: str) -> Iterator[str]:
-    paths = (path for path, _ in walk_images(Path(folder), folder.rstrip("/")))
+    paths = (
+        path
+        for path, size in walk_files(Path(folder), folder.rstrip("/"))
+        if is_picture_name(path) or (size and has_image_content(path))
+    )
     first = next(paths, None)
     if first is None:
         extensions = " ".join(sorted(IMAGE_EXTENSIONS))
@@ -80,17 +93,18 @@ def _paths_in_manifest(file: str, text: str) -> list[str]:
     unused = [name for name in options.given if name not in ("split", "path")]
     if unused:
         raise UsageError(f"{file}: images without labels do not use {', '.join(unused)}")
-    faults: list[str] = []
+    faults = RowFaults(Path(file))
     rows = read_rows(Path(file), Columns(path=options.columns.path, label=None), faults)
-    if faults:
-        raise DatasetError(f"{file}: {counted(len(faults), 'row')} cannot be used", faults=faults)
+    faults.raise_if_any()
     chosen = [row for row in rows if options.split in (None, row.split)]
     if not chosen:
         splits = sorted({row.split for row in rows if row.split})
         known = f"; its splits are {', '.join(list_some(splits))}" if splits else ""
         which = "" if options.split is None else f" of split {options.split!r}{known}"
         raise DatasetError(f"{file}: contains no images{which}")
-    return [os.path.join(os.path.dirname(file), row.path) for row in chosen]
+    folder = os.path.dirname(file)
+    chosen, _, _ = locate_rows(Path(folder), chosen)
+    return [os.path.join(folder, row.path) for row in chosen]
 
 
 def _paths_in_stream(stream: PathStream) -> Iterator[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from wiseft_cli.checkpoint.card import APPLY_ORIENTATION, EXIF_ORIENTATION
 from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.data.label_map import LabelMap
 from wiseft_cli.errors import DatasetError
@@ -88,6 +89,7 @@ class ImageSet:
         join_options: How labels join the classes of a head.
         reader: Reads the images; None if they are files or members of shards.
         crop_border: Pixels to cut from each side of an image before the transform.
+        exif_orientation: `apply` or `ignore`, whatever a checkpoint states; None to follow it.
         neighbourhoods: For video frames, the path of each anchor frame and the paths of the
             frames around it, for the metrics pm0 and pm10.
     """
@@ -100,6 +102,7 @@ class ImageSet:
     warnings: tuple[str, ...] = ()
     reader: ImageReader | None = None
     crop_border: int = 0
+    exif_orientation: str | None = None
     neighbourhoods: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -118,6 +121,17 @@ class ImageSet:
     def groups(self) -> tuple[str, ...]:
         """Distinct groups of the images, sorted; empty for a set without groups."""
         return tuple(sorted({record.group for record in self.records if record.group is not None}))
+
+    def preprocess(self, of_checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a checkpoint's preprocessing as it applies to the images of this set."""
+        if self.exif_orientation is None:
+            return dict(of_checkpoint)
+        return {**of_checkpoint, EXIF_ORIENTATION: self.exif_orientation}
+
+    def misses_orientation(self, of_checkpoint: Mapping[str, Any]) -> bool:
+        """Return whether EXIF orientations are ignored without an explicit choice for this set."""
+        applies = of_checkpoint.get(EXIF_ORIENTATION) == APPLY_ORIENTATION
+        return self.exif_orientation is None and not applies
 
     def name_of(self, index: int) -> str:
         """Return the name of an image in messages: its path, including its shard if it has one."""

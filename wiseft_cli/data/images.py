@@ -2,28 +2,54 @@
 
 The transform resizes first and converts to RGB afterwards. Most modes are therefore left
 unchanged; the modes that resizing or plain conversion would spoil are converted here, as listed in
-`docs/data.md`. The EXIF orientation is not applied, as in open_clip. Of an animation the first
-frame is used.
+`docs/data.md`. A decoded image keeps its EXIF orientation, which the transform applies or ignores
+as the card states. Of an animation the first frame is used.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from wiseft_cli.data.image_formats import is_raw_name, register_plugins, remedy_for
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.errors import DatasetError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+T = TypeVar("T")
 ImageSource: TypeAlias = Path | str | BinaryIO | Image.Image
+
+UPRIGHT = 1
+"""The EXIF orientation of an image whose pixels are stored as they are shown."""
+
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image of each other EXIF orientation upright."""
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+_PNG_ORIENTATIONS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+"""Keywords of the texts that may hold an orientation."""
+
+_FORMATS_OF_16_BIT = ("PNG", "PPM")
+"""Formats whose grey images in mode I have 16 bits; Pillow scales those of PPM to them."""
 
 UNCHANGED_MODES = frozenset({"RGB", "L", "LA", "RGBA", "CMYK"})
 """Modes that bicubic resizing and conversion to RGB handle correctly."""
@@ -56,11 +82,13 @@ def load_image(source: ImageSource, *, name: str | None = None) -> Image.Image:
         source: A file, a stream of its bytes, or a decoded image.
         name: Name of the image in messages; by default the path.
     Returns:
-        An image in mode RGB, L, LA, RGBA or CMYK, eight bits per channel.
+        An image in mode RGB, L, LA, RGBA or CMYK, eight bits per channel, as it is stored;
+        `exif_orientation` returns how it is to be turned.
     Raises:
         DatasetError: The file is missing, damaged or not an image, or its size or range of values
             is not supported; the message names it.
     """
+    label = name or str(source)
     try:
         with warnings.catch_warnings():
             # Pillow warns about odd metadata and about images above 89 million pixels, which maps
@@ -68,14 +96,107 @@ def load_image(source: ImageSource, *, name: str | None = None) -> Image.Image:
             warnings.simplefilter("ignore")
             if isinstance(source, Image.Image):
                 return _to_eight_bits(source)
-            with Image.open(source) as image:
-                image.load()
-                return _to_eight_bits(image)
+            _require_regular_file(source)
+            if is_raw_name(label):
+                raise ValueError(remedy_for(label))
+            try:
+                return _decode(source)
+            except ValueError as error:
+                if "MAX_TEXT" not in str(error):  # the names of Pillow's limits on text in PNG
+                    raise
+                return _decode(_without_text(source))
     except Exception as error:  # Pillow's decoders raise any class for a damaged file
         raise DatasetError(
-            f"cannot read image {name or source}: {_reason(error, source)}",
+            f"cannot read image {label}: {_reason(error, source, label)}",
             hint="replace or remove the file",
         ) from None
+
+
+def transform_image(image: Image.Image, transform: Callable[[Image.Image], T], name: str) -> T:
+    """Apply a transform to an image.
+
+    Raises:
+        DatasetError: The transform fails on this image; the message names it.
+    """
+    try:
+        return transform(image)
+    except (MemoryError, OSError, OverflowError, ValueError) as error:
+        width, height = image.size
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DatasetError(
+            f"cannot transform image {name} of {width} x {height} pixels: {reason}",
+            hint="replace or remove the file",
+        ) from None
+
+
+def _require_regular_file(source: Path | str | BinaryIO) -> None:
+    """Reject a named pipe, socket or device, which could block forever."""
+    if isinstance(source, Path | str):
+        mode = os.stat(source).st_mode
+        if not stat.S_ISREG(mode):
+            raise ValueError("a folder" if stat.S_ISDIR(mode) else "not a regular file")
+
+
+def _decode(source: Path | str | BinaryIO) -> Image.Image:
+    with _open(source) as image:
+        image.load()
+        return _keep_orientation(_to_eight_bits(image), exif_orientation(image))
+
+
+def _open(source: Path | str | BinaryIO) -> Image.Image:
+    try:
+        return Image.open(source)
+    except UnidentifiedImageError:
+        if not register_plugins():
+            raise
+        if not isinstance(source, Path | str):
+            source.seek(0)
+        return Image.open(source)
+
+
+def _without_text(source: Path | str | BinaryIO) -> BinaryIO:
+    """Return a PNG file without the texts and the profile that exceed Pillow's limits."""
+    if isinstance(source, Path | str):
+        data = Path(source).read_bytes()
+    else:
+        source.seek(0)
+        data = source.read()
+    kept, at = [data[: len(_PNG_SIGNATURE)]], len(_PNG_SIGNATURE)
+    while at < len(data):
+        n_bytes = int.from_bytes(data[at : at + 4]) + 12  # with length, type and checksum
+        chunk = data[at : at + n_bytes]
+        holds_orientation = chunk[8:].startswith(_PNG_ORIENTATIONS) and n_bytes < 2**16
+        if chunk[4:8] not in _PNG_TEXTS or holds_orientation:
+            kept.append(chunk)
+        at += n_bytes
+    return io.BytesIO(b"".join(kept))
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image, 1 to 8.
+
+    It is 1, upright, if the image has none, or one that is not defined, or damaged metadata.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # metadata is free-form, and Pillow raises any class for damaged metadata
+        return UPRIGHT
+    return orientation if orientation in _TRANSPOSITIONS else UPRIGHT
+
+
+def turn_upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation of an image to its pixels."""
+    transposition = _TRANSPOSITIONS.get(exif_orientation(image))
+    return image if transposition is None else image.transpose(transposition)
+
+
+def _keep_orientation(image: Image.Image, orientation: int) -> Image.Image:
+    """Store an orientation where crops and conversions of the image keep it."""
+    if orientation != UPRIGHT:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        image.info["exif"] = exif.tobytes()
+    return image
 
 
 def find_unreadable_images(
@@ -111,14 +232,24 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
         has_alpha = mode == "PA" or "transparency" in image.info
         return image.convert("RGBA" if has_alpha else "RGB")
     if mode.startswith("I"):
-        return _scale_integers(np.asarray(image))
+        is_16_bit = mode != "I" or image.format in _FORMATS_OF_16_BIT
+        return _scale_integers(np.asarray(image), is_16_bit=is_16_bit)
     if mode == "F":
         return _scale_floats(np.asarray(image))
     return image.convert("RGB")
 
 
-def _scale_integers(values: npt.NDArray[Any]) -> Image.Image:
-    """Scale 16-bit grey to 8 bits, rounded; plain conversion clips values above 255."""
+def _scale_integers(values: npt.NDArray[Any], *, is_16_bit: bool) -> Image.Image:
+    """Scale 16-bit grey to 8 bits, rounded; plain conversion clips values above 255.
+
+    Args:
+        is_16_bit: Whether the file states 16 bits; 32-bit grey is accepted if white is clear.
+    """
+    if not is_16_bit and 0 < int(values.max(initial=0)) <= 255 and int(values.min()) >= 0:
+        raise ValueError(
+            f"32-bit integer pixels from {values.min()} to {values.max()}: white may be 255 or"
+            " 65535; convert the image to 8 or 16 bits"
+        )
     if values.size and not 0 <= int(values.min()) <= int(values.max()) <= 65535:
         raise ValueError(
             f"integer pixels from {values.min()} to {values.max()}; expected 16 bits, 0 to 65535"
@@ -135,20 +266,23 @@ def _scale_floats(values: npt.NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.rint(wide * 255).astype(np.uint8))
 
 
-def _reason(error: Exception, source: ImageSource) -> str:
-    """Return Pillow's message on one line and without the path."""
-    if isinstance(error, UnidentifiedImageError):
-        return (
-            "the file is empty"
-            if _is_empty(source)
-            else "not an image in a format that Pillow knows"
-        )
+def _reason(error: Exception, source: ImageSource, name: str) -> str:
+    """Return Pillow's message on one line and without the path, or what reads the format."""
+    if isinstance(error, UnidentifiedImageError) and not isinstance(source, Image.Image):
+        header = _header(source)
+        if not header:
+            return "the file is empty"
+        remedy = remedy_for(name, header)
+        unknown = "not an image in a format that Pillow knows"
+        return f"{unknown}; {remedy}" if remedy else unknown
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _is_empty(source: ImageSource) -> bool:
-    if isinstance(source, Path | str):
-        return os.path.isfile(source) and not os.path.getsize(source)
-    return not isinstance(source, Image.Image) and source.seek(0, os.SEEK_END) == 0
+def _header(source: Path | str | BinaryIO) -> bytes:
+    if not isinstance(source, Path | str):
+        source.seek(0)
+        return source.read(12)
+    with open(source, "rb") as file:
+        return file.read(12)

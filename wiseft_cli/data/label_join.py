@@ -17,13 +17,11 @@ from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.label_map import LabelMap
+from wiseft_cli.data.suggestions import folder_with_classes, published_set_of, similar_class
 from wiseft_cli.errors import DatasetError, counted, list_some
 
 MatchKind = Literal["id", "name", "normalized-name"]
 JoinKind = Literal[MatchKind, "index", "map"]
-
-_MAX_UNKNOWN_SHOWN = 1000
-"""Unknown labels that a message lists: renaming folders requires the whole list."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +77,20 @@ def join_image_set(
         DatasetError: As in `join_labels`.
     """
     own = image_set.join_options
-    return join_labels(
-        image_set.labels,
-        classes,
-        set_name=image_set.name,
-        labels_are_indices=own.labels_are_indices or labels_are_indices,
-        all_classes=own.all_classes or all_classes,
-        label_map=_map_for(image_set, classes),
-        competing=own.competing,
-    )
+    try:
+        return join_labels(
+            image_set.labels,
+            classes,
+            set_name=image_set.name,
+            labels_are_indices=own.labels_are_indices or labels_are_indices,
+            all_classes=own.all_classes or all_classes,
+            label_map=_map_for(image_set, classes),
+            competing=own.competing,
+        )
+    except DatasetError as error:
+        raise DatasetError(
+            error.message, hint=_folder_hint(image_set, classes) or error.hint
+        ) from None
 
 
 def join_labels(
@@ -115,7 +118,7 @@ def join_labels(
             image; the two options above are then ignored.
         competing: Further labels to score over, if the head has their classes.
     Raises:
-        DatasetError: The labels cannot be joined; all labels without a class are listed.
+        DatasetError: The labels cannot be joined; labels without a class are listed.
     """
     if label_map is not None:
         return _join_by_map(labels, classes, label_map, set_name=set_name)
@@ -199,6 +202,7 @@ def _match_classes(texts: Sequence[str], classes: Sequence[ClassEntry]) -> tuple
     """Compare texts with a head's classes in every way, the strictest first."""
     ways: tuple[tuple[MatchKind, Sequence[str], Callable[[str], str]], ...] = (
         ("id", [entry.id for entry in classes], str),
+        ("id", [to_nfc(entry.id) for entry in classes], to_nfc),
         ("name", [entry.name for entry in classes], str),
         ("normalized-name", [normalize_name(entry.name) for entry in classes], normalize_name),
     )
@@ -209,6 +213,11 @@ def _match_classes(texts: Sequence[str], classes: Sequence[ClassEntry]) -> tuple
             positions.setdefault(key, []).append(position)
         matches.append(_Match(kind, {text: positions.get(key_of(text), []) for text in texts}))
     return tuple(matches)
+
+
+def to_nfc(text: str) -> str:
+    """Return a text in Unicode's composed form; some file systems decompose accents."""
+    return unicodedata.normalize("NFC", text)
 
 
 def normalize_name(name: str) -> str:
@@ -270,13 +279,13 @@ def _map_for(image_set: ImageSet, classes: Sequence[ClassEntry]) -> LabelMap | N
     label_map = image_set.join_options.label_map
     if label_map is None or not image_set.join_options.competing:
         return label_map
-    known = {entry.id for entry in classes}
-    if not known.issuperset(label_map.classes):
+    known = {to_nfc(entry.id) for entry in classes}
+    if not known.issuperset(map(to_nfc, label_map.classes)):
         return label_map
     return replace(
         label_map,
-        classes={label: (label,) for label in label_map.labels if label in known},
-        unmapped=tuple(label for label in label_map.unmapped if label not in known),
+        classes={label: (label,) for label in label_map.labels if to_nfc(label) in known},
+        unmapped=tuple(label for label in label_map.unmapped if to_nfc(label) not in known),
     )
 
 
@@ -289,7 +298,8 @@ def _join_by_map(
     position = {column: at for at, column in enumerate(columns)}
     right = {label: (label,) for label in label_map.classes} | {**label_map.any_of}
     right |= dict.fromkeys(label_map.unmapped, ())
-    missing = [repr(label) for label in sorted(labels) if label not in right]
+    of_nfc = {to_nfc(label): names for label, names in right.items()}
+    missing = [repr(label) for label in sorted(labels) if to_nfc(label) not in of_nfc]
     if missing:
         raise DatasetError(
             f"image set {set_name!r}: {len(missing)} of {len(labels)} labels are not in"
@@ -297,11 +307,10 @@ def _join_by_map(
             faults=missing,
             hint="give each label its classes, or list it under `leave_out:`",
         )
+    right = {label: right.get(label, of_nfc[to_nfc(label)]) for label in labels}
     accepted = {
-        label: tuple(
-            sorted({position[column_of[name]] for name in right[label] if name in column_of})
-        )
-        for label in labels
+        label: tuple(sorted({position[column_of[name]] for name in names if name in column_of}))
+        for label, names in right.items()
     }
     single = {
         label: columns[at[0]][0]
@@ -382,12 +391,17 @@ def _no_match_error(
             faults=_ambiguities(nearest.positions, classes),
             hint=hint,
         )
-    message = (
+    faults = []
+    for at, text in enumerate(nearest.unknown):
+        similar = similar_class(text, classes) if at < 10 else None  # more are not shown
+        is_other = similar not in (None, text)
+        faults.append(repr(text) + (f" (did you mean {similar!r}?)" if is_other else ""))
+    return DatasetError(
         f"{subject}: {len(nearest.unknown)} of {len(nearest.positions)} {noun} are not classes of"
-        f" the head ({len(classes)} classes, the first {classes[0].id!r}):"
+        f" the head ({len(classes)} classes, the first {classes[0].id!r})",
+        faults=faults,
+        hint=hint,
     )
-    shown = list_some([repr(text) for text in nearest.unknown], limit=_MAX_UNKNOWN_SHOWN)
-    return DatasetError("\n  ".join([message, *shown]), hint=hint)
 
 
 def _ambiguities(
@@ -408,6 +422,18 @@ def _ambiguities(
         for index, texts in sorted(by_class.items())
         if len(texts) > 1
     ]
+
+
+def _folder_hint(image_set: ImageSet, classes: Sequence[ClassEntry]) -> str | None:
+    """Suggest another folder, or the published set that the folder is named after."""
+    if image_set.join_options.competing or image_set.join_options.label_map is not None:
+        return None
+    names = {text for entry in classes for text in (entry.id, entry.name)}
+    folders = folder_with_classes(image_set, names)
+    if folders:
+        return f"did you mean {' or '.join(list_some(folders, limit=3))}?"
+    card = published_set_of(image_set.root)
+    return card and f"did you mean the published set {card}? Give it as {card}={image_set.root}"
 
 
 def _label_hint(

@@ -16,7 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from wiseft_cli.compute.workers import initialize_worker, raise_on_dead_worker
 from wiseft_cli.data.image_set import ImageSet
-from wiseft_cli.data.images import load_image, load_image_of
+from wiseft_cli.data.images import (
+    UPRIGHT,
+    exif_orientation,
+    load_image,
+    load_image_of,
+    transform_image,
+)
 from wiseft_cli.errors import DatasetError, counted
 
 if TYPE_CHECKING:
@@ -43,12 +49,14 @@ class ImageBatch(NamedTuple):
         targets: Class index of each, int64, shape (B,).
         indices: Position of each in the set, int64, shape (B,), on the CPU.
         unreadable: For every other image its position in the set and the reason.
+        rotated: Positions in the set of the readable images whose EXIF orientation is not upright.
     """
 
     images: torch.Tensor
     targets: torch.Tensor
     indices: torch.Tensor
     unreadable: dict[int, str]
+    rotated: tuple[int, ...] = ()
 
     def require_readable(self) -> None:
         """Raise if any image of the batch could not be read.
@@ -64,11 +72,16 @@ class ImageBatch(NamedTuple):
             )
 
 
-ImageItem = tuple[torch.Tensor, int, int]
-"""Image (3, H, W), class index, and position in the set."""
+class ImageItem(NamedTuple):
+    """An image (3, H, W), its class index, its position in the set, and whether it is rotated."""
+
+    image: torch.Tensor
+    target: int
+    position: int
+    is_rotated: bool
 
 
-class ImageDataset(Dataset["ImageItem | UnreadableImage"]):
+class ImageDataset(Dataset[ImageItem | UnreadableImage]):
     """The images of a set, decoded and transformed on access.
 
     Args:
@@ -90,19 +103,22 @@ class ImageDataset(Dataset["ImageItem | UnreadableImage"]):
     def __getitem__(self, index: int) -> ImageItem | UnreadableImage:
         try:
             image = load_image_of(self._image_set, index)
+            transformed = transform_image(image, self._transform, self._image_set.name_of(index))
         except DatasetError as error:
             return UnreadableImage(index, error.message)
-        return self._transform(image), self._targets[index], index
+        is_rotated = exif_orientation(image) != UPRIGHT
+        return ImageItem(transformed, self._targets[index], index, is_rotated)
 
 
 def collate_images(items: Sequence[ImageItem | UnreadableImage]) -> ImageBatch:
     """Stack the readable images of a batch, and collect the reasons of the others."""
     readable = [item for item in items if not isinstance(item, UnreadableImage)]
     return ImageBatch(
-        torch.stack([image for image, _, _ in readable]) if readable else torch.empty(0),
-        torch.tensor([target for _, target, _ in readable], dtype=torch.int64),
-        torch.tensor([index for _, _, index in readable], dtype=torch.int64),
+        torch.stack([item.image for item in readable]) if readable else torch.empty(0),
+        torch.tensor([item.target for item in readable], dtype=torch.int64),
+        torch.tensor([item.position for item in readable], dtype=torch.int64),
         {item.index: item.reason for item in items if isinstance(item, UnreadableImage)},
+        tuple(item.position for item in readable if item.is_rotated),
     )
 
 
@@ -171,11 +187,13 @@ class PathBatch(NamedTuple):
         paths: All paths of the batch, in order.
         unreadable: The reason for each image that could not be read, by position in `paths`.
         images: The other images, float, shape (B, 3, H, W); (0,) if there are none.
+        rotated: Positions in `paths` of the images whose EXIF orientation is not upright.
     """
 
     paths: tuple[str, ...]
     unreadable: dict[int, str]
     images: torch.Tensor
+    rotated: tuple[int, ...] = ()
 
 
 def load_paths(
@@ -226,28 +244,35 @@ class _PathDataset(Dataset[Any]):
     def __init__(self, transform: Transform) -> None:
         self._transform = transform
 
-    def __getitem__(self, path: str) -> tuple[str, torch.Tensor | str]:
+    def __getitem__(self, path: str) -> tuple[str, torch.Tensor | str, bool]:
+        """Return the path, the image or why it cannot be read, and whether it is rotated."""
         try:
-            return path, self._transform(load_image(path))
+            image = load_image(path)
+            transformed = transform_image(image, self._transform, path)
         except DatasetError as error:
-            return path, error.message
+            return path, error.message, False
+        return path, transformed, exif_orientation(image) != UPRIGHT
 
 
-def _collate_paths(items: list[tuple[str, torch.Tensor | str]]) -> PathBatch:
-    unreadable = {at: reason for at, (_, reason) in enumerate(items) if isinstance(reason, str)}
-    images = [image for _, image in items if not isinstance(image, str)]
-    paths = tuple(path for path, _ in items)
-    return PathBatch(paths, unreadable, torch.stack(images) if images else torch.empty(0))
+def _collate_paths(items: list[tuple[str, torch.Tensor | str, bool]]) -> PathBatch:
+    paths = tuple(path for path, _, _ in items)
+    unreadable = {at: reason for at, (_, reason, _) in enumerate(items) if isinstance(reason, str)}
+    images = [image for _, image, _ in items if not isinstance(image, str)]
+    rotated = tuple(at for at, (_, _, is_rotated) in enumerate(items) if is_rotated)
+    return PathBatch(paths, unreadable, torch.stack(images) if images else torch.empty(0), rotated)
 
 
 def _concatenate(parts: list[PathBatch]) -> PathBatch:
     unreadable: dict[int, str] = {}
     paths: tuple[str, ...] = ()
+    rotated: tuple[int, ...] = ()
     for part in parts:
         unreadable |= {len(paths) + at: reason for at, reason in part.unreadable.items()}
+        rotated += tuple(len(paths) + at for at in part.rotated)
         paths += part.paths
     readable = [part.images for part in parts if len(part.images)]
-    return PathBatch(paths, unreadable, torch.cat(readable) if readable else torch.empty(0))
+    images = torch.cat(readable) if readable else torch.empty(0)
+    return PathBatch(paths, unreadable, images, rotated)
 
 
 def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

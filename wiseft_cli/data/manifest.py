@@ -7,21 +7,36 @@ looked up before anything runs; no image is opened.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
+import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from wiseft_cli.data.files import file_sizes
+from wiseft_cli.data.files import (
+    FileInfo,
+    expand_home,
+    find_unicode_spellings,
+    is_tar_file,
+    look_up_files,
+)
 from wiseft_cli.data.image_set import ImageRecord, ImageSet
 from wiseft_cli.errors import DatasetError, counted, list_some
 from wiseft_cli.prompts.documents import read_text
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_MAX_HEADER = 2**16
+"""Longest header, in characters, that separators are tried on."""
+_JSON_HINT = "write one JSON object per line"
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
@@ -75,40 +90,86 @@ def list_manifest(
             rows or missing images; all of them are listed.
     """
     columns = columns or Columns()
-    faults: list[str] = []
+    faults = RowFaults(path)
     rows = read_rows(path, columns, faults)
     rows = _rows_of_split(rows, split, path, columns.split)
-    unique, n_repeated = _unique_rows(rows, faults)
-    records = image_records(path.parent, unique, faults)
-    if faults:
-        raise DatasetError(
-            f"{path}: {counted(len(faults), 'row')} cannot be used",
-            faults=faults,
-            hint=f"image paths are relative to the folder of {path.name}, or absolute",
-        )
-    if not records:
+    rows, found, missing = locate_rows(path.parent, rows)
+    for row in rows:
+        if row.path in missing:
+            faults.add(row.line, f"{row.path}: {missing[row.path]}", faults.path_hint)
+    unique, n_repeated = _unique_rows(path.parent, rows, found, faults)
+    faults.raise_if_any()
+    if not unique:
         raise DatasetError(f"{path}: contains no images", hint="expected one row per image")
+    records = [
+        ImageRecord(row.path, row.label, found[row.path].size_bytes, row.group) for row in unique
+    ]
     records.sort(key=lambda record: record.path)
     return ImageSet(name, path.parent, tuple(records), _notes(name, records, n_repeated))
 
 
-def image_records(root: Path, rows: Sequence[Row], faults: list[str]) -> list[ImageRecord]:
-    """Look up the image file of each row, and append a line to `faults` for each missing one.
+class RowFaults:
+    """Rows of a manifest that cannot be used, and what to do about each kind of fault."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lines: list[tuple[int, str]] = []
+        self._hints: dict[str, None] = {}
+        self.path_hint = f"image paths are relative to the folder of {path.name}, or absolute"
+
+    def add(self, line: int, text: str, hint: str) -> None:
+        """Add the fault of a line."""
+        self._lines.append((line, text))
+        self._hints[hint] = None
+
+    def __len__(self) -> int:
+        """Return the number of faults."""
+        return len(self._lines)
+
+    def raise_if_any(self) -> None:
+        """Raise if a row cannot be used.
+
+        Raises:
+            DatasetError: Lists the faults by line, and the hint of each kind.
+        """
+        if self._lines:
+            raise DatasetError(
+                f"{self._path}: {counted(len(self._lines), 'row')} cannot be used",
+                faults=[
+                    f"line {line}: {text}" for line, text in sorted(self._lines, key=itemgetter(0))
+                ],
+                hint="; ".join(self._hints),
+            )
+
+
+def locate_rows(
+    root: Path, rows: Sequence[Row]
+) -> tuple[list[Row], dict[str, FileInfo], dict[str, str]]:
+    """Look up the image file of each row.
+
+    A path that does not exist as it is written is tried with `/` in place of the backslashes of
+    Windows, with `~` expanded, and in the other Unicode form.
 
     Args:
         root: An existing folder; relative paths start there.
     Returns:
-        The records of the other rows, in their order.
+        The rows with the paths that exist, the facts about their files by path, and for every
+        other path the reason why it cannot be used.
     """
-    sizes, missing = file_sizes(root, [row.path for row in rows])
-    faults += [
-        f"line {row.line}: {row.path}: {missing[row.path]}" for row in rows if row.path in missing
-    ]
-    return [
-        ImageRecord(row.path, row.label, sizes[row.path], row.group)
-        for row in rows
-        if row.path in sizes
-    ]
+    found, missing = look_up_files(root, [row.path for row in rows])
+    spelled = {path: expand_home(_without_empty_steps(path.replace("\\", "/"))) for path in missing}
+    unlike_ascii = [path for path in spelled.values() if not path.isascii()]
+    on_disk = find_unicode_spellings(root, unlike_ascii)
+    spelled = {path: on_disk.get(other, other) for path, other in spelled.items()}
+    others, _ = look_up_files(root, {*spelled.values()} - {*missing})
+    instead = {path: other for path, other in spelled.items() if other in others}
+    missing = {
+        path: "is a path of Windows" if _WINDOWS_DRIVE.match(path) else reason
+        for path, reason in missing.items()
+        if path not in instead
+    }
+    rows = [row._replace(path=instead.get(row.path, row.path)) for row in rows]
+    return rows, found | others, missing
 
 
 def _rows_of_split(rows: list[Row], split: str | None, path: Path, column: str) -> list[Row]:
@@ -128,23 +189,37 @@ def _rows_of_split(rows: list[Row], split: str | None, path: Path, column: str) 
     return [row for row in rows if row.split == split]
 
 
-def _unique_rows(rows: Iterable[Row], faults: list[str]) -> tuple[list[Row], int]:
-    """Return the first row of each image and the number of repeats; contradictions are faults."""
-    by_path: dict[str, Row] = {}
+def _unique_rows(
+    root: Path, rows: Iterable[Row], found: Mapping[str, FileInfo], faults: RowFaults
+) -> tuple[list[Row], int]:
+    """Return the first row of each image and the number of repeats; contradictions are faults.
+
+    Paths that lead to one file through links, `..` or an absolute path are of one image.
+    """
+    rows = [row for row in rows if row.path in found]
+    n_paths = Counter(found[path].inode for path in {row.path for row in rows})
+    by_file: dict[Hashable, Row] = {}
     n_repeated = 0
     for row in rows:
-        first = by_path.setdefault(row.path, row)
+        inode = found[row.path].inode
+        # Hard links share the inode, but can be different images of a set.
+        is_shared = n_paths[inode] > 1
+        file = os.path.realpath(os.path.join(root, row.path)) if is_shared else inode
+        first = by_file.setdefault(file, row)
         if first is row:
             continue
         if (first.label, first.group) == (row.label, row.group):
             n_repeated += 1
             continue
         field = "label" if first.label != row.label else "group"
-        faults.append(
-            f"line {row.line}: {row.path}: {field} {getattr(row, field)!r} contradicts"
-            f" {getattr(first, field)!r} on line {first.line}"
+        where = f"line {first.line}" + (f" ({first.path})" if first.path != row.path else "")
+        faults.add(
+            row.line,
+            f"{row.path}: {field} {getattr(row, field)!r} contradicts {getattr(first, field)!r} on"
+            f" {where}",
+            "remove one of two rows that contradict each other",
         )
-    return list(by_path.values()), n_repeated
+    return list(by_file.values()), n_repeated
 
 
 def _notes(name: str, records: list[ImageRecord], n_repeated: int) -> tuple[str, ...]:
@@ -158,12 +233,17 @@ def _notes(name: str, records: list[ImageRecord], n_repeated: int) -> tuple[str,
     return tuple(notes)
 
 
-def read_rows(path: Path, columns: Columns, faults: list[str]) -> list[Row]:
-    """Read the usable rows of a manifest, and append a line to `faults` for every other row.
+def read_rows(path: Path, columns: Columns, faults: RowFaults) -> list[Row]:
+    """Read the usable rows of a manifest, and add every other row to `faults`.
 
     Raises:
         DatasetError: The file cannot be read, is not UTF-8, or lacks a required column.
     """
+    if is_tar_file(path):
+        raise DatasetError(
+            f"{path}: is a tar file, expected a table with one row per image",
+            hint="the names of shards end in .tar",
+        )
     text = read_text(path, DatasetError)
     if path.suffix.lower() == ".jsonl":
         lines = _json_cells(text, columns, faults)
@@ -173,37 +253,80 @@ def read_rows(path: Path, columns: Columns, faults: list[str]) -> list[Row]:
     return [row for row in rows if row is not None]
 
 
-def _row(line: int, cells: Mapping[str, str], faults: list[str]) -> Row | None:
+def _row(line: int, cells: Mapping[str, str], faults: RowFaults) -> Row | None:
     path = cells["path"]
     if not path or not cells.get("label", "-").strip():
-        faults.append(f"line {line}: the {'label' if path else 'path'} is empty")
+        what = "path" if not path else "label"
+        faults.add(line, f"the {what} is empty", f"give each row a {what}, or remove it")
         return None
-    if "/." in path or path.startswith(".") or "//" in path:
-        path = os.path.normpath(path)  # an image with two spellings would count twice
+    if _URL.match(path):
+        faults.add(line, f"{path} is a URL", "download the images, and give the paths of the files")
+        return None
     # A million rows share a few labels, splits and groups.
     label = sys.intern(cells.get("label", "").strip())
     split = sys.intern(cells.get("split", "").strip())
     group = sys.intern(cells.get("group", "").strip())
-    return Row(line, path, label, split, group or None)
+    return Row(line, _without_empty_steps(path), label, split, group or None)
+
+
+def _without_empty_steps(path: str) -> str:
+    """Remove `.` and empty names from a path; `..` stays, because it can follow a link."""
+    if "/." not in path and "//" not in path and not path.startswith("."):
+        return path
+    steps = [name for name in path.split("/") if name not in ("", ".")]
+    return ("/" if path.startswith("/") else "") + "/".join(steps)
 
 
 def _table_cells(
-    path: Path, text: str, columns: Columns, faults: list[str]
+    path: Path, text: str, columns: Columns, faults: RowFaults
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    allow_long_cells(len(text))
     reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True
+        io.StringIO(text, newline=""),
+        delimiter=_delimiter(path, text, columns),
+        strict=True,
+        skipinitialspace=True,
     )
+    line = 1
     try:
         header = [cell.strip() for cell in next(reader, [])]
         positions = _column_positions(path, header, columns)
+        line = reader.line_num + 1
         for cells in reader:
             if cells and len(cells) != len(header):
-                faults.append(f"line {reader.line_num}: {len(cells)} cells, expected {len(header)}")
+                faults.add(
+                    reader.line_num,
+                    f"{len(cells)} cells, expected {len(header)}",
+                    "quote cells that contain the separator",
+                )
             elif cells:
                 yield reader.line_num, {field: cells[at] for field, at in positions.items()}
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise DatasetError(f"{path}, line {reader.line_num}: not valid CSV: {error}") from None
+        raise DatasetError(
+            f"{path}, line {line}: not valid CSV: {error}",
+            hint=f"a quote in the row that begins on line {line} is not closed"
+            if reader.line_num > line
+            else None,
+        ) from None
+
+
+def allow_long_cells(n_characters: int) -> None:
+    """Raise the limit of the `csv` library on the length of a cell, 131,072 by default."""
+    csv.field_size_limit(max(csv.field_size_limit(), n_characters))
+
+
+def _delimiter(path: Path, text: str, columns: Columns) -> str:
+    """Return the separator of a table: that of its suffix, or the one that its header fits."""
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    required = {columns.names[field] for field in columns.required}
+    for delimiter in (usual, *",\t;"):
+        start = io.StringIO(text[:_MAX_HEADER], newline="")
+        with contextlib.suppress(csv.Error):
+            header = next(csv.reader(start, delimiter=delimiter, skipinitialspace=True), [])
+            if required <= {cell.strip() for cell in header}:
+                return str(delimiter)
+    return usual
 
 
 def _column_positions(path: Path, header: list[str], columns: Columns) -> dict[str, int]:
@@ -232,30 +355,32 @@ def _column_positions(path: Path, header: list[str], columns: Columns) -> dict[s
 
 
 def _json_cells(
-    text: str, columns: Columns, faults: list[str]
+    text: str, columns: Columns, faults: RowFaults
 ) -> Iterator[tuple[int, dict[str, str]]]:
     names, required = columns.names, columns.required
+    keys = " and ".join(repr(names[field]) for field in required)
+    hint = f"each line needs {keys}; other keys are named with ?path=KEY,label=KEY"
     for number, line in enumerate(io.StringIO(text), start=1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
-            faults.append(f"line {number}: not valid JSON: {getattr(error, 'msg', error)}")
+            faults.add(number, f"not valid JSON: {getattr(error, 'msg', error)}", _JSON_HINT)
             continue
         if not isinstance(entry, dict):
-            faults.append(f"line {number}: not a JSON object")
+            faults.add(number, "not a JSON object", _JSON_HINT)
             continue
         cells: dict[str, str] = {}
-        wrong = []
+        is_usable = True
         for field, name in names.items():
             value = entry.get(name)
             if isinstance(value, str | int) and not isinstance(value, bool):
                 cells[field] = str(value)
-            elif name not in entry and field in required:
-                wrong.append(f"line {number}: {name!r} is missing")
             elif value is not None or field in required:
-                wrong.append(f"line {number}: {name!r} is {json.dumps(value)[:40]}, expected text")
-        faults += wrong
-        if not wrong:
+                is_missing = name not in entry
+                found = "missing" if is_missing else f"{json.dumps(value)[:40]}, expected text"
+                faults.add(number, f"{name!r} is {found}", hint)
+                is_usable = False
+        if is_usable:
             yield number, cells

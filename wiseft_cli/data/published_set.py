@@ -57,7 +57,12 @@ def open_published_set(
         competing=card.labels or images.join_options.competing,
     )
     warnings = (*images.warnings, *_differences(copy, images))
-    return replace(images, join_options=join_options, warnings=warnings)
+    return replace(
+        images,
+        join_options=join_options,
+        exif_orientation=card.exif_orientation,
+        warnings=warnings,
+    )
 
 
 def _differences(copy: LocalCopy, images: ImageSet) -> tuple[str, ...]:

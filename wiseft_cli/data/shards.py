@@ -1,9 +1,9 @@
 """Image sets in WebDataset shards: tar files of samples, each with one image and one label.
 
 Every shard is indexed when the set is opened, so that each image can be read on its own; order and
-counts do not depend on the number of workers or processes. The `webdataset` library expands brace
-patterns and groups members into samples. A damaged or truncated shard is rejected as a whole,
-because some of its samples would be missing silently.
+counts do not depend on the number of workers or processes. The members of a sample need not be
+adjacent. A damaged or truncated shard is rejected as a whole, because some of its samples would be
+missing silently.
 
 Source: https://github.com/webdataset/webdataset, and the layout of LAION's CLIP_benchmark, which
 stores the names of integer labels in `classnames.txt`.
@@ -14,15 +14,16 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from wiseft_cli.data.files import IMAGE_EXTENSIONS
+from wiseft_cli.data.image_formats import is_image_name, remedy_for
 from wiseft_cli.data.image_set import ImageRecord, ImageSet
 from wiseft_cli.errors import DatasetError, counted, list_some
 from wiseft_cli.prompts.documents import read_text
@@ -31,6 +32,15 @@ CLASS_NAMES_FILE = "classnames.txt"
 _LABEL_SUFFIXES = ("cls", "json", "txt")
 """Members that hold a label, by priority."""
 _REMEDY = "download or write the shard again"
+_MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")
+"""The key of a sample, up to the first dot of the file name, and the extension after it."""
+_COMPRESSIONS = {
+    "gzip": b"\x1f\x8b",
+    "bzip2": b"BZh",
+    "xz": b"\xfd7zXZ",
+    "Zstandard": b"\x28\xb5\x2f\xfd",
+    "zip": b"PK\x03\x04",
+}
 
 
 def list_shards(pattern: str, *, name: str | None = None) -> ImageSet:
@@ -68,11 +78,6 @@ def list_shards(pattern: str, *, name: str | None = None) -> ImageSet:
     if not records:
         raise DatasetError(
             f"image set {name!r}: {counted(len(paths), 'shard')} without a single sample"
-        )
-    repeated = [path for path, n in Counter(record.path for record in records).items() if n > 1]
-    if repeated:
-        raise DatasetError(
-            f"image set {name!r}: member names repeat within a shard", faults=repeated
         )
     return _with_class_names(ImageSet(name, root, tuple(records)))
 
@@ -137,60 +142,88 @@ def _index_shard(root: Path, shard: str, faults: list[str]) -> list[ImageRecord]
     Raises:
         DatasetError: The file cannot be read, is not a plain tar file, or is damaged.
     """
-    # lazy: imports torch, which costs seconds
-    from webdataset.tariterators import group_by_keys
-
     path = root / shard
     records: list[ImageRecord] = []
     try:
         with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for sample in group_by_keys(_members(path, tar)):
-                try:
-                    records.append(_record(shard, sample, file))
-                except _BadSampleError as error:
-                    faults.append(f"{shard}/{sample['__key__']}: {error}")
+            samples = _samples(path, tar)
             _require_end(path, file, tar.offset)
+            for key, members in samples.items():
+                try:
+                    records.append(_record(shard, members, file))
+                except _BadSampleError as error:
+                    faults.append(f"{shard}/{key}: {error}")
     except tarfile.TarError as error:
-        raise DatasetError(
-            f"{path}: not a tar file, or damaged: {error}",
-            hint="shards are plain tar files: decompress .gz" if _is_gzip(path) else _REMEDY,
-        ) from None
+        found, hint = _describe_other_file(path)
+        raise DatasetError(f"{path}: {found or f'is damaged: {error}'}", hint=hint) from None
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:  # raised by webdataset for a repeated member
-        member = str(error.args[0]).partition(": ")[0]
-        raise DatasetError(
-            f"{path}: a sample has {member} twice; extensions are not case-sensitive", hint=_REMEDY
-        ) from None
     return records
 
 
-def _members(path: Path, tar: tarfile.TarFile) -> Iterator[dict[str, Any]]:
-    """Yield the files of a shard in the form that webdataset groups."""
+def _samples(path: Path, tar: tarfile.TarFile) -> dict[str, dict[str, tarfile.TarInfo]]:
+    """Return the members of each sample by extension; those of a sample need not be adjacent."""
+    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     for member in tar:
         tar.members = []  # type: ignore[attr-defined]  # the library keeps them all otherwise
-        if member.isdir():
+        if member.isdir() or _is_hidden(member.name):
             continue
         if not member.isreg() or member.issparse():
             raise DatasetError(
                 f"{path}: member {member.name} is a link or another special file, expected files",
                 hint="write the shard with links followed (tar --dereference)",
             )
-        yield {"fname": member.name, "data": member, "__url__": str(path)}
+        parts = _MEMBER.fullmatch(member.name)
+        if parts is None:
+            continue
+        members = samples.setdefault(parts[1], {})
+        extension = parts[2].lower()
+        if extension in members:
+            raise DatasetError(
+                f"{path}: sample {parts[1]} has .{extension} twice, {members[extension].name} and"
+                f" {member.name}; extensions are not case-sensitive",
+                hint="name each sample differently before the first dot",
+            )
+        members[extension] = member
+    return samples
+
+
+def _is_hidden(name: str) -> bool:
+    """Return whether a member is hidden, as the `._NAME` files that macOS adds are."""
+    parts = name.split("/")
+    return parts[-1].startswith(".") or "__MACOSX" in parts
+
+
+def _describe_other_file(path: Path) -> tuple[str, str]:
+    """Return what a file is that is not a tar file, empty if unknown, and a remedy."""
+    with open(path, "rb") as file:
+        header = file.read(60)
+    for name, signature in _COMPRESSIONS.items():
+        if header.startswith(signature):
+            return f"is compressed ({name})", "shards are plain tar files: decompress them"
+    if header.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the shard", "git lfs pull"
+    try:
+        text = header.decode("ascii").split("\n")[0]
+    except UnicodeDecodeError:
+        return "", _REMEDY
+    found = f"is a text file that begins with {text!r}" if text.isprintable() and text else ""
+    return found, _REMEDY
 
 
 class _BadSampleError(Exception):
     """A sample cannot be used; the message says why."""
 
 
-def _record(shard: str, sample: Mapping[str, Any], file: BinaryIO) -> ImageRecord:
-    members = {
-        suffix: value for suffix, value in sample.items() if isinstance(value, tarfile.TarInfo)
-    }
-    images = [suffix for suffix in members if f".{suffix}" in IMAGE_EXTENSIONS]
+def _record(shard: str, members: Mapping[str, tarfile.TarInfo], file: BinaryIO) -> ImageRecord:
+    images = [at for at in members if "." not in at and is_image_name(f"x.{at}")]
     if len(images) != 1:
         found = " and ".join(images) if images else "none"
-        raise _BadSampleError(f"expected one image, found {found} among {', '.join(members)}")
+        remedies = [remedy_for(f"x.{extension}") for extension in members if not images]
+        remedy = next((f"; {remedy}" for remedy in remedies if remedy), "")
+        raise _BadSampleError(
+            f"expected one image, found {found} among {', '.join(members)}{remedy}"
+        )
     image = members[images[0]]
     label, group = _read_label(members, file)
     return ImageRecord(
@@ -266,8 +299,3 @@ def _require_end(path: Path, file: BinaryIO, offset: int) -> None:
             )
         offset = file.tell()
         end = file.read(io.DEFAULT_BUFFER_SIZE)
-
-
-def _is_gzip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"\x1f\x8b"

@@ -5,6 +5,8 @@ A new kind of data is a module that returns an `ImageSet`, called from `open_spe
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,19 +15,29 @@ from wiseft_cli.data.dataset_card import (
     is_dataset_card_name,
     read_dataset_card,
 )
-from wiseft_cli.data.files import is_folder, is_regular_file
+from wiseft_cli.data.files import is_folder, is_regular_file, is_tar_file, path_exists
 from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.data.image_set import ImageSet
+from wiseft_cli.data.label_join import to_nfc
 from wiseft_cli.data.label_map import LabelMap, read_label_map
 from wiseft_cli.data.manifest import MANIFEST_SUFFIXES, list_manifest
 from wiseft_cli.data.published_set import open_published_set
 from wiseft_cli.data.shards import list_shards
 from wiseft_cli.data.spec import NO_CARD, SetOptions, SetSpec, parse_spec
+from wiseft_cli.data.suggestions import published_set_of, similar_path
 from wiseft_cli.data.suite import find_suite_sets, read_suite, suite_names
 from wiseft_cli.errors import DatasetError, UsageError, counted, list_some
 
 _KINDS = "a folder, a manifest (.csv, .tsv, .jsonl) or shards (data-{000..127}.tar)"
-_ALLOWED_WITH_CARD = ("card", "split", "primary", "all_classes", "crop_border")
+_COMPRESSED_TAR = r"(?i)\.(tar\.\w+|tgz|tbz2?|txz|tzst)$"
+_ALLOWED_WITH_CARD = (
+    "card",
+    "split",
+    "primary",
+    "all_classes",
+    "crop_border",
+    "exif_orientation",
+)
 _ALLOWED_WITH_CARD_WITHOUT_LABELS = (*_ALLOWED_WITH_CARD, "labels_are_indices", "map")
 
 
@@ -127,6 +139,7 @@ def _parse_single(spec: str, option: str) -> SetSpec:
 
 
 def _list_images(spec: SetSpec) -> ImageSet:
+    _reject_remote(spec.data)
     path, options = Path(spec.data), spec.options
     suffix = path.suffix.lower()
     if suffix in (*MANIFEST_SUFFIXES, ".tar") and is_folder(path):
@@ -136,20 +149,56 @@ def _list_images(spec: SetSpec) -> ImageSet:
             f"{spec.data}: {', '.join(options.of_manifests)} applies only to manifests"
             f" ({', '.join(MANIFEST_SUFFIXES)})"
         )
+    if suffix in MANIFEST_SUFFIXES and not path_exists(path):
+        similar = similar_path(spec.data)
+        raise DatasetError(
+            f"manifest {path} does not exist", hint=similar and f"did you mean {similar}?"
+        )
     if suffix in MANIFEST_SUFFIXES:
         name = spec.name or "-".join(filter(None, [path.stem, options.split]))
         return list_manifest(path, name=name, split=options.split, columns=options.columns)
     if suffix == ".tar":
         return list_shards(spec.data, name=spec.name)
-    if is_regular_file(path):
-        raise DatasetError(f"{path} is not a known kind of file; expected {_KINDS}")
+    if is_regular_file(path) or re.search(_COMPRESSED_TAR, spec.data):
+        raise _unknown_file(path)
     if spec.data in suite_names() and not path.exists():
         raise UsageError(
             f"{spec.data} is a suite of several sets, and no folder of that name exists",
             hint=f"wiseft eval --suite {spec.data} --root DIR",
         )
-    images = list_image_folder(path, name=spec.name)
+    try:
+        images = list_image_folder(path, name=spec.name)
+    except DatasetError as error:
+        card = published_set_of(path)
+        hint = card and f"did you mean the published set {card}? Give it as {card}={path}"
+        raise DatasetError(error.message, hint=hint or error.hint) from None
     return replace(images, notes=(*_note_similar_card(spec), *images.notes))
+
+
+def _reject_remote(data: str) -> None:
+    """Reject URLs and commands, which webdataset reads."""
+    if data.startswith("pipe:"):
+        raise UsageError(
+            f"{data} is a command; expected {_KINDS}",
+            hint="write its output to files first, and name these",
+        )
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", data):
+        raise UsageError(
+            f"{data} is a URL; expected {_KINDS}", hint="download the files first, and name these"
+        )
+
+
+def _unknown_file(path: Path) -> DatasetError:
+    if re.search(_COMPRESSED_TAR, path.name):
+        return DatasetError(
+            f"{path} is a compressed tar file; shards are plain tar files",
+            hint="decompress it, for example with gunzip, unxz or unzstd",
+        )
+    if is_tar_file(path):
+        return DatasetError(
+            f"{path} is a tar file, but its name does not end in .tar", hint="rename the shard"
+        )
+    return DatasetError(f"{path} is not a known kind of file; expected {_KINDS}")
 
 
 def _card_of(spec: SetSpec) -> str | None:
@@ -166,12 +215,13 @@ def _may_be_folder(spec: SetSpec) -> bool:
 
 def _note_similar_card(spec: SetSpec) -> tuple[str, ...]:
     """Note that a set is named almost like a published set, whose card is not used."""
-    similar = (spec.name or "").lower().replace("_", "-")
+    name = spec.name or os.path.basename(os.path.abspath(spec.data))
+    similar = name.lower().replace("_", "-")
     is_open = spec.options.card is None and _may_be_folder(spec)
     if not is_open or similar not in dataset_card_names():
         return ()
     return (
-        f"image set {spec.name!r} is read as a plain folder; add ?card={similar} to read it as the"
+        f"image set {name!r} is read as a plain folder; add ?card={similar} to read it as the"
         f" published set {similar}",
     )
 
@@ -199,15 +249,20 @@ def _with_join_options(images: ImageSet, options: SetOptions) -> ImageSet:
         primary=options.primary or own.primary,
         competing=own.competing if label_map is None else (),
     )
-    return replace(images, join_options=join_options, crop_border=options.crop_border)
+    return replace(
+        images,
+        join_options=join_options,
+        crop_border=options.crop_border,
+        exif_orientation=options.exif_orientation or images.exif_orientation,
+    )
 
 
 def _without_left_out(images: ImageSet, label_map: LabelMap) -> ImageSet:
     """Remove the images whose labels are under `leave_out:` in a label map."""
-    absent = set(label_map.leave_out)
+    absent = {to_nfc(label) for label in label_map.leave_out}
     if not absent:
         return images
-    kept = tuple(record for record in images.records if record.label not in absent)
+    kept = tuple(record for record in images.records if to_nfc(record.label) not in absent)
     if not kept:
         raise DatasetError(
             f"{label_map.path}: leaves out every label of image set {images.name!r}:"

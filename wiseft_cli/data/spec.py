@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from wiseft_cli.checkpoint.card import EXIF_ORIENTATIONS
+from wiseft_cli.data.files import expand_home
 from wiseft_cli.data.manifest import Columns
 from wiseft_cli.errors import UsageError, WiseftError
 from wiseft_cli.prompts.documents import YAML_SUFFIXES
@@ -21,6 +23,7 @@ OPTION_NAMES = (
     "all_classes",
     "primary",
     "crop_border",
+    "exif_orientation",
     "card",
 )
 NO_CARD = "none"
@@ -42,6 +45,8 @@ class SetOptions:
         all_classes: Score over every class of the head.
         primary: Metric that reports show first.
         crop_border: Pixels to cut from each side of an image before the transform.
+        exif_orientation: `apply` or `ignore`; None for what the set's card or the checkpoint
+            states.
         card: Name or path of a data set card; `none` for no card, whatever the name of the set.
     """
 
@@ -53,6 +58,7 @@ class SetOptions:
     all_classes: bool = False
     primary: str | None = None
     crop_border: int = 0
+    exif_orientation: str | None = None
     card: str | None = None
 
     @property
@@ -115,7 +121,7 @@ def parse_spec(spec: str, *, option: str = "--data") -> SetSpec:
             hint=f"write ?{text.replace('&', ',')}",
         )
     options = parse_options(split_options(text, where=where), where=where)
-    return SetSpec(name.strip() or None, data, options)
+    return SetSpec(name.strip() or None, expand_home(data), options)
 
 
 def split_options(text: str, *, where: str) -> dict[str, str]:
@@ -164,6 +170,9 @@ def parse_options(
             raise error_type(f"{where}: {name} is {value!r}; expected true or false")
         if name == "crop_border" and not (value.isascii() and value.isdigit()):
             raise error_type(f"{where}: crop_border is {value!r}; expected a number of pixels")
+        if name == "exif_orientation" and value not in EXIF_ORIENTATIONS:
+            expected = " or ".join(EXIF_ORIENTATIONS)
+            raise error_type(f"{where}: exif_orientation is {value!r}; expected {expected}")
     flags = {name: texts.get(name) == "true" for name in ("labels_are_indices", "all_classes")}
     contradicting = [name for name, is_set in flags.items() if is_set and "map" in texts]
     if contradicting:
@@ -177,9 +186,10 @@ def parse_options(
         columns=Columns(
             **{name: texts[name] for name in ("path", "label", "group") if name in texts}
         ),
-        map=(folder or Path()) / texts["map"] if "map" in texts else None,
+        map=(folder or Path()) / expand_home(texts["map"]) if "map" in texts else None,
         primary=texts.get("primary"),
         crop_border=int(texts.get("crop_border", "0")),
+        exif_orientation=texts.get("exif_orientation"),
         card=_card(texts.get("card"), folder),
         **flags,
     )
@@ -187,6 +197,6 @@ def parse_options(
 
 def _card(text: str | None, folder: Path | None) -> str | None:
     """Return the name of a card, or its path, which is relative to the folder."""
-    if text is None or folder is None or not text.lower().endswith(YAML_SUFFIXES):
+    if text is None or not text.lower().endswith(YAML_SUFFIXES):
         return text
-    return str(folder / text)
+    return str((folder or Path()) / expand_home(text))

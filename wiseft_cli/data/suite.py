@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from wiseft_cli.data.dataset_card import read_dataset_card
-from wiseft_cli.data.files import is_folder, path_exists
+from wiseft_cli.data.files import expand_home, is_folder, path_exists
 from wiseft_cli.data.spec import NO_CARD, OPTION_NAMES, SetSpec, parse_options
 from wiseft_cli.errors import DatasetError, UsageError
 from wiseft_cli.prompts import documents
@@ -85,7 +85,7 @@ def _read_entry(path: Path, node: documents.Node, root: Path) -> SetSpec:
         raise DatasetError(f"{where}: the image set has no `data:`", hint=_FORM)
     set_name = texts.pop("name", None)
     options = parse_options(texts, where=where, error_type=DatasetError, folder=path.parent)
-    spec = SetSpec(set_name, str(root / data), options)
+    spec = SetSpec(set_name, str(root / expand_home(data)), options)
     if spec.is_suite:
         raise DatasetError(f"{where}: {data!r} is a suite; a suite lists only image sets")
     return spec

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from wiseft_cli.reporting.results import N_ANCHORS, Metric
+from wiseft_cli.reporting.results import N_ANCHORS, N_ROTATED, Metric
 from wiseft_cli.reporting.statistics import clopper_pearson, stratified_interval
 
 MIN_COLUMNS_FOR_TOP5 = 6
@@ -75,6 +75,7 @@ class SetAccuracy:
         labels: Counts of each label of the set.
         groups: Number of images, and of right ones, by name of each group.
         anchors: Counts of the anchor frames, if the set has neighbourhoods of frames.
+        n_rotated: Images whose EXIF orientation is not applied, unless that is explicit.
     """
 
     n_images: int
@@ -84,6 +85,7 @@ class SetAccuracy:
     labels: Sequence[LabelCount] = ()
     groups: Mapping[str, tuple[int, int]] | None = None
     anchors: AnchorCount | None = None
+    n_rotated: int = 0
 
     @property
     def top1(self) -> float:
@@ -115,6 +117,8 @@ class SetAccuracy:
             details["worst_group"] = self.worst_group[0]
         if self.anchors is not None:
             details[N_ANCHORS] = self.anchors.n_anchors
+        if self.n_rotated:
+            details[N_ROTATED] = self.n_rotated
         return details
 
 

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from wiseft_cli import __version__
-from wiseft_cli.checkpoint.card import ClassEntry
+from wiseft_cli.checkpoint.card import ClassEntry, canonical_preprocess
 from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.compute.torchrun import Launch
 from wiseft_cli.data.image_set import ImageSet, data_fingerprint
 from wiseft_cli.data.label_join import LabelJoin, is_of_other_classes, join_image_set
 from wiseft_cli.data.sources import open_image_sets, open_suite
-from wiseft_cli.errors import DatasetError, UsageError
+from wiseft_cli.errors import DatasetError, UsageError, list_some
 from wiseft_cli.evaluation.data_overlap import overlap_warnings, trained_on_warnings
 from wiseft_cli.evaluation.metrics import (
     GROUPS,
@@ -175,6 +176,7 @@ def plan_evaluation(request: EvalRequest, launch: Launch | None = None) -> EvalP
             *_omission_notes(rows, image_sets, jobs),
             *overlap_warnings([job.line for job in jobs]),
             *trained_on_warnings((job.image_set, job.weights.checkpoints) for job in jobs),
+            *_single_shard_warnings(image_sets),
         ),
     )
 
@@ -272,7 +274,7 @@ def _jobs_of_set(
             precision=precision,
             version=__version__,
             ensemble=weights.is_ensemble,
-            protocol=_protocol(weights, join),
+            protocol=_protocol(weights, image_set, join),
             **roles,
         )
         jobs.append(Job(weights, image_set, join, line))
@@ -309,10 +311,11 @@ def _primary_metric(image_set: ImageSet, metrics: Sequence[str]) -> str:
     )
 
 
-def _protocol(weights: WeightSet, join: LabelJoin) -> str:
+def _protocol(weights: WeightSet, image_set: ImageSet, join: LabelJoin) -> str:
     """Return the digest of what a result depends on besides the tensors and the images."""
     models = [checkpoint.model_config for checkpoint in weights.checkpoints]
-    document = canonical_json([models, weights.preprocess, join.digest])
+    preprocess = canonical_preprocess(image_set.preprocess(weights.preprocess))
+    document = canonical_json([models, preprocess, join.digest])
     return f"sha256:{hashlib.sha256(document.encode('ascii')).hexdigest()}"
 
 
@@ -380,6 +383,22 @@ def _common_metrics(jobs: Sequence[Job], rows: Sequence[WeightSet]) -> dict[str,
             held = metrics.get(job.image_set.name, list(job.line.metrics))
             metrics[job.image_set.name] = [name for name in held if name in job.line.metrics]
     return metrics
+
+
+def _single_shard_warnings(image_sets: Sequence[ImageSet]) -> list[str]:
+    """Report shards of one pattern that are sets of their own, because a shell expanded it."""
+    patterns: dict[str, list[str]] = {}
+    for image_set in image_sets:
+        shards = {record.container for record in image_set.records}
+        shard = shards.pop() if len(shards) == 1 and image_set.reader is None else None
+        if shard is not None:
+            patterns.setdefault(re.sub(r"\d", "0", str(image_set.root / shard)), []).append(shard)
+    return [
+        f"{', '.join(list_some(shards, limit=3))} are image sets of their own; to read them as one"
+        f" set, quote the pattern: --data '{shards[0][:-4].rstrip('0123456789')}{{...}}.tar'"
+        for shards in patterns.values()
+        if len(shards) > 1
+    ]
 
 
 def _omission_notes(

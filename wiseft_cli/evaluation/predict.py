@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wiseft_cli.checkpoint.card import ClassEntry
+from wiseft_cli.checkpoint.card import APPLY_ORIENTATION, EXIF_ORIENTATION, Card, ClassEntry
 from wiseft_cli.compute.precision import require_precision
 from wiseft_cli.compute.workers import default_workers
 from wiseft_cli.data.image_paths import STANDARD_INPUT, PathStream, image_paths
@@ -80,13 +80,13 @@ def predict(
         workers=default_workers() if workers is None else workers,
         read_ahead=STANDARD_INPUT not in names,
     )
-    return _predict_batches(classifier, batches, card.classes, top, precision, batch_size)
+    return _predict_batches(classifier, batches, card, top, precision, batch_size)
 
 
 def _predict_batches(
     classifier: ImageClassifier,
     batches: Iterable[PathBatch],
-    classes: Sequence[ClassEntry],
+    card: Card,
     top: int,
     precision: str,
     batch_size: int,
@@ -95,6 +95,8 @@ def _predict_batches(
 
     from wiseft_cli.compute.memory import report_out_of_memory
 
+    classes = card.classes
+    ignores = (card.preprocess or {}).get(EXIF_ORIENTATION) != APPLY_ORIENTATION
     device = classifier.classification_head.weight.device
     for batch in batches:
         logits = torch.empty(0, len(classes))
@@ -112,9 +114,10 @@ def _predict_batches(
         ranked = iter(top_classes(logits, classes, top))
         for at, path in enumerate(batch.paths):
             error = batch.unreadable.get(at)
-            yield (
-                Prediction(path, (), error) if error is not None else Prediction(path, next(ranked))
-            )
+            if error is not None:
+                yield Prediction(path, (), error)
+            else:
+                yield Prediction(path, next(ranked), is_rotated=at in batch.rotated and ignores)
 
 
 def top_classes(

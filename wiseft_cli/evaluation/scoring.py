@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,6 +68,8 @@ def evaluate_image_set(
         ModelError: A logit is infinite or NaN.
     """
     tally = Tally(ScoredSet(image_set, device), join)
+    is_counted = image_set.misses_orientation(preprocess)
+    n_rotated = 0
     with evaluation_mode(classifier), torch.inference_mode():
         # No variable holds the iterator: an error ends its workers, although its traceback lives.
         for batch in load_images(
@@ -78,10 +81,12 @@ def evaluate_image_set(
             processes=processes,
         ):
             batch.require_readable()
+            n_rotated += len(batch.rotated) if is_counted else 0
             tally.add(classifier(batch.images).float(), batch)
             if on_progress is not None:
                 on_progress(len(batch.targets))
-        return tally.finish(processes)
+        accuracy = tally.finish(processes)
+        return replace(accuracy, n_rotated=sum(processes.gather([n_rotated])))
 
 
 @contextmanager
@@ -116,7 +121,7 @@ def load_images(
     position = {label: at for at, label in enumerate(image_set.labels)}
     targets = [position[record.label] for record in image_set.records]
     return load_batches(
-        ImageDataset(image_set, targets, eval_transform(preprocess)),
+        ImageDataset(image_set, targets, eval_transform(image_set.preprocess(preprocess))),
         processes.share_of_batches(len(image_set.records), batch_size),
         workers=workers,
         device=device,

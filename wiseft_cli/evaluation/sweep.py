@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
 import torch
 
+from wiseft_cli.checkpoint.card import canonical_preprocess
 from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.compute.memory import report_out_of_memory
 from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
@@ -103,7 +104,8 @@ def sweep(
 def _by_preprocessing(jobs: Sequence[Job]) -> list[list[Job]]:
     groups: dict[str, list[Job]] = {}
     for job in jobs:
-        groups.setdefault(canonical_json(job.weights.preprocess), []).append(job)
+        preprocess = job.image_set.preprocess(job.weights.preprocess)
+        groups.setdefault(canonical_json(canonical_preprocess(preprocess)), []).append(job)
     return list(groups.values())
 
 
@@ -114,23 +116,30 @@ def _evaluate(
     image_set = jobs[0].image_set
     scored = ScoredSet(image_set, settings.device)
     unreadable: list[str] = []
+    rotated: list[int] = []
     with ExitStack() as stack:
         rows = [_Row(job, scored, settings, stack) for job in jobs]
         by_encoder = _by_encoder(rows, pool)
         chunk_bytes = CHUNK_BYTES if pool.changes_weights and len(rows) > 1 else 0
-        for chunk in chunked(_load(jobs[0], settings, unreadable), chunk_bytes):
+        for chunk in chunked(_load(jobs[0], settings, unreadable, rotated), chunk_bytes):
             for parts in by_encoder:
                 _score(parts, chunk, pool, on_progress)
         everywhere = settings.processes.gather(unreadable)
         _check_unreadable(image_set, everywhere, len(image_set.records), settings.max_unreadable)
+        n_rotated = sum(settings.processes.gather([len(rotated)]))
+        counts = {row: row.finish(n_unreadable=len(everywhere)) for row in rows}
         return {
-            row.job: row.job.result_line(row.finish(n_unreadable=len(everywhere))) for row in rows
+            row.job: row.job.result_line(replace(accuracy, n_rotated=n_rotated))
+            for row, accuracy in counts.items()
         }
 
 
-def _load(job: Job, settings: SweepSettings, unreadable: list[str]) -> Iterator[ImageBatch]:
-    """Yield the batches of a job's set, and collect why images could not be read."""
+def _load(
+    job: Job, settings: SweepSettings, unreadable: list[str], rotated: list[int]
+) -> Iterator[ImageBatch]:
+    """Yield the batches of a job's set, and collect what could not be read or is rotated."""
     n_seen = 0
+    is_counted = job.image_set.misses_orientation(job.weights.preprocess)
     for batch in load_images(
         job.image_set,
         job.weights.preprocess,
@@ -141,6 +150,7 @@ def _load(job: Job, settings: SweepSettings, unreadable: list[str]) -> Iterator[
     ):
         n_seen += len(batch.targets) + len(batch.unreadable)
         unreadable += batch.unreadable.values()
+        rotated += batch.rotated if is_counted else ()
         _check_unreadable(job.image_set, unreadable, n_seen, settings.max_unreadable)
         yield batch
 

@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wiseft_cli.checkpoint.card import NO_MODEL_HINT, Card, ClassEntry
+from wiseft_cli.checkpoint.card import (
+    NO_MODEL_HINT,
+    Card,
+    ClassEntry,
+    canonical_preprocess,
+)
 from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
 from wiseft_cli.checkpoint.shards import FILE_SUFFIX, INDEX_SUFFIX
 from wiseft_cli.errors import CheckpointError, UsageError
@@ -202,7 +207,11 @@ def _require_same_task(theta_0: NamedCheckpoint, theta_1: NamedCheckpoint) -> No
         what
         for what, is_equal in (
             ("classes", theta_0.card.classes == theta_1.card.classes),
-            ("preprocessing", theta_0.preprocess == theta_1.preprocess),
+            (
+                "preprocessing",
+                canonical_preprocess(theta_0.preprocess)
+                == canonical_preprocess(theta_1.preprocess),
+            ),
         )
         if not is_equal
     ]

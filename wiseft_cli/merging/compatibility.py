@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from wiseft_cli.checkpoint.card import Card
+from wiseft_cli.checkpoint.card import Card, canonical_preprocess
 from wiseft_cli.checkpoint.digest import shorten
 from wiseft_cli.checkpoint.reader import (
     CheckpointReader,
@@ -158,7 +158,11 @@ def _compare_cards(card_0: Card, card_1: Card) -> Iterator[str]:
     if card_0.model is not None and card_1.model is not None:
         yield from _compare_settings("model", card_0.model.config, card_1.model.config)
     if card_0.preprocess is not None and card_1.preprocess is not None:
-        yield from _compare_settings("preprocessing", card_0.preprocess, card_1.preprocess)
+        yield from _compare_settings(
+            "preprocessing",
+            canonical_preprocess(card_0.preprocess),
+            canonical_preprocess(card_1.preprocess),
+        )
 
 
 def _compare_settings(

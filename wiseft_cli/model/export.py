@@ -19,7 +19,14 @@ import numpy as np
 
 from wiseft_cli import __version__
 from wiseft_cli.checkpoint.atomic_folder import AtomicFolder, check_output_folder
-from wiseft_cli.checkpoint.card import Card, HistoryEntry, HistoryInput, join_histories
+from wiseft_cli.checkpoint.card import (
+    APPLY_ORIENTATION,
+    EXIF_ORIENTATION,
+    Card,
+    HistoryEntry,
+    HistoryInput,
+    join_histories,
+)
 from wiseft_cli.checkpoint.digest import UNKNOWN_DIGEST
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.checkpoint.writer import write_checkpoint
@@ -31,6 +38,12 @@ from wiseft_cli.model.tokenizer import check_saved_tokenizer, save_tokenizer
 
 WEIGHTS_NAME = "open_clip_model.safetensors"
 MANIFEST_NAME = "wiseft_export.json"
+
+
+_ORIENTATION_NOTE = (
+    "open_clip's transform ignores the EXIF orientation, which this checkpoint applies: turn"
+    " images upright first, with PIL.ImageOps.exif_transpose"
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,8 @@ def export_checkpoint(
     on_message(f"model: {full.description}")
     arrays = state_arrays(full.model)
     notes = (*full.notes, *_not_finite_warnings(arrays))
+    if (card.preprocess or {}).get(EXIF_ORIENTATION) == APPLY_ORIENTATION:
+        notes += (_ORIENTATION_NOTE,)
     for note in notes:
         on_message(note_line(note))
     with AtomicFolder(output, manifest=MANIFEST_NAME, force=force, inputs=inputs) as folder:
@@ -131,7 +146,9 @@ def _write_config(
     if "hf_model_name" in config["text_cfg"]:
         config["text_cfg"]["hf_model_pretrained"] = False
     # All fields are written: open_clip's defaults are OpenAI's and may not be this model's.
-    document = {"model_cfg": config, "preprocess_cfg": dict(card.preprocess or {})}
+    preprocess = {**(card.preprocess or {})}
+    preprocess.pop(EXIF_ORIENTATION, None)
+    document = {"model_cfg": config, "preprocess_cfg": preprocess}
     text = json.dumps(document, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
     return config

@@ -1,13 +1,16 @@
 """Image transforms, built from the preprocessing that a card states.
 
 Both transforms are open_clip's own, so a checkpoint gets exactly the input that open_clip would
-give its model. They resize first and convert to RGB afterwards. `data/images.py` decodes files.
+give its model; only the EXIF orientation, which open_clip ignores, is applied before them if the
+card says so. They resize first and convert to RGB afterwards. `data/images.py` decodes files.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from typing import Any, Literal
 
 from open_clip import AugmentationCfg
@@ -15,10 +18,20 @@ from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preproc
 from PIL import Image
 from torch import Tensor
 
+from wiseft_cli.checkpoint.card import (
+    APPLY_ORIENTATION,
+    EXIF_ORIENTATION,
+    EXIF_ORIENTATIONS,
+    IGNORE_ORIENTATION,
+)
+from wiseft_cli.data.images import turn_upright
 from wiseft_cli.errors import ModelError
 
 Transform = Callable[[Image.Image], Tensor]
 """PIL image of any size and mode -> normalized float32 tensor (3, H, W)."""
+
+MAX_RESIZED_PIXELS = 178_956_970
+"""Most pixels of a resized image: the limit at which Pillow refuses to decode a file."""
 
 CROP_SCALE = (0.9, 1.0)
 """Range of the area of a training crop, as fractions of the image's area."""
@@ -29,9 +42,11 @@ def eval_transform(preprocess: Mapping[str, Any]) -> Transform:
 
     Args:
         preprocess: open_clip's `PreprocessCfg` fields (size, mean, std, interpolation,
-            resize_mode, fill_color); missing fields have open_clip's defaults.
+            resize_mode, fill_color); missing fields have open_clip's defaults. And
+            `exif_orientation`: `apply` turns images upright first, `ignore`, the default, does
+            not.
     Raises:
-        ModelError: open_clip does not support a value.
+        ModelError: A value is not supported.
     """
     return _open_clip_transform(preprocess, is_train=False)
 
@@ -59,7 +74,7 @@ def check_preprocessing(preprocess: Mapping[str, Any]) -> None:
     """Check that an image can go through `eval_transform`.
 
     Raises:
-        ModelError: open_clip does not support a value, or the result is not finite.
+        ModelError: A value is not supported, or the result is not finite.
     """
     transform = eval_transform(preprocess)
     try:
@@ -70,6 +85,13 @@ def check_preprocessing(preprocess: Mapping[str, Any]) -> None:
 
 
 def _open_clip_transform(preprocess: Mapping[str, Any], *, is_train: bool) -> Transform:
+    orientation = preprocess.get(EXIF_ORIENTATION, IGNORE_ORIENTATION)
+    if orientation not in EXIF_ORIENTATIONS:
+        raise ModelError(
+            f"the preprocessing has {EXIF_ORIENTATION} {orientation!r}; expected"
+            f" {' or '.join(EXIF_ORIENTATIONS)}",
+            hint="update wiseft-cli if a newer version wrote the checkpoint",
+        )
     try:
         config = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), dict(preprocess)))
         transform: Transform = image_transform_v2(
@@ -77,7 +99,22 @@ def _open_clip_transform(preprocess: Mapping[str, Any], *, is_train: bool) -> Tr
         )
     except (AssertionError, TypeError, ValueError, IndexError) as error:
         raise _unsupported(preprocess, error) from None
-    return transform
+    max_ratio = math.inf
+    if config.resize_mode == "shortest" and not is_train:
+        max_ratio = MAX_RESIZED_PIXELS / max(config.input_size[1:]) ** 2
+    turns = orientation == APPLY_ORIENTATION
+    return partial(_transform, transform, max_ratio=max_ratio, turns=turns)
+
+
+def _transform(
+    transform: Transform, image: Image.Image, *, max_ratio: float, turns: bool
+) -> Tensor:
+    if max(image.size) > max_ratio * min(image.size):
+        raise ValueError(
+            f"its sides have a ratio above {int(max_ratio):,}, so that it would have more than"
+            f" {MAX_RESIZED_PIXELS:,} pixels after resizing"
+        )
+    return transform(turn_upright(image) if turns else image)
 
 
 def _unsupported(preprocess: Mapping[str, Any], error: Exception) -> ModelError:

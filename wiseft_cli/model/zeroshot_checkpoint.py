@@ -19,6 +19,10 @@ from typing import TYPE_CHECKING, Any
 from wiseft_cli import __version__
 from wiseft_cli.checkpoint.atomic import check_output
 from wiseft_cli.checkpoint.card import (
+    APPLY_ORIENTATION,
+    EXIF_ORIENTATION,
+    EXIF_ORIENTATIONS,
+    IGNORE_ORIENTATION,
     Card,
     ClassEntry,
     HistoryEntry,
@@ -67,6 +71,7 @@ def build_zeroshot_checkpoint(
     template_sources: Sequence[str | Path] = (),
     truncate: bool = False,
     quick_gelu: bool | None = None,
+    exif_orientation: str | None = None,
     precision: str = "fp32",
     batch_size: int = 256,
     device: str = "auto",
@@ -90,6 +95,8 @@ def build_zeroshot_checkpoint(
         template_sources: More files, sets or cards, whose templates precede `templates`.
         truncate: Whether prompts that exceed the model's context are cut.
         quick_gelu: Overrides the activation of the weights.
+        exif_orientation: `apply` if images are to be turned upright by their EXIF orientation,
+            `ignore` if not. Default: `apply`, or with `image_encoder` what its card states.
         precision: Precision of the text tower, `fp32` or `bf16`; the file is always float32.
         batch_size: Prompts per forward pass.
         device: `cpu`, `cuda`, `cuda:N`, `mps`, or `auto` for CUDA if available.
@@ -107,6 +114,10 @@ def build_zeroshot_checkpoint(
     """
     if precision not in _PRECISIONS:
         raise UsageError(f"precision {precision}: expected {' or '.join(_PRECISIONS)}")
+    if exif_orientation not in (None, *EXIF_ORIENTATIONS):
+        raise UsageError(
+            f"exif_orientation {exif_orientation}: expected {' or '.join(EXIF_ORIENTATIONS)}"
+        )
     output = Path(output)
     given = [classes, templates, pretrained, image_encoder, *template_sources]
     inputs = [Path(value) for value in given if isinstance(value, (str, Path))]
@@ -166,7 +177,7 @@ def build_zeroshot_checkpoint(
     options: dict[str, Any] = {"truncate": True} if long_prompts else {}
     options |= {} if quick_gelu is None else {"quick_gelu": quick_gelu}
     options |= {} if precision == "fp32" else {"precision": precision}
-    card = _card(full, prompts, options)
+    card = _card(full, prompts, options, exif_orientation)
     arrays = state_arrays(ImageClassifier(visual, head))
     del full  # frees the text tower
     digest = write_checkpoint(output, arrays, card, force=force)
@@ -268,7 +279,12 @@ def _shown(entry: ClassEntry) -> str:
     return name if entry.id == entry.name else f"{name} ({entry.id})"
 
 
-def _card(full: FullClip, prompts: ClassPrompts, options: Mapping[str, Any]) -> Card:
+def _card(
+    full: FullClip,
+    prompts: ClassPrompts,
+    options: Mapping[str, Any],
+    exif_orientation: str | None,
+) -> Card:
     """Return the card; the history continues from that of another encoder's."""
     encoder = full.encoder_card
     classes = [[entry.id, entry.name] for entry in prompts.classes.entries]
@@ -290,10 +306,11 @@ def _card(full: FullClip, prompts: ClassPrompts, options: Mapping[str, Any]) -> 
         if full.encoder_digest is None
         else (HistoryInput("image_encoder", full.encoder_digest),),
     )
+    orientation = {EXIF_ORIENTATION: exif_orientation or APPLY_ORIENTATION}
     card = Card(
         role="zeroshot",
         model=ModelSpec(full.name, full.source, full.encoder_config),
-        preprocess=full.preprocess,
+        preprocess={**full.preprocess, **orientation},
         classes=prompts.classes.entries,
         templates=templates,
         logit_scale=full.logit_scale,
@@ -301,5 +318,10 @@ def _card(full: FullClip, prompts: ClassPrompts, options: Mapping[str, Any]) -> 
     )
     if encoder is None:
         return card
-    history = (*join_histories(encoder), step)
-    return replace(card, model=encoder.model, preprocess=encoder.preprocess, history=history)
+    own = {EXIF_ORIENTATION: IGNORE_ORIENTATION, **(encoder.preprocess or {})}
+    return replace(
+        card,
+        model=encoder.model,
+        preprocess={**own, **(orientation if exif_orientation else {})},
+        history=(*join_histories(encoder), step),
+    )

@@ -44,11 +44,13 @@ class Prediction:
         path: The path as it was given.
         top: Classes by falling probability; empty for an image that could not be read.
         error: Why there is no prediction; None for an image that was read.
+        is_rotated: Whether the image has an EXIF orientation that the checkpoint ignores.
     """
 
     path: str
     top: tuple[RankedClass, ...]
     error: str | None = None
+    is_rotated: bool = False
 
 
 Render = Callable[[Sequence[Prediction]], list[str]]

@@ -23,6 +23,7 @@ from wiseft_cli.errors import ResultsError
 SCHEMA = 1
 
 N_ANCHORS = "n_anchors"
+N_ROTATED = "n_exif_ignored"
 """Field with the number of readable anchor frames of a set of video frames."""
 
 _ANCHOR_METRICS = ("pm0", "pm10")

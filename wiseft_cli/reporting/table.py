@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 
-from wiseft_cli.reporting.results import ResultLine
+from wiseft_cli.checkpoint.card import describe_ignored_orientation
+from wiseft_cli.reporting.results import N_ROTATED, ResultLine
 
 BEST = "*"
 """Marks the best value of a column."""
@@ -175,6 +176,18 @@ def implausible_results(lines: Sequence[ResultLine]) -> tuple[str, ...]:
 
 
 def _doubts(lines: Sequence[ResultLine]) -> list[str]:
+    return [*_orientation_doubts(lines), *_accuracy_doubts(lines)]
+
+
+def _orientation_doubts(lines: Sequence[ResultLine]) -> list[str]:
+    n_rotated = max(int(line.extra.get(N_ROTATED, 0)) for line in lines)
+    if not n_rotated:
+        return []
+    ignored = describe_ignored_orientation(n_rotated, lines[0].n_images)
+    return [f"{ignored}; ?exif_orientation=apply turns the images of this set upright"]
+
+
+def _accuracy_doubts(lines: Sequence[ResultLine]) -> list[str]:
     first = lines[0]
     if first.n_classes == 1:
         return ["has a single class of the head, so every image counts as right"]

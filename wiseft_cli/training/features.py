@@ -25,7 +25,7 @@ from wiseft_cli.evaluation.scoring import load_images
 from wiseft_cli.model.classifier import ImageClassifier
 from wiseft_cli.training.batches import Draw
 from wiseft_cli.training.callbacks import Callbacks
-from wiseft_cli.training.images import UnreadableImages
+from wiseft_cli.training.images import RotatedImages, UnreadableImages
 from wiseft_cli.training.plan import FinetunePlan
 from wiseft_cli.training.resume import torch_version
 
@@ -72,6 +72,7 @@ def load_or_compute_features(
     classifier: ImageClassifier,
     plan: FinetunePlan,
     unreadable: UnreadableImages,
+    rotated: RotatedImages,
     callbacks: Callbacks,
     *,
     processes: ProcessGroup,
@@ -86,6 +87,7 @@ def load_or_compute_features(
         classifier: Its encoder, in evaluation mode.
         plan: The training images, and how features are computed.
         unreadable: Counts unreadable images.
+        rotated: Counts images whose EXIF orientation is ignored.
         callbacks: Report features that are found or computed.
         processes: The processes that share the images.
         workers: Number of decoding processes.
@@ -97,9 +99,11 @@ def load_or_compute_features(
     found = None
     if path and path.exists() and processes.is_first:
         found = _read_cached(path, len(plan.train.images.records), callbacks)
-    shape = processes.broadcast(None if found is None else list(found.shape))
-    if shape is not None:
-        values = (torch.zeros(shape) if found is None else found).to(processes.device)
+    known = processes.broadcast(None if found is None else [found[1], list(found[0].shape)])
+    if known is not None:
+        n_rotated, shape = known
+        values = (torch.zeros(shape) if found is None else found[0]).to(processes.device)
+        rotated.report(n_rotated)
         processes.broadcast_tensors([values])
         callbacks.on_encoded(len(values))
         return Features(values, torch.ones(len(values), dtype=torch.bool, device=processes.device))
@@ -111,25 +115,29 @@ def load_or_compute_features(
         processes=processes,
         workers=workers,
         unreadable=unreadable,
+        rotated=rotated,
         on_encoded=callbacks.on_encoded,
     )
+    n_rotated = rotated.report()
     # Unreadable images must be reported in each run, so incomplete features are not cached.
     if path and processes.is_first and features.is_readable.all():
         try:
-            write_features(path, features.values)
+            write_features(path, features.values, n_rotated)
         except OutputError as error:
             callbacks.on_warning(f"{error.message}; the features are not cached")
     return features
 
 
-def _read_cached(path: Path, n_images: int, callbacks: Callbacks) -> torch.Tensor | None:
+def _read_cached(
+    path: Path, n_images: int, callbacks: Callbacks
+) -> tuple[torch.Tensor, int] | None:
     try:
-        values = read_features(path, n_images)
+        found = read_features(path, n_images)
     except CheckpointError as error:
         callbacks.on_warning(f"{error.message}; the features are computed again")
         return None
     callbacks.on_note(f"features of {n_images} images from {path}")
-    return values
+    return found
 
 
 def compute_features(
@@ -141,6 +149,7 @@ def compute_features(
     processes: ProcessGroup,
     workers: int,
     unreadable: UnreadableImages,
+    rotated: RotatedImages,
     on_encoded: Callable[[int], None],
 ) -> Features:
     """Encode every image of a set, in the set's order.
@@ -156,6 +165,7 @@ def compute_features(
         processes: The processes that share the images.
         workers: Number of decoding processes.
         unreadable: Counts unreadable images.
+        rotated: Counts images whose EXIF orientation is ignored.
         on_encoded: Called with the number of images of each pass.
     Raises:
         DatasetError: More images are unreadable than allowed.
@@ -173,6 +183,7 @@ def compute_features(
     with torch.no_grad():
         for batch in batches:
             unreadable.add(list(batch.unreadable.values()))
+            rotated.add(batch.rotated)
             if len(batch.indices):
                 parts.append(encode_image(batch.images))
                 rows.append(batch.indices)
@@ -202,7 +213,7 @@ def cache_key(classifier: ImageClassifier, plan: FinetunePlan, device: torch.dev
         "format": _CACHE_FORMAT,
         "encoder": _encoder_digest(classifier),
         "config": model.config if model else None,
-        "preprocess": plan.card.preprocess,
+        "preprocess": plan.train.images.preprocess(plan.card.preprocess or {}),
         "images": _images_digest(plan.train.images),
         # The rest decides the last bits: a run has the same bytes with and without the cache.
         "precision": plan.recipe.precision,
@@ -238,8 +249,8 @@ def _images_digest(image_set: ImageSet) -> str:
     return digest.hexdigest()
 
 
-def read_features(path: Path, n_images: int) -> torch.Tensor:
-    """Read cached features (n_images, D).
+def read_features(path: Path, n_images: int) -> tuple[torch.Tensor, int]:
+    """Read cached features (n_images, D), and how many of the images are rotated.
 
     Raises:
         CheckpointError: The file is damaged.
@@ -252,17 +263,20 @@ def read_features(path: Path, n_images: int) -> torch.Tensor:
         raise CheckpointError(f"{path}: cannot be used: {error}") from None
     if len(values) != n_images or known.get("sha256") != _digest_of(values):
         raise CheckpointError(f"{path}: is damaged, its digest does not match its content")
-    return values
+    n_rotated = known.get("n_rotated", "0")
+    return values, int(n_rotated) if n_rotated.isdecimal() else 0
 
 
-def write_features(path: Path, values: torch.Tensor) -> None:
+def write_features(path: Path, values: torch.Tensor, n_rotated: int = 0) -> None:
     """Write features (N, D) to the cache.
 
+    Args:
+        n_rotated: Number of the images whose EXIF orientation is ignored.
     Raises:
         OutputError: The folder cannot be created, or the file cannot be written.
     """
     values = values.detach().cpu().contiguous()
-    data = save({"features": values}, {"sha256": _digest_of(values)})
+    data = save({"features": values}, {"sha256": _digest_of(values), "n_rotated": str(n_rotated)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from wiseft_cli.checkpoint.card import describe_ignored_orientation
 from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
+from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.loading import ImageDataset, ImageItem, UnreadableImage, load_batches
 from wiseft_cli.errors import CommonDatasetError
 from wiseft_cli.model.transforms import eval_transform
@@ -85,6 +87,54 @@ class UnreadableImages:
         )
 
 
+class RotatedImages:
+    """The training images whose EXIF orientation is ignored, each counted once.
+
+    Args:
+        image_set: The training images.
+        preprocess: The checkpoint's preprocessing.
+        on_warning: Called with the number of images, as a sentence.
+        processes: The processes of the run, which count together.
+    """
+
+    def __init__(
+        self,
+        image_set: ImageSet,
+        preprocess: Mapping[str, Any],
+        on_warning: Callable[[str], None] = lambda _: None,
+        processes: ProcessGroup = SINGLE_PROCESS,
+    ) -> None:
+        self._image_set = image_set
+        self._on_warning = on_warning
+        self._processes = processes
+        self._is_counted = image_set.misses_orientation(preprocess)
+        self._found: set[int] = set()
+
+    def add(self, rotated: Iterable[int]) -> None:
+        """Add the rotated images of a batch, by their position in the set."""
+        if self._is_counted:
+            self._found.update(rotated)
+
+    def report(self, n_rotated: int | None = None) -> int:
+        """Warn of the images found in one pass over the set, once; every process calls this.
+
+        Args:
+            n_rotated: Number of images, if it is known without decoding them.
+        Returns:
+            Number of images of all processes.
+        """
+        if n_rotated is None:
+            n_rotated = sum(self._processes.gather([len(self._found)]))
+        if n_rotated and self._is_counted:
+            text = describe_ignored_orientation(n_rotated, len(self._image_set.records))
+            self._on_warning(
+                f"image set {self._image_set.name!r}: {text};"
+                " ?exif_orientation=apply turns the images of this set upright"
+            )
+        self._is_counted = False
+        return n_rotated
+
+
 class AugmentedImages(Dataset["ImageItem | UnreadableImage"]):
     """An image dataset indexed by draws; each draw has its own random numbers.
 
@@ -111,6 +161,7 @@ def load_training_batches(
     workers: int,
     device: torch.device,
     unreadable: UnreadableImages | None = None,
+    rotated: RotatedImages | None = None,
     placeholder: torch.Tensor | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Decode and augment the images of each batch and move them to the device.
@@ -122,6 +173,7 @@ def load_training_batches(
         workers: Number of decoding processes; 0 decodes in this process.
         device: Device of the model.
         unreadable: Counts unreadable images; by default none is allowed.
+        rotated: Counts images whose EXIF orientation is ignored.
         placeholder: An input (1, 3, H, W) for batches without readable images; None if the model
             is not run on them.
     Yields:
@@ -135,6 +187,8 @@ def load_training_batches(
         AugmentedImages(images, seed=seed), draws, workers=workers, device=device
     ):
         unreadable.add(list(batch.unreadable.values()))
+        if rotated:
+            rotated.add(batch.rotated)
         if placeholder is None or len(batch.targets):
             yield batch.images, batch.targets
         else:

@@ -13,6 +13,7 @@ from typing import Literal, cast
 
 import torch
 
+from wiseft_cli.checkpoint.card import describe_ignored_orientation
 from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
 from wiseft_cli.data.loading import ImageDataset
 from wiseft_cli.evaluation.scoring import evaluate_image_set
@@ -21,7 +22,12 @@ from wiseft_cli.model.transforms import train_transform
 from wiseft_cli.training.batches import MicroBatches
 from wiseft_cli.training.callbacks import Callbacks, EpochReport, StepReport
 from wiseft_cli.training.features import feature_batches, load_or_compute_features
-from wiseft_cli.training.images import UnreadableImages, black_image, load_training_batches
+from wiseft_cli.training.images import (
+    RotatedImages,
+    UnreadableImages,
+    black_image,
+    load_training_batches,
+)
 from wiseft_cli.training.modes import set_training_modes
 from wiseft_cli.training.plan import FinetunePlan
 from wiseft_cli.training.saving import StateSaver
@@ -58,10 +64,11 @@ def train(
         DatasetError: More images are unreadable than allowed.
         RecipeError: Training diverged.
     """
-    recipe = plan.recipe
+    recipe, preprocess = plan.recipe, plan.card.preprocess or {}
+    warned: set[str] = set()
 
     def report_epoch(stop: StopRequest | None = None) -> bool:
-        return _report_epoch(run, plan, processes, workers, callbacks, stop)
+        return _report_epoch(run, plan, processes, workers, callbacks, stop, warned)
 
     def warn(warning: str | None) -> None:
         if warning:
@@ -71,6 +78,7 @@ def train(
         report_epoch()
     set_training_modes(run.classifier, freeze=recipe.freeze, batch_norm=recipe.batch_norm)
     unreadable = UnreadableImages(plan.max_bad, callbacks.on_warning, processes)
+    rotated = RotatedImages(plan.train.images, preprocess, callbacks.on_warning, processes)
     draws = MicroBatches(
         recipe,
         first_step=run.steps_done,
@@ -82,6 +90,7 @@ def train(
             run.classifier,
             plan,
             unreadable,
+            rotated,
             callbacks,
             processes=processes,
             workers=workers,
@@ -93,7 +102,7 @@ def train(
         batches: Batches = feature_batches(features, targets, draws)
     else:
         logits_of, batches = _open_image_batches(
-            run.classifier, plan, draws, unreadable, processes, workers
+            run.classifier, plan, draws, unreadable, rotated, processes, workers
         )
     steps = run_steps(
         logits_of,
@@ -114,6 +123,8 @@ def train(
             is_stopped = step.is_stopped
             if saver and not is_stopped:
                 warn(saver.save_if_due(run, ends_epoch=step.ends_epoch))
+            if step.ends_epoch:
+                rotated.report()
             if step.ends_epoch and not is_stopped:
                 is_stopped = not report_epoch(stop)
             if is_stopped:
@@ -128,11 +139,12 @@ def _open_image_batches(
     plan: FinetunePlan,
     draws: MicroBatches,
     unreadable: UnreadableImages,
+    rotated: RotatedImages,
     processes: ProcessGroup,
     workers: int,
 ) -> tuple[Logits, Batches]:
     """Return the forward pass of a classifier, and the batches of augmented images for it."""
-    recipe, preprocess = plan.recipe, plan.card.preprocess or {}
+    recipe, preprocess = plan.recipe, plan.train.images.preprocess(plan.card.preprocess or {})
     augment = cast(Literal["crop", "none"], recipe.augment)
     images = ImageDataset(
         plan.train.images, plan.train.targets, train_transform(preprocess, augment=augment)
@@ -151,6 +163,7 @@ def _open_image_batches(
         workers=workers,
         device=processes.device,
         unreadable=unreadable,
+        rotated=rotated,
         placeholder=None if processes.is_single else placeholder,
     )
     return logits_of, batches
@@ -180,8 +193,13 @@ def _report_epoch(
     workers: int,
     callbacks: Callbacks,
     stop: StopRequest | None,
+    warned: set[str],
 ) -> bool:
-    """Report the epoch's loss and accuracies; return False if a stop was requested meanwhile."""
+    """Report the epoch's loss and accuracies; return False if a stop was requested meanwhile.
+
+    Args:
+        warned: Names of the sets about whose rotated images a warning was given.
+    """
     processes.broadcast_tensors(run.classifier.buffers())
 
     def check_stop(_n_images: int) -> None:
@@ -206,6 +224,11 @@ def _report_epoch(
         )
     except _StopEvaluation:
         return False
+    for labelled, accuracy in zip(plan.val, accuracies, strict=True):
+        if accuracy.n_rotated and labelled.images.name not in warned:
+            warned.add(labelled.images.name)
+            text = describe_ignored_orientation(accuracy.n_rotated, accuracy.n_images)
+            callbacks.on_warning(f"image set {labelled.images.name!r}: {text}")
     mean_loss = run.loss_sum / run.n_images if run.n_images else None
     epochs_done = -(-run.steps_done // plan.recipe.steps_per_epoch)
     callbacks.on_epoch(EpochReport(epochs_done, mean_loss, accuracies))

@@ -14,10 +14,12 @@ from typing import Any
 from wiseft_cli import __version__
 from wiseft_cli.checkpoint.atomic import check_output
 from wiseft_cli.checkpoint.card import (
+    EXIF_ORIENTATION,
     Card,
     ClassEntry,
     HistoryEntry,
     HistoryInput,
+    canonical_preprocess,
     join_histories,
 )
 from wiseft_cli.checkpoint.reader import read_card
@@ -228,6 +230,9 @@ def _output_card(
     parent: Card, images: ImageSet, recipe: ResolvedRecipe, record: Mapping[str, Any]
 ) -> Card:
     train = {"fingerprint": data_fingerprint(images), "n_images": recipe.n_images, **record}
+    preprocess = parent.preprocess or {}
+    if canonical_preprocess(images.preprocess(preprocess)) != canonical_preprocess(preprocess):
+        train[EXIF_ORIENTATION] = images.exif_orientation
     values = recipe.as_mapping()
     entry = HistoryEntry(
         command="finetune",

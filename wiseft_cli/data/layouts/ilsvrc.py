@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from wiseft_cli.data.files import is_image_name, is_regular_file
+from wiseft_cli.data.files import is_regular_file
+from wiseft_cli.data.image_formats import is_image_name
 from wiseft_cli.data.image_set import ImageRecord, ImageSet
 from wiseft_cli.data.layouts.class_folders import list_class_folders
 from wiseft_cli.data.layouts.local_copy import LocalCopy

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from wiseft_cli.data.manifest import allow_long_cells
 from wiseft_cli.errors import DatasetError, counted, list_some
 from wiseft_cli.prompts.documents import read_text
 
@@ -43,6 +45,7 @@ def read_columns(
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
+            allow_long_cells(os.path.getsize(path))
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
             at = _positions(path, header, names)

@@ -8,7 +8,7 @@ from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.model.transforms import eval_transform
 from wiseft_cli.training.batches import Draw
 from wiseft_cli.training.features import compute_features, feature_batches
-from wiseft_cli.training.images import UnreadableImages
+from wiseft_cli.training.images import RotatedImages, UnreadableImages
 
 
 def test_features_have_the_order_of_the_dataset(train_folder):
@@ -24,6 +24,7 @@ def test_features_have_the_order_of_the_dataset(train_folder):
         processes=SINGLE_PROCESS,
         workers=0,
         unreadable=unreadable,
+        rotated=RotatedImages(images._image_set, PREPROCESS),
         on_encoded=seen.append,
     )
     expected = torch.stack([images[index][0].mean(dim=(1, 2)) for index in range(12)])

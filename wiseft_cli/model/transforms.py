@@ -101,7 +101,8 @@ def _open_clip_transform(preprocess: Mapping[str, Any], *, is_train: bool) -> Tr
         raise _unsupported(preprocess, error) from None
     max_ratio = math.inf
     if config.resize_mode == "shortest" and not is_train:
-        max_ratio = MAX_RESIZED_PIXELS / max(config.input_size[1:]) ** 2
+        side = config.size if isinstance(config.size, int) else max(config.size)
+        max_ratio = MAX_RESIZED_PIXELS / side**2
     turns = orientation == APPLY_ORIENTATION
     return partial(_transform, transform, max_ratio=max_ratio, turns=turns)
 

@@ -73,6 +73,7 @@ def test_card_holds_what_later_commands_need() -> None:
     assert card.model.config["quick_gelu"] is False
     assert card.model.config["vision_cfg"]["image_size"] == [32, 32]
     assert card.preprocess == {
+        "exif_orientation": "apply",
         "size": [32, 32],
         "mode": "RGB",
         "mean": [0.5, 0.5, 0.5],

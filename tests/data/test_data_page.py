@@ -79,8 +79,8 @@ def test_commands_print_what_the_page_shows(
     folder: Path, block: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    for module in ("eval", "finetune_run"):  # no processes for a handful of images
-        monkeypatch.setattr(f"wiseft_cli.cli.{module}.default_workers", lambda *_: 0)
+    for module in ("evaluation.evaluate", "training.finetune"):  # a handful of images
+        monkeypatch.setattr(f"wiseft_cli.{module}.default_workers", lambda *_: 0)
     line, *shown = block.rstrip("\n").split("\n")
     code = main(shlex.split(line.removeprefix("$ wiseft ")))
     out, err = capsys.readouterr()

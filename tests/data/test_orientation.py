@@ -15,7 +15,7 @@ from wiseft_cli.checkpoint.card import canonical_preprocess
 from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
 from wiseft_cli.data.image_set import ImageSet, data_fingerprint
 from wiseft_cli.data.images import exif_orientation, load_image, load_image_of
-from wiseft_cli.data.loading import ImageDataset, collate_images, load_paths
+from wiseft_cli.data.loading import ImageDataset, collate_images, load_batches, load_paths
 from wiseft_cli.data.sources import open_image_set
 from wiseft_cli.errors import DatasetError, ModelError, UsageError
 from wiseft_cli.model.transforms import eval_transform, train_transform
@@ -128,6 +128,10 @@ def test_a_batch_names_the_images_with_an_orientation(
     images = rotated_set(tmp_path / "set", [1, 6, 3, 1, 8])
     dataset = ImageDataset(images, [0] * 5, eval_transform(preprocess))
     assert collate_images([dataset[at] for at in (4, 0, 2)]).rotated == (4, 2)
+    batches = [[4, 0, 2], [1, 3]]
+    for workers in (0, 1):
+        loaded = load_batches(dataset, batches, workers=workers, device=torch.device("cpu"))
+        assert [batch.rotated for batch in loaded] == [(4, 2), (1,)]
     paths = [images.name_of(at) for at in range(5)] + ["missing.jpg"]
     transform = eval_transform(preprocess)
     for read_ahead in (True, False):

@@ -43,7 +43,7 @@ class Squares(Dataset["ImageItem | UnreadableImage"]):
         self._size = size
 
     def __getitem__(self, index: int) -> ImageItem:
-        return torch.full((3, self._size, self._size), float(index)), index, index
+        return ImageItem(torch.full((3, self._size, self._size), float(index)), index, index)
 
 
 def load(dataset: Squares, n_images: int, workers: int) -> Iterator[object]:

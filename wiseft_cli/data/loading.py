@@ -78,7 +78,7 @@ class ImageItem(NamedTuple):
     image: torch.Tensor
     target: int
     position: int
-    is_rotated: bool
+    is_rotated: bool = False
 
 
 class ImageDataset(Dataset[ImageItem | UnreadableImage]):
@@ -157,7 +157,7 @@ def _copy_from_shared_memory(batch: ImageBatch) -> ImageBatch:
         tensor.clone() if tensor.untyped_storage().is_shared() else tensor
         for tensor in (batch.images, batch.targets, batch.indices)
     )
-    return ImageBatch(images, targets, indices, batch.unreadable)
+    return batch._replace(images=images, targets=targets, indices=indices)
 
 
 def _image_loader(

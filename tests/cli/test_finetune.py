@@ -280,7 +280,7 @@ def test_a_stopped_run_saves_its_state_and_says_how_to_go_on(folder, number, cod
     assert re.search(
         r"^stopped after step \d+ of 300000\n"
         rf"the state is out\.safetensors\.state/{names[-1]};"
-        " --resume in the same command continues",
+        " to continue, add --resume to the same command",
         err,
         re.MULTILINE,
     )
@@ -313,7 +313,7 @@ def test_a_state_is_gone_on_from_with_resume_and_nothing_else(folder, capsys):
     assert capsys.readouterr().err == (
         "error: out.safetensors.state: holds the state of an unfinished run"
         " (step-00000004.safetensors)\n"
-        "hint: continue it with --resume, or remove it and start again with --force\n"
+        "hint: continue with --resume, or discard it and start again with --force\n"
     )
     assert main([*words, "--resume"]) == 0
     out, err = capsys.readouterr()

@@ -46,7 +46,7 @@ def test_a_validation_fraction_is_taken_per_class_and_recorded(folder, capsys):
         4,
     )
     assert main([*WORDS, *QUICK, "--val-fraction", "1.5", "--force"]) == 2
-    assert "validation fraction is 1.5" in capsys.readouterr().err
+    assert "--val-fraction is 1.5" in capsys.readouterr().err
 
 
 def test_shots_take_k_images_per_class_and_are_recorded_in_the_log(folder, capsys):

@@ -28,7 +28,7 @@ def test_the_default_is_alpha_0_5_in_the_current_folder(
     done = run_wiseft("merge", "--alpha", "0.5", "zs.safetensors", "ft.safetensors")
     assert (done.returncode, done.stdout) == (0, "ft-wiseft-0.5.safetensors\n")
     assert done.stderr == (
-        "1 tensor integer or boolean, taken from FINETUNED: visual.bn.num_batches_tracked\n"
+        "1 tensor of integers or booleans, copied from FINETUNED: visual.bn.num_batches_tracked\n"
     )
     implied = run_wiseft("merge", "zs.safetensors", "ft.safetensors", "-o", "implied")
     assert implied.stdout == "implied\n"

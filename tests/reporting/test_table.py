@@ -161,3 +161,13 @@ def test_set_far_below_the_others_in_every_row_is_implausible() -> None:
     )
     assert implausible_results([*low[:1], line("odd", 400, alpha="1"), *others]) == ()
     assert implausible_results([line("odd", 400), line("a", 800)]) == ()
+
+
+def test_equal_means_are_all_marked_although_their_last_bits_differ() -> None:
+    lines = [
+        *(line("val", 800, alpha="0", reference=True), line("a", 798, alpha="0")),
+        *(line("b", 800, alpha="0"), line("val", 800, alpha="1", reference=True)),
+        *(line("a", 818, alpha="1"), line("b", 780, alpha="1")),
+    ]
+    rows = [row.split() for row in render_table(lines).splitlines() if "finetuned" in row]
+    assert [row[-2] for row in rows] == ["79.90*", "79.90*"]

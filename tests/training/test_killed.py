@@ -216,4 +216,4 @@ def test_signals_at_random_moments_end_a_run_with_their_codes_and_no_traceback(f
     log = (folder / "log").read_text()
     assert "Traceback" not in log
     assert "Exception ignored" not in log
-    assert "--resume in the same command continues" in log
+    assert "to continue, add --resume to the same command" in log

@@ -125,7 +125,7 @@ def test_frozen_encoder_decides_augmentation_and_batch_norm():
         ),
         (
             {"epochs": 3, "steps": 4},
-            "recipe: epochs is 3 and steps is 4, expected one of the two",
+            "recipe: epochs is 3 and steps is 4; give one of the two, not both",
         ),
         ({"schedule": "step"}, "recipe: schedule is 'step', expected one of cosine, constant"),
         ({"precision": "fp8"}, "recipe: precision is 'fp8', expected one of fp32, bf16, fp16"),

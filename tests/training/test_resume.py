@@ -170,9 +170,7 @@ def test_resume_with_another_output_is_rejected(folder):
     go(plan_of(folder, seed=1))
     with pytest.raises(OutputError) as caught:
         plan_of(folder, resume=True)
-    assert caught.value.message == (
-        f"{folder / 'out'}: exists already, and this run would write something else"
-    )
+    assert caught.value.message == (f"{folder / 'out'}: exists already and was made by another run")
 
 
 def test_state_without_resume_or_force_is_rejected_with_both_as_remedies(folder):
@@ -183,7 +181,7 @@ def test_state_without_resume_or_force_is_rejected_with_both_as_remedies(folder)
         f"{folder / 'out.state'}: holds the state of an unfinished run (step-00000004.safetensors)"
     )
     assert caught.value.hint == (
-        "continue it with --resume, or remove it and start again with --force"
+        "continue with --resume, or discard it and start again with --force"
     )
 
 

@@ -124,7 +124,7 @@ def test_stopped_run_resumes_to_the_bytes_of_an_uninterrupted_one(folder, fork_s
     wait_for(process, "epoch 2/")
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
-    assert "--resume in the same command continues" in err
+    assert "to continue, add --resume to the same command" in err
     assert not (folder / "out.safetensors").exists()
     words += ["-o", "out.safetensors", "--resume"]
     code, out, err = fork_server.run_two_ranks(*words, folder=folder)

@@ -308,7 +308,10 @@ def _recognize_foreign_file(start: bytes) -> tuple[str, str] | None:
         return "a pickle (an old torch.save)", to_safetensors
     # The eight bytes of a valid length contain zeros; text does not.
     if len(start) >= _LENGTH_BYTES and start.isascii() and b"\0" not in start[:_LENGTH_BYTES]:
-        return "a text file", "a download saved a message; fetch the file again"
+        return (
+            "a text file",
+            "give a .safetensors file; a failed download may have saved a message instead",
+        )
     return None
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from wiseft_cli.reporting.results import ResultLine
 
 EXAMPLES = """
-wiseft eval merged.safetensors --data imagenet --data sketch --results results.jsonl
-wiseft eval zero.safetensors tuned.safetensors --alpha 0:1:0.1 --data a --data val --select-on val
+wiseft eval merged.safetensors --data imagenet=/data/imagenet --data photos/test
+wiseft eval zero.safetensors tuned.safetensors --alpha 0:1:0.1 --data t --data v --select-on v
 """
 
 _data_option = partial(typer.Option, rich_help_panel="Image sets")
@@ -48,8 +48,9 @@ def eval_command(
             autocompletion=complete_data,
             metavar="[NAME=]SPEC",
             help="Image set: a folder with one subfolder per class, a manifest (.csv, .tsv,"
-            " .jsonl), shards (data-{000..127}.tar), or a suite of several sets (.yaml). May be"
-            " repeated; the first set is the in-distribution set.",
+            " .jsonl), shards (data-{000..127}.tar), a published set (imagenet-r=FOLDER), or a"
+            " suite of several sets (.yaml). May be repeated; the first set is the in-distribution"
+            " set.",
             show_default=False,
         ),
     ] = None,
@@ -86,7 +87,7 @@ def eval_command(
         _weights_option(
             metavar="NAME",
             help="Validation set; it is not counted as a distribution shift. With --alpha it"
-            " chooses alpha: the best there, the smallest of equal ones.",
+            " chooses alpha: the best one on this set, the smallest if several are equal.",
         ),
     ] = None,
     merge_best: Annotated[

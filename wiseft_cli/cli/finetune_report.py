@@ -187,7 +187,9 @@ class Reporter:
         if stopped.state is None:
             print_message("no state was saved: --resume would start at the first step")
         else:
-            print_message(f"the state is {stopped.state}; --resume in the same command continues")
+            print_message(
+                f"the state is {stopped.state}; to continue, add --resume to the same command"
+            )
 
 
 def _describe_accuracy(accuracy: SetAccuracy) -> str:

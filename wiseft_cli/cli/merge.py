@@ -216,7 +216,7 @@ def _print_messages(report: MergeReport) -> None:
     for text in report.warnings:
         warn(text)
     for names, what in (
-        (report.discrete, "integer or boolean, taken from FINETUNED"),
+        (report.discrete, "of integers or booleans, copied from FINETUNED"),
         (report.missing, "in one file only, copied"),
     ):
         if names:

@@ -58,7 +58,7 @@ def stratified_split(image_set: ImageSet, fraction: float, seed: int) -> Validat
         DatasetError: No image would be left for validation.
     """
     if not 0 < fraction < 1:
-        raise UsageError(f"the validation fraction is {fraction}; expected above 0 and below 1")
+        raise UsageError(f"--val-fraction is {fraction}, expected a number above 0 and below 1")
     ranked = _ranked_by_label(image_set, purpose="split", seed=seed)
     takes = _shares({label: len(indices) for label, indices in ranked.items()}, fraction)
     if not any(takes.values()):

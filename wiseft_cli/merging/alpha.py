@@ -83,10 +83,13 @@ def _expand(part: str, text: str) -> Iterator[Decimal]:
             hint=_guess_fraction(text) if "," in text else None,
         )
     start, stop, step = fields
-    if step == 0 or (stop - start) * step < 0:
+    guess = _guess_fraction(text) if "," in text else None
+    if step == 0:
+        raise UsageError(f"alpha: {text!r}: the step of a range must not be 0", hint=guess)
+    if (stop - start) * step < 0:
         raise UsageError(
-            f"alpha: {text!r} is an endless range; its step leads away from its stop",
-            hint=_guess_fraction(text) if "," in text else None,
+            f"alpha: {text!r}: steps of {step} never get from {start} to {stop}",
+            hint=guess or f"write {stop}:{start}:{step} or {start}:{stop}:{-step}",
         )
     value, index = start, 0
     while (value <= stop) if step > 0 else (value >= stop):

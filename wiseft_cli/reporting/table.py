@@ -119,7 +119,11 @@ def _label(line: ResultLine) -> tuple[str, str]:
 
 
 def _format_values(values: Sequence[float | None]) -> list[str]:
-    """Write fractions as per cent, the best with a mark, the others with a space."""
+    """Write fractions as per cent, the best with a mark, the others with a space.
+
+    Means of the same accuracies can differ in their last bits, so ties are found by 12 digits.
+    """
+    values = [None if value is None else round(value, 12) for value in values]
     known = [value for value in values if value is not None]
     best = max(known, default=None) if len(values) > 1 else None
     return [

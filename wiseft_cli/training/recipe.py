@@ -420,7 +420,7 @@ def _find_contradictions(values: Mapping[str, Any], names: Mapping[str, str]) ->
     epochs, steps = values.get("epochs"), values.get("steps")
     if epochs is not None and steps is not None:
         text = f"{names['epochs']} is {epochs} and {names['steps']} is {steps}"
-        faults.append(Fault(("steps", "epochs"), f"{text}, expected one of the two"))
+        faults.append(Fault(("steps", "epochs"), f"{text}; give one of the two, not both"))
     micro, batch = values.get("micro_batch_size"), values.get("batch_size")
     if micro is not None and batch is not None and micro > batch:
         text = f"{names['micro_batch_size']} is {micro}"
@@ -445,7 +445,8 @@ def recipe_warnings(recipe: ResolvedRecipe) -> tuple[str, ...]:
             f" ({recipe.n_images} images): every step uses all of it"
         )
     if recipe.steps < FEW_STEPS:
-        found.append(f"only {recipe.steps} optimizer steps; {_propose_more_steps(recipe)}")
+        steps = counted(recipe.steps, "optimizer step")
+        found.append(f"only {steps}; {_propose_more_steps(recipe)}")
     return tuple(found)
 
 

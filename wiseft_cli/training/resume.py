@@ -96,7 +96,7 @@ def _reject_existing_states(output: Path, force: bool) -> None:
     if states and not force:
         raise OutputError(
             f"{state_folder(output)}: holds the state of an unfinished run ({states[0].name})",
-            hint="continue it with --resume, or remove it and start again with --force",
+            hint="continue with --resume, or discard it and start again with --force",
         )
 
 
@@ -112,7 +112,7 @@ def _digest_if_finished(output: Path, card: Card, force: bool) -> str | None:
     if force:
         return None
     raise OutputError(
-        f"{output}: exists already, and this run would write something else",
+        f"{output}: exists already and was made by another run",
         hint="name another output with -o, or overwrite with --force",
     )
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +85,54 @@ def test_classifier_without_wiseft_gives_the_logits_of_wiseft(ran: Any) -> None:
     with torch.no_grad():
         torch.testing.assert_close(names["logits"], classifier(images), rtol=1e-5, atol=1e-5)
     assert names["names"] == ["0", "1", "2"]
+
+
+def write_images(folder: Path) -> list[str]:
+    """Write one image per mode that `predict` treats in its own way."""
+    generator = np.random.default_rng(2)
+    pixels = generator.integers(0, 256, (50, 40, 3), dtype=np.uint8)
+    colour = Image.fromarray(pixels)
+    see_through = colour.quantize(16)
+    see_through.info["transparency"] = 3
+    exif = Image.Exif()
+    exif[274] = 6  # turned by 90 degrees
+    images = {
+        "rgb.png": colour,
+        "grey.png": colour.convert("L"),
+        "grey-alpha.png": colour.convert("LA"),
+        "rgba.png": Image.fromarray(generator.integers(0, 256, (50, 40, 4), dtype=np.uint8)),
+        "palette.png": colour.quantize(16),
+        "palette-alpha.png": see_through,
+        "bilevel.png": colour.convert("1"),
+        "grey16.png": Image.fromarray(generator.integers(0, 65536, (50, 40), dtype=np.uint16)),
+        "float.tiff": Image.fromarray(generator.random((50, 40), dtype=np.float32)),
+        "cmyk.jpg": colour.convert("CMYK"),
+    }
+    for name, image in images.items():
+        image.save(folder / name)
+    colour.save(folder / "turned.jpg", exif=exif)
+    return [*images, "turned.jpg"]
+
+
+def test_service_gives_the_probabilities_of_predict_for_every_image_mode(
+    ran: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = ran
+    monkeypatch.chdir(folder)
+    (code,) = re.findall(r"^```python\n(# service\.py\n.*?)^```$", PAGE, re.M | re.S)
+    Path("service.py").write_text(code)
+    images = write_images(folder)
+    # -I: neither this package nor the working directory can be imported
+    command = [sys.executable, "-I", "service.py", "merged.safetensors", *images]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    capsys.readouterr()
+    options = ["--jsonl", "--workers", "0", "--device", "cpu"]
+    assert main(["predict", "merged.safetensors", *images, *options]) == 0
+    expected = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["image"] for line in found] == images
+    for line, ours in zip(found, expected, strict=True):
+        assert [name for _, name, _ in line["classes"]] == [c["name"] for c in ours["top"]]
+        assert [p for _, _, p in line["classes"]] == pytest.approx(
+            [c["probability"] for c in ours["top"]], abs=1e-5
+        )

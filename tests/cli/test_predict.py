@@ -281,3 +281,37 @@ def run_bash(script: str, *, text: str = "") -> str:
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
+
+
+def test_pipes_and_pictures_that_are_not_read_are_reported_and_not_waited_for(
+    tmp_path: Path, built: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(built / "model.safetensors", "model.safetensors")
+    shutil.copytree(built / "photos", "photos")
+    os.mkfifo("photos/pipe.png")
+    Path("photos/a.nef").write_bytes(b"II*\0" + b"?" * 20)
+    for word in ("photos", "photos/pipe.png", "photos/a.nef"):
+        code, _, err = predict(capsys, word)
+        assert code == 1
+        assert ("a.nef: a camera raw file" in err) == (word != "photos/pipe.png")
+        assert ("pipe.png: not a regular file" in err) == (word != "photos/a.nef")
+    assert "error: 2 of 8 images could not be read" in predict(capsys, "photos")[2]
+
+
+@pytest.mark.usefixtures("room")
+def test_shards_are_rejected_with_what_reads_them(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.tar", "a-{000..127}.tar", "b.TAR"):
+        code, _, err = predict(capsys, name)
+        assert code == 2
+        assert err.startswith(f"error: {name}: predict reads images, not shards\nhint: unpack")
+
+
+@pytest.mark.parametrize("command", ["eval", "finetune"])
+def test_shards_after_an_expanded_pattern_get_a_hint(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    option = "--data" if command == "eval" else "--train"
+    words = [command, "model.safetensors", option, "a-0.tar", "a-1.tar", "a-2.tar"]
+    assert main(words) in (1, 2)
+    assert "hint: quote a pattern of shards" in capsys.readouterr().err

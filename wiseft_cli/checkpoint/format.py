@@ -143,11 +143,10 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """Tensors by name, `__metadata__`, and the offset at which the tensors begin."""
+    """Tensors by name, and `__metadata__`."""
 
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
-    data_start: int
 
 
 def plan_layout(specs: Sequence[TensorSpec]) -> list[TensorInfo]:
@@ -262,7 +261,7 @@ def read_header_from(descriptor: int, path: Path) -> Header:
         raise NotACheckpointError(
             f"{path}: damaged: {counted(size_bytes - data_end, 'byte')} after the last tensor"
         )
-    return Header(tensors, metadata, data_start)
+    return Header(tensors, metadata)
 
 
 def _truncated(path: Path, what: str, size_bytes: int) -> NotACheckpointError:

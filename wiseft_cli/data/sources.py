@@ -84,19 +84,19 @@ def open_training_set(spec: str) -> ImageSet:
     return replace(images, warnings=(*images.warnings, warning))
 
 
-def open_image_sets(spec: str, *, option: str = "--data") -> tuple[ImageSet, ...]:
+def open_image_sets(spec: str) -> tuple[ImageSet, ...]:
     """Open the image sets that a spec names: one, or all sets of a suite.
 
     Raises:
         UsageError: The spec is malformed.
         DatasetError: A set cannot be listed, or the suite cannot be read.
     """
-    parsed = parse_spec(spec, option=option)
+    parsed = parse_spec(spec, option="--data")
     if not parsed.is_suite:
         return (open_spec(parsed),)
     if parsed.name is not None or parsed.options.given:
         raise UsageError(
-            f"{option} {spec!r}: the sets of a suite have their own names and options",
+            f"--data {spec!r}: the sets of a suite have their own names and options",
             hint=f"write them into {parsed.data}",
         )
     return tuple(map(open_spec, read_suite(Path(parsed.data))))

@@ -83,12 +83,11 @@ def demo_paths(out: Path) -> DemoData:
     )
 
 
-def write_image_folders(out: Path, *, seed: int = 0) -> DemoData:
+def write_image_folders(out: Path) -> DemoData:
     """Write every image set, the class list and the templates below `out`.
 
     Args:
         out: Created if missing.
-        seed: Seed of the shifts. The assignment of images to sets does not depend on it.
     Raises:
         FileExistsError: A class folder already exists.
     """
@@ -101,7 +100,7 @@ def write_image_folders(out: Path, *, seed: int = 0) -> DemoData:
     ):
         _write_set(folder, labelled.images, labelled.labels)
     for name, folder in paths.shifts.items():
-        pictures, labels = make_shift(name, digits, seed=seed)
+        pictures, labels = make_shift(name, digits)
         _write_set(folder, _to_bytes(pictures), labels)
     paths.classes.write_text("".join(f"{name}\n" for name in DIGIT_NAMES))
     paths.templates.write_text("".join(f"{template}\n" for template in TEMPLATES))

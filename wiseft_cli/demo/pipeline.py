@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wiseft_cli.demo.effect import IN_DISTRIBUTION, CurvePoint, describe, read_curve
+from wiseft_cli.demo.effect import IN_DISTRIBUTION, describe, read_curve
 from wiseft_cli.demo.embedded import embedded_model_folder
 from wiseft_cli.demo.image_folders import demo_paths, write_image_folders
 from wiseft_cli.errors import OutputError, WiseftError
@@ -52,13 +52,11 @@ class DemoReport:
     Attributes:
         table: Output of `wiseft eval`.
         picture: The plot.
-        curve: Accuracies over alpha.
         sentences: The effect in words.
     """
 
     table: str
     picture: Path
-    curve: tuple[CurvePoint, ...]
     sentences: tuple[str, str]
 
 
@@ -108,7 +106,7 @@ def run_demo(
     table = run_command(evaluation, on_progress=on_progress)
     run_command(plot_command(results, out=picture), on_progress=on_progress)
     curve = read_curve(read_result_lines(results))
-    return DemoReport(table, picture, curve, describe(curve))
+    return DemoReport(table, picture, describe(curve))
 
 
 def check_out(out: Path, *, force: bool) -> None:

@@ -264,9 +264,9 @@ def _ink(axes: Axes, panel: Panel, scale: ScaleName) -> Iterator[Position]:
         yield from _along((x, low), (x, high))
 
 
-def _along(start: Position, stop: Position, *, steps: int = 40) -> Iterator[Position]:
-    for step in range(steps + 1):
-        share = step / steps
+def _along(start: Position, stop: Position) -> Iterator[Position]:
+    for step in range(41):
+        share = step / 40
         yield (
             (1 - share) * start[0] + share * stop[0],
             (1 - share) * start[1] + share * stop[1],

@@ -171,17 +171,17 @@ def compute_features(
         DatasetError: More images are unreadable than allowed.
     """
     device = processes.device
-    batches = load_images(
-        image_set,
-        preprocess,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        processes=processes,
-    )
     n_images, rows, parts = len(image_set.records), [], []
     with torch.no_grad():
-        for batch in batches:
+        # Not held in a variable: after an error the traceback would keep its workers alive.
+        for batch in load_images(
+            image_set,
+            preprocess,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            processes=processes,
+        ):
             unreadable.add(list(batch.unreadable.values()))
             rotated.add(batch.rotated)
             if len(batch.indices):

@@ -140,9 +140,7 @@ def finetune(
                     run,
                     plan,
                     processes=processes,
-                    workers=default_workers(launch.local_world_size)
-                    if workers is None
-                    else workers,
+                    workers=workers,
                     feature_cache=feature_cache,
                     callbacks=callbacks,
                     saver=saver,

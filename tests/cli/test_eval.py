@@ -191,6 +191,15 @@ def test_mistake_is_one_message(
     assert not (room / "r.jsonl").exists()
 
 
+@pytest.mark.parametrize("option", ["--train", "--val", "--test", "--dataset"])
+def test_name_of_a_set_as_an_option_suggests_data(
+    run_here: Callable[..., Done], option: str
+) -> None:
+    done = run_here("eval", PAIR[0], option, "val")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"No such option: {option} (Possible options: --data)" in done.stderr
+
+
 def test_error_ends_the_workers(room: Path, run_wiseft: RunWiseft) -> None:
     for at in range(40):  # more than are decoded by the time of the error
         (room / "val" / LABELS[0] / f"{at}.bad.png").write_text("no picture")

@@ -100,7 +100,7 @@ def test_ten_unknown_labels_are_listed_and_the_rest_counted() -> None:
     lines = caught.value.message.splitlines()
     assert lines[0].startswith("image set 'val': 1002 of 1002 labels are not classes of the head")
     assert lines[1:] == [*(f"  'x{at:04d}'" for at in range(10)), "  ... and 992 more"]
-    assert "wiseft inspect CHECKPOINT" in str(caught.value.hint)
+    assert "wiseft inspect CHECKPOINT --json" in str(caught.value.hint)
 
 
 def test_a_label_that_matches_two_classes_is_rejected_with_both_ids() -> None:

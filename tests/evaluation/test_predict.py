@@ -11,7 +11,7 @@ from tests.evaluation.tiny import CLASSES, PREPROCESS, RESNET, make_checkpoint, 
 from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.data.image_paths import PathStream
 from wiseft_cli.data.images import load_image
-from wiseft_cli.errors import ModelError
+from wiseft_cli.errors import ModelError, UsageError
 from wiseft_cli.evaluation.predict import predict, top_classes
 from wiseft_cli.model.classifier import load_classifier
 from wiseft_cli.model.transforms import eval_transform
@@ -147,3 +147,23 @@ def test_non_finite_logits_are_reported_with_the_image(folder: Path, tmp_path: P
     with pytest.raises(ModelError) as caught:
         predicted(bad, [str(tmp_path / "missing.png"), image])
     assert caught.value.message == f"the classifier's logits of {image} are not finite"
+
+
+@pytest.mark.parametrize("first", ["images", "images/x/0.png", "list.csv", "-"])
+def test_checkpoint_among_the_images_is_an_error_with_the_correct_order(first: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        predict(first, ["d.safetensors", "more"])
+    assert caught.value.message == "d.safetensors is a checkpoint, and is given among the images"
+    assert str(caught.value.hint).endswith(f": wiseft predict d.safetensors {first} more")
+
+
+def test_second_checkpoint_is_left_out_of_the_suggested_command() -> None:
+    with pytest.raises(UsageError, match=r"^d\.safetensors is a checkpoint") as caught:
+        predict("c.safetensors", ["d.safetensors"])
+    assert str(caught.value.hint).endswith(": wiseft predict c.safetensors IMAGES")
+
+
+def test_folder_in_place_of_the_checkpoint_is_not_called_data(folder: Path) -> None:
+    with pytest.raises(UsageError, match="is a folder without a checkpoint") as caught:
+        predict(folder / "images", [folder / "images"])
+    assert str(caught.value.hint).endswith(f"`wiseft predict CHECKPOINT {folder / 'images'}`")

@@ -99,8 +99,11 @@ def test_files_without_a_card_or_a_model_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(NotACheckpointError, match="has no wiseft card"):
         read_checkpoints([tmp_path / "foreign.safetensors"])
     write_checkpoint(tmp_path / "m.safetensors", {"x": np.zeros(3, np.float32)}, Card("merged"))
-    with pytest.raises(CheckpointError, match="names no model, preprocessing or classes"):
+    with pytest.raises(CheckpointError, match="names no model, preprocessing or classes") as caught:
         read_checkpoints([tmp_path / "m.safetensors"])
+    hint = str(caught.value.hint)  # not to merge: it is a merge already
+    assert "wiseft zeroshot-head" in hint
+    assert "or merge" not in hint
     (tmp_path / "text.safetensors").write_text("hello")
     with pytest.raises(NotACheckpointError):
         read_checkpoints([tmp_path / "text.safetensors"])

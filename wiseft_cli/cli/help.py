@@ -12,12 +12,25 @@ import typer.core
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
+_SET_OPTIONS = ("--train", "--val", "--test", "--shift", "--dataset", "--images")
+"""What other commands and programs call `--data`."""
+
 NARROW = 70
 """Columns below which option names take less of a line."""
 
 
 class HelpCommand(typer.core.TyperCommand):
     """A subcommand whose options stand under the headings of their `rich_help_panel`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words; suggest --data for the name of an image set's purpose."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:  # typer exports no class for unknown options
+            options = {option for param in self.params for option in param.opts}
+            if getattr(error, "option_name", None) in _SET_OPTIONS and "--data" in options:
+                vars(error)["possibilities"] = ["--data"]
+            raise
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return the words of the usage line, without braces around required arguments."""

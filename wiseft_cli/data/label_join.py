@@ -335,7 +335,7 @@ def _columns_of_map(
             subject=str(label_map.path),
             noun="classes that it names",
             hint="name the head's classes by id, or all of them by name"
-            " (`wiseft inspect CHECKPOINT` lists them)",
+            " (`wiseft inspect CHECKPOINT --json` lists them)",
         )
     column_of = {
         label: tuple(sorted({index[name] for name in of_label}))
@@ -442,7 +442,7 @@ def _label_hint(
     if is_published:
         return (
             "the head is of other classes; `wiseft zeroshot-head --classes NAME` builds a head of"
-            " a published set's classes (`wiseft inspect CHECKPOINT` lists the classes)"
+            " a published set's classes (`wiseft inspect CHECKPOINT --json` lists the classes)"
         )
     nearest = _nearest(matches).positions
     indices = [_as_index(label) for label in nearest]
@@ -450,9 +450,9 @@ def _label_hint(
         return (
             "if the labels are positions in the head's class list, counted from 0, give"
             " --labels-are-indices, or add ?labels_are_indices=true to the set"
-            " (`wiseft inspect CHECKPOINT` lists the classes in order)"
+            " (`wiseft inspect CHECKPOINT --json` lists the classes in order)"
         )
     return (
         "label the images with the ids or names of the head's classes; positions are used only on"
-        " request (`wiseft inspect CHECKPOINT` lists the classes)"
+        " request (`wiseft inspect CHECKPOINT --json` lists the classes)"
     )

@@ -5,16 +5,18 @@ Images go through the same decoding and the same transform as in an evaluation.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wiseft_cli.checkpoint.card import APPLY_ORIENTATION, EXIF_ORIENTATION, Card, ClassEntry
+from wiseft_cli.checkpoint.reader import FILE_SUFFIX, INDEX_SUFFIX
 from wiseft_cli.compute.precision import require_precision
 from wiseft_cli.compute.workers import default_workers
 from wiseft_cli.data.image_paths import STANDARD_INPUT, PathStream, image_paths
-from wiseft_cli.errors import ModelError
+from wiseft_cli.errors import ModelError, UsageError
 from wiseft_cli.evaluation.weight_sets import read_checkpoints
 from wiseft_cli.reporting.prediction_text import Prediction, RankedClass
 
@@ -62,9 +64,13 @@ def predict(
             is not enough.
     """
     require_precision(precision)
-    (found,) = read_checkpoints([Path(checkpoint)])
     words = [images] if isinstance(images, str | Path) else images
     names = [str(word) for word in words]
+    _check_order(str(checkpoint), names)
+    (found,) = read_checkpoints(
+        [Path(checkpoint)],
+        folder_hint="the checkpoint comes before the images: `wiseft predict CHECKPOINT {}`",
+    )
     paths = image_paths(names, stdin or PathStream(lambda _: b""))
     # lazy: torch takes seconds, and the mistakes above need none
     from wiseft_cli.compute.devices import resolve_device
@@ -81,6 +87,20 @@ def predict(
         read_ahead=STANDARD_INPUT not in names,
     )
     return _predict_batches(classifier, batches, card, top, precision, batch_size)
+
+
+def _check_order(checkpoint: str, images: Sequence[str]) -> None:
+    """Reject a checkpoint among the images, often because the arguments are swapped."""
+    suffixes = (FILE_SUFFIX, INDEX_SUFFIX)
+    misplaced = [name for name in images if name.endswith(suffixes)]
+    if misplaced:
+        checkpoints = [name for name in (checkpoint, *images) if name.endswith(suffixes)]
+        others = [name for name in (checkpoint, *images) if name not in checkpoints]
+        correct = ["wiseft", "predict", checkpoints[0], *(others or ["IMAGES"])[:3]]
+        raise UsageError(
+            f"{misplaced[0]} is a checkpoint, and is given among the images",
+            hint=f"name one checkpoint, before the images: {shlex.join(correct)}",
+        )
 
 
 def _predict_batches(

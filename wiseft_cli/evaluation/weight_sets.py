@@ -96,16 +96,19 @@ class WeightSet:
         return self.checkpoints[0].preprocess
 
 
-def read_checkpoints(paths: Sequence[Path]) -> tuple[NamedCheckpoint, ...]:
+def read_checkpoints(
+    paths: Sequence[Path], *, folder_hint: str = "did you mean `--data {}`?"
+) -> tuple[NamedCheckpoint, ...]:
     """Read the cards, and give each checkpoint a short distinct name.
 
     Args:
         paths: Checkpoint files, or folders that hold a single checkpoint.
+        folder_hint: Remedy for a folder without a checkpoint; `{}` stands for its path.
     Raises:
         UsageError: A folder holds no checkpoint, or a file is given twice.
         CheckpointError: A file is not a checkpoint that can be run.
     """
-    files = [_file_of(path) for path in paths]
+    files = [_file_of(path, folder_hint) for path in paths]
     real = [file.resolve() for file in files]
     repeated = sorted(
         {str(path) for path, at in zip(paths, real, strict=True) if real.count(at) > 1}
@@ -115,7 +118,7 @@ def read_checkpoints(paths: Sequence[Path]) -> tuple[NamedCheckpoint, ...]:
     return tuple(map(_read_checkpoint, files, _distinct_names(real)))
 
 
-def _file_of(path: Path) -> Path:
+def _file_of(path: Path, folder_hint: str) -> Path:
     if not path.is_dir() and not path.name.endswith(INDEX_SUFFIX):
         return path
     if path.is_dir() and not any(
@@ -123,7 +126,7 @@ def _file_of(path: Path) -> Path:
     ):
         raise UsageError(
             f"{path} is a folder without a checkpoint, expected a checkpoint",
-            hint=f"did you mean `--data {shlex.quote(str(path))}`?",
+            hint=folder_hint.format(shlex.quote(str(path))),
         )
     with open_checkpoint(path, allow_shards=True) as reader:
         if len(reader.files) == 1:

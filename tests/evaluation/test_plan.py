@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.test_shards import png, write_tar
 from tests.evaluation.tiny import CLASSES, PREPROCESS, VIT, make_checkpoint, make_images
 from tests.reporting.lines import line
 from wiseft_cli.checkpoint.card import ClassEntry
@@ -14,7 +15,8 @@ from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.data.image_set import JoinOptions, data_fingerprint
 from wiseft_cli.data.sources import open_image_set
 from wiseft_cli.errors import DatasetError, UsageError
-from wiseft_cli.evaluation.plan import Job, find_held, plan_jobs
+from wiseft_cli.evaluation.plan import Job, find_held, plan_evaluation, plan_jobs
+from wiseft_cli.evaluation.request import EvalRequest
 from wiseft_cli.evaluation.weight_sets import plan_weight_sets, read_checkpoints
 from wiseft_cli.reporting.results import Metric
 
@@ -173,3 +175,17 @@ def test_set_of_single_images_has_no_pm10(tmp_path: Path) -> None:
         " mean_per_class, macro_f1"
     )
     assert "pm10 needs a published set of video frames" in (caught.value.hint or "")
+
+
+def test_single_shards_of_one_pattern_are_reported(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "z.safetensors", seed=1)
+    for name in ("x-000.tar", "x-001.tar", "y.tar"):
+        write_tar(tmp_path / name, {"0.png": png(1), "0.cls": b"class a"})
+    for names, n_warnings in ((["x-000", "x-001"], 1), (["x-000", "y"], 0), (["y"], 0)):
+        specs = [str(tmp_path / f"{name}.tar") for name in names]
+        warnings = plan_evaluation(EvalRequest(checkpoint, data=specs)).warnings
+        found = [text for text in warnings if "are image sets of their own" in text]
+        assert len(found) == n_warnings
+        assert all("quote the pattern: --data 'x-{...}.tar'" in text for text in found)
+    pattern = str(tmp_path / "x-{000..001}.tar")
+    assert plan_evaluation(EvalRequest(checkpoint, data=[pattern])).warnings == ()

@@ -157,6 +157,8 @@ def locate_rows(
         other path the reason why it cannot be used.
     """
     found, missing = look_up_files(root, [row.path for row in rows])
+    if not missing:
+        return list(rows), found, missing
     spelled = {path: expand_home(_without_empty_steps(path.replace("\\", "/"))) for path in missing}
     unlike_ascii = [path for path in spelled.values() if not path.isascii()]
     on_disk = find_unicode_spellings(root, unlike_ascii)

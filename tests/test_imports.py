@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "merging": {"checkpoint", "compute", "errors"},
     "data": {"prompts", "checkpoint", "compute", "errors"},
     "reporting": {"checkpoint", "errors"},
-    "model": {"data", "prompts", "checkpoint", "compute", "errors"},
+    "model": {"data", "merging", "prompts", "checkpoint", "compute", "errors"},
     "evaluation": {"model", "data", "reporting", "merging", "checkpoint", "compute", "errors"},
     "training": {"evaluation", "model", "data", "prompts", "checkpoint", "compute", "errors"},
     "demo": {"reporting", "errors"},

@@ -208,6 +208,7 @@ def test_tensors_of_wrong_shape_are_named_with_both_shapes(tmp_path: Path) -> No
             "visual.proj: missing from the file",
             "the names in the file start with 'model.'",
         ),
+        ("clip._orig_mod.", "visual.proj: missing", "the names in the file start with 'clip._orig"),
         ("visual only", "text_projection: missing from", "the file holds an image encoder alone"),
     ],
 )

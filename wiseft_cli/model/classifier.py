@@ -147,7 +147,8 @@ def _card_with_model(reader: CheckpointReader) -> tuple[Card, ModelSpec]:
     if card is None:
         raise NotACheckpointError(
             f"{reader.path}: has no wiseft card, expected a checkpoint written by wiseft",
-            hint="create one with `wiseft zeroshot-head`",
+            hint="give its image encoder a head with `wiseft zeroshot-head --image-encoder "
+            f"{reader.path}`, with --model and --pretrained for the model it was trained from",
         )
     if card.model is None:
         raise CheckpointError(

@@ -21,8 +21,9 @@ import torch
 from open_clip.factory import load_state_dict
 from torch import Tensor, nn
 
-from wiseft_cli.checkpoint.format import read_header
+from wiseft_cli.checkpoint.format import TensorInfo, read_header
 from wiseft_cli.errors import ModelError, counted
+from wiseft_cli.merging.causes import find_renaming
 from wiseft_cli.model.classifier import HEAD_WEIGHT
 from wiseft_cli.model.quiet import quiet_libraries
 
@@ -240,11 +241,20 @@ def _likely_cause(model: nn.Module, weights: WeightsFile) -> str:
             "the file has transformers' tensor names (vision_model.*); use weights with "
             "open_clip's names (visual.*)"
         )
-    for prefix in sorted({name[: name.index(".") + 1] for name in unknown if "." in name}):
-        stripped = [name.removeprefix(prefix) for name in unknown if name.startswith(prefix)]
-        if 2 * sum(name in expected for name in stripped) > len(stripped):
-            return f"the names in the file start with {prefix!r}; save it without the prefix"
+    renaming = find_renaming(
+        _as_tensors({name: tuple(t.shape) for name, t in model.state_dict().items()}),
+        _as_tensors(weights.shapes),
+    )
+    if renaming is not None:
+        return renaming.describe().replace("the second file", "the file")
     return "check that --model is the architecture that these weights were trained with"
+
+
+def _as_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorInfo]:
+    return {
+        name: TensorInfo(name, "F32", shape, 0, 4 * math.prod(shape))
+        for name, shape in shapes.items()
+    }
 
 
 def _torch_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wiseft_cli.checkpoint.card import APPLY_ORIENTATION, EXIF_ORIENTATION, Card, ClassEntry
-from wiseft_cli.checkpoint.reader import FILE_SUFFIX, INDEX_SUFFIX
+from wiseft_cli.checkpoint.shards import FILE_SUFFIX, INDEX_SUFFIX
 from wiseft_cli.compute.precision import require_precision
 from wiseft_cli.compute.workers import default_workers
 from wiseft_cli.data.image_paths import STANDARD_INPUT, PathStream, image_paths

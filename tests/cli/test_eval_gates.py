@@ -143,7 +143,11 @@ GATE = ("--fail-under", "val:top1>=0.5")
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ((*PAIR, "--select-on", "val"), 2, "error: --select-on needs --alpha\n"),
+        (
+            (*PAIR, "--select-on", "val", "--merge-best", "o.safetensors"),
+            2,
+            "error: --merge-best needs --alpha\n",
+        ),
         (
             (*PAIR, "--alpha", "0.5", "--merge-best", "o.safetensors"),
             2,

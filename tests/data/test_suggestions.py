@@ -68,7 +68,7 @@ def test_a_published_set_is_offered_by_its_name(tmp_path: Path, name: str, card:
     )
 
 
-def test_common_folder_names_are_no_published_sets(tmp_path: Path) -> None:
+def test_common_folder_names_do_not_suggest_a_published_set(tmp_path: Path) -> None:
     for name in ("train", "val", "images", "photos"):
         assert published_set_of(tmp_path / name) is None
 

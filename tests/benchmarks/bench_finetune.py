@@ -48,7 +48,7 @@ from wiseft_cli.training.state import Run, open_run
 
 
 def run_ours(run: Run, plan: FinetunePlan, workers: int) -> None:
-    """The loop of `wiseft finetune`, from its first batch to its last state."""
+    """Run the loop of `wiseft finetune`, from its first batch to its last state."""
     saver = StateSaver(plan.output, plan.card, DEFAULT_INTERVAL, state_bytes=run.state_bytes)
     with (
         RunLog(plan.output.with_name("log.jsonl"), plan, appends=True) as log,
@@ -59,7 +59,7 @@ def run_ours(run: Run, plan: FinetunePlan, workers: int) -> None:
 
 
 def run_plain(run: Run, plan: FinetunePlan, workers: int) -> None:
-    """The same steps as anyone would write them."""
+    """Take the same steps in a plain loop."""
     loader = DataLoader(
         _dataset(plan),
         batch_size=plan.recipe.batch_size,
@@ -73,14 +73,14 @@ def run_plain(run: Run, plan: FinetunePlan, workers: int) -> None:
 
 
 def run_ready(run: Run, plan: FinetunePlan, workers: int) -> None:
-    """The plain loop on the first batch's tensors, again and again."""
+    """Run the plain loop on the tensors of the first batch only."""
     images = _dataset(plan)
     batch = collate_images([images[index] for index in range(plan.recipe.batch_size)])
     train_plainly(run, ((batch.images, batch.targets) for _ in range(plan.recipe.steps)))
 
 
 def train_plainly(run: Run, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Adam's steps with a bound on the gradient, over batches of images and class indices."""
+    """Take AdamW steps with clipping over batches of images and class indices."""
     run.classifier.train()
     parameters = list(run.classifier.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=3e-5, weight_decay=0.1)
@@ -108,14 +108,14 @@ SIDES: dict[str, Callable[[Run, FinetunePlan, int], None]] = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run took: seconds on the clock, and CPU seconds of this process."""
+    """Time of one run: wall-clock seconds, and CPU seconds of this process."""
 
     wall: float
     cpu: float
 
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, list[Cost]]:
-    """Return what each side took in each round."""
+    """Return the time of each side in each round."""
     torch.set_num_threads(options.threads)
     checkpoint = Path(options.checkpoint)
     if not checkpoint.exists():
@@ -131,7 +131,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, list[Cost]]:
     orders = list(itertools.permutations(SIDES))
     costs: dict[str, list[Cost]] = {side: [] for side in SIDES}
     for repeat in range(options.repeats + 1):
-        # Every order in turn: a side also pays for what the one before it left behind.
+        # Every order in turn, because a side is affected by the one before it.
         for side in orders[repeat % len(orders)]:
             run = open_run(plan, SINGLE_PROCESS)
             wall, cpu = time.perf_counter(), time.process_time()
@@ -143,7 +143,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, list[Cost]]:
 
 
 def main(words: list[str] | None = None) -> dict[str, list[Cost]]:
-    """Print the table and return what each side took in each round."""
+    """Print the table and return the time of each side in each round."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT|MODEL")
     for name, default in (

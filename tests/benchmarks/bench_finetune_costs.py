@@ -1,20 +1,20 @@
-"""What fine-tuning costs beside its steps: the start, the states, the memory.
+"""Costs of fine-tuning beside its steps: the start, the states, the memory.
 
     python -m tests.benchmarks.bench_finetune_costs CHECKPOINT|MODEL [--images 64]
         [--image-size 28] [--batch-size 16] [--workers 0] [--threads 1] [--repeats 5]
 
-MODEL is a name of open_clip's; its weights are then random. Each measurement is of processes of
-their own, the sides in turns, medians:
+MODEL is an open_clip model name; its weights are random. Each measurement starts new processes, the
+sides in turns, and prints medians:
 
-- start: from the start of the process to the request for the first batch, and how much of that
-  listing the data took; beside it a process that imports torch and open_clip and reads every
-  tensor of the checkpoint, with safetensors, into memory.
-- states: the seconds that one takes, whole, and their share of the ten minutes after which the
-  next one is due by default.
+- start: from the start of the process to the request for the first batch, and the part of it in
+  which the data are listed; compared with a process that imports torch and open_clip and reads
+  every tensor of the checkpoint into memory with safetensors.
+- states: the seconds to save one state, and their share of the ten minutes between two states at
+  the default interval.
 - memory: the largest resident set of `wiseft finetune` over three steps, each with a state; the
-  same of a process that imports torch and open_clip and does nothing else; and what `--dry-run`
-  says of weights, gradients, moments and activations. What is left over is the rest: threads,
-  decoding, one buffer a state, and what allocators keep.
+  same of a process that only imports torch and open_clip; and the estimate of `--dry-run` for
+  weights, gradients, moments and activations. The rest is threads, decoding, one buffer per state,
+  and memory that allocators keep.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ batches.MicroBatches.__iter__ = leave
 sys.exit(main(sys.argv[1:]))
 """
 
-# Neither side pays for taking an interpreter down.
+# Neither side includes the teardown of the interpreter.
 IMPORT_AND_READ = """
 import os, sys, torch, open_clip
 from safetensors.torch import load_file
@@ -66,7 +66,7 @@ tensors = {name: tensor.clone() for name, tensor in load_file(sys.argv[1]).items
 os._exit(0)
 """
 
-# Not getrusage's, which a process inherits from the one that started it.
+# Not from getrusage, whose peak a process inherits from the one that started it.
 PEAK = """
 import sys
 {body}
@@ -116,7 +116,7 @@ def python(program: str, *words: object) -> tuple[float, str, str]:
 
 
 def measure_start(words: Sequence[object], checkpoint: Path, *, repeats: int) -> None:
-    """Print how long it takes to ask for the first batch."""
+    """Print how long it takes to request the first batch."""
     rounds = []
     for repeat in range(repeats + 1):
         ours, listing, _ = python(FIRST_BATCH, *words)
@@ -132,7 +132,7 @@ def measure_start(words: Sequence[object], checkpoint: Path, *, repeats: int) ->
 
 
 def measure_states(checkpoint: Path, train: Path, *, threads: int, repeats: int) -> None:
-    """Print what a state costs."""
+    """Print the time to save a state."""
     seconds = []
     for _ in range(repeats):
         lines = python(SAVE, checkpoint, train, train.parent / "state-of", threads)[1].splitlines()
@@ -146,8 +146,8 @@ def measure_states(checkpoint: Path, train: Path, *, threads: int, repeats: int)
 
 
 def measure_memory(words: Sequence[object], *, repeats: int) -> None:
-    """Print what a run needs beside what it was going to need."""
-    told = json.loads(python(COMMAND, *words, "--dry-run", "--json")[1])["memory_bytes"]
+    """Print the memory of a run, beside the estimate."""
+    estimated = json.loads(python(COMMAND, *words, "--dry-run", "--json")[1])["memory_bytes"]
     imports, peaks = [], []
     for _ in range(repeats):
         imports.append(int(python(IMPORTS)[2]))
@@ -156,8 +156,8 @@ def measure_memory(words: Sequence[object], *, repeats: int) -> None:
     peak, bare = statistics.median(peaks), statistics.median(imports)
     print(
         f"memory    peak {peak / 1e6:.0f} MB = imports {bare / 1e6:.0f} MB"
-        f" + weights, gradients, moments and activations {told / 1e6:.0f} MB"
-        f" + {(peak - bare - told) / 1e6:.0f} MB"
+        f" + weights, gradients, moments and activations {estimated / 1e6:.0f} MB"
+        f" + {(peak - bare - estimated) / 1e6:.0f} MB"
     )
 
 

@@ -1,4 +1,4 @@
-"""Inputs of the benchmarks of fine-tuning: random weights, and generated images."""
+"""Inputs of the fine-tuning benchmarks: random weights, and generated images."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_random_checkpoint(path: Path, *, model: str, n_classes: int = 100) -> 
 def write_images(root: Path, *, count: int, size: int, ids: list[str]) -> Path:
     """Write square images into folders named by class id: JPEG as photos are, small ones PNG.
 
-    A coarse random pattern with a little noise: as JPEG it has about the bytes of a photo.
+    A coarse random pattern with a little noise; as JPEG it has about the size of a photo.
     """
     generator = np.random.default_rng(0)
     for number in range(count):

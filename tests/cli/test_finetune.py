@@ -36,7 +36,7 @@ WORDS = ["finetune", "zeroshot.safetensors", "--train", "train", "-o", "out.safe
 QUICK = ["--epochs", "2", "--batch-size", "5", "--workers", "0", "--device", "cpu"]
 
 
-def test_stdout_is_the_path_and_stderr_tells_the_plan_and_each_epoch(folder, capsys):
+def test_stdout_is_the_path_and_stderr_has_the_plan_and_each_epoch(folder, capsys):
     write_images(folder / "check", (2, 1), seed=5)
     words = [*WORDS, *QUICK, "--val", "held-out=check"]
     assert main(words) == 0
@@ -53,15 +53,15 @@ def test_stdout_is_the_path_and_stderr_tells_the_plan_and_each_epoch(folder, cap
         "warning: only 6 optimizer steps; --epochs 34 would make 102\n"
         "trains   image encoder and classification head: "
     )
-    told = err.splitlines()[-3:]
-    assert re.fullmatch(r"before: held-out \d+\.\d\d % \(\d/3\)", told[0])
-    for number, line in enumerate(told[1:], 1):
+    before, *epochs = err.splitlines()[-3:]
+    assert re.fullmatch(r"before: held-out \d+\.\d\d % \(\d/3\)", before)
+    for number, line in enumerate(epochs, 1):
         pattern = rf"epoch {number}/2: loss \d+\.\d{{4}}, held-out \d+\.\d\d % \(\d/3\)"
         assert re.fullmatch(pattern, line)
 
 
 @pytest.mark.parametrize(
-    ("precision", "kind", "told"),
+    ("precision", "kind", "text"),
     [
         ("fp32", "cpu", "float32"),
         ("fp32", "cuda", "float32 (TF32 on in matrix products, off in convolutions)"),
@@ -72,7 +72,7 @@ def test_stdout_is_the_path_and_stderr_tells_the_plan_and_each_epoch(folder, cap
         ),
     ],
 )
-def test_precision_and_on_a_gpu_tf32_are_printed(capsys, monkeypatch, precision, kind, told):
+def test_precision_is_printed_and_tf32_on_a_gpu(capsys, monkeypatch, precision, kind, text):
     monkeypatch.setattr("torch.get_float32_matmul_precision", lambda: "high")
     monkeypatch.setattr("torch.backends.cudnn.allow_tf32", False)
     plan = SimpleNamespace(recipe=SimpleNamespace(precision=precision, freeze="none"))
@@ -80,11 +80,11 @@ def test_precision_and_on_a_gpu_tf32_are_printed(capsys, monkeypatch, precision,
     reporter.report_start(StartReport(n_tensors=3, n_parameters=1234, device=torch.device(kind)))
     assert capsys.readouterr().err == (
         "trains   image encoder and classification head: 1,234 parameters in 3 tensors,"
-        f" on {kind}, {told}\n"
+        f" on {kind}, {text}\n"
     )
 
 
-def test_json_names_the_file_its_digest_and_the_warnings(folder, capsys):
+def test_json_has_the_file_its_digest_and_the_warnings(folder, capsys):
     assert main([*WORDS, *QUICK, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "path": "out.safetensors",
@@ -125,7 +125,7 @@ def test_each_recipe_option_reaches_the_card(folder, capsys):
     }
 
 
-def test_the_linear_classifier_needs_no_further_option(folder, capsys):
+def test_linear_classifier_needs_no_other_option(folder, capsys):
     assert main([*WORDS, *QUICK, "--freeze", "encoder"]) == 0
     assert "classification head (encoder frozen, features computed once)" in capsys.readouterr().err
 
@@ -182,7 +182,7 @@ def test_the_linear_classifier_needs_no_further_option(folder, capsys):
     ],
     ids=["epochs", "lr", "warmup", "augment", "train", "val", "input", "folder"],
 )
-def test_a_mistake_is_told_in_full_and_nothing_is_written(folder, capsys, words, code, message):
+def test_mistake_is_reported_in_full_and_nothing_is_written(folder, capsys, words, code, message):
     before = sorted(folder.iterdir())
     assert main([*WORDS, *words]) == code
     out, err = capsys.readouterr()
@@ -190,7 +190,7 @@ def test_a_mistake_is_told_in_full_and_nothing_is_written(folder, capsys, words,
     assert sorted(folder.iterdir()) == before
 
 
-def test_an_existing_output_is_refused_without_force_and_kept(folder, capsys):
+def test_existing_output_is_rejected_without_force_and_kept(folder, capsys):
     output = folder / "out.safetensors"
     output.write_bytes(b"precious")
     assert main([*WORDS, *QUICK]) == 1
@@ -215,7 +215,7 @@ def test_unknown_labels_are_listed(folder, capsys):
     assert hint.startswith("hint: label the images with the ids or names of the head's classes")
 
 
-def test_an_unreadable_image_is_named(folder, capsys):
+def test_unreadable_image_is_named(folder, capsys):
     (folder / "train" / "n01" / "002.png").write_bytes(b"")
     assert main([*WORDS, *QUICK]) == 1
     assert capsys.readouterr().err.endswith(
@@ -225,7 +225,7 @@ def test_an_unreadable_image_is_named(folder, capsys):
     assert not (folder / "out.safetensors").exists()
 
 
-def test_a_checkpoint_without_a_card_is_refused(folder, capsys):
+def test_checkpoint_without_a_card_is_rejected(folder, capsys):
     import numpy as np
 
     save_arrays({"x": np.zeros(1, np.float32)}, folder / "zeroshot.safetensors")
@@ -236,7 +236,7 @@ def test_a_checkpoint_without_a_card_is_refused(folder, capsys):
     )
 
 
-def test_mistakes_are_told_where_torch_cannot_be_imported(folder):
+def test_mistakes_are_reported_without_torch(folder):
     (folder / "out.safetensors").touch()
     program = (
         "import sys; sys.modules['torch'] = None; sys.modules['open_clip'] = None\n"
@@ -257,7 +257,7 @@ def test_mistakes_are_told_where_torch_cannot_be_imported(folder):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_run_saves_its_state_and_says_how_to_go_on(folder, number, code):
+def test_stopped_run_saves_its_state_and_prints_how_to_continue(folder, number, code):
     words = [*WORDS, "--epochs", "100000", "--batch-size", "5", "--workers", "1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "wiseft_cli", *words, "--device", "cpu"],
@@ -304,7 +304,7 @@ def test_ctrl_c_before_the_options_are_read_has_its_code_and_no_traceback(monkey
     assert capsys.readouterr() == ("", "interrupted\n")
 
 
-def test_a_state_is_gone_on_from_with_resume_and_nothing_else(folder, capsys):
+def test_state_is_resumed_only_with_resume(folder, capsys):
     words = [*WORDS, *QUICK, "--keep-state", "--save-every", "4"]
     assert main(words) == 0
     (folder / "out.safetensors").unlink()
@@ -338,7 +338,7 @@ def _group_lives(group: int) -> bool:
 
 
 @pytest.mark.parametrize(("more", "stay"), [([], False), (["--lr", "1e-4"], True)])
-def test_resume_of_a_finished_run_clears_its_own_states_and_no_others(folder, capsys, more, stay):
+def test_resume_of_a_finished_run_removes_its_own_states_and_no_others(folder, capsys, more, stay):
     assert main([*WORDS, *QUICK]) == 0
     other = ["other.safetensors" if word == "out.safetensors" else word for word in WORDS]
     assert main([*other, *QUICK, *more, "--save-every", "1", "--keep-state"]) == 0

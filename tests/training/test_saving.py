@@ -71,18 +71,20 @@ def test_slow_disk_stretches_only_the_default_interval():
         assert next(now for now in range(621, 9999) if due(schedule, 2, now)) == 620 + wait
 
 
-@pytest.mark.parametrize("seconds_a_state", [0.1, 4, 15, 90])
-@pytest.mark.parametrize("seconds_an_epoch", [7, 500, 4000])
-def test_default_interval_takes_less_than_a_fiftieth_of_the_time(seconds_a_state, seconds_an_epoch):
-    schedule = SaveSchedule(DEFAULT_INTERVAL, state_bytes=int(250e6 * seconds_a_state), now=0)
-    now, spent, epoch_ends = 0.0, 0.0, float(seconds_an_epoch)
+@pytest.mark.parametrize("seconds_per_state", [0.1, 4, 15, 90])
+@pytest.mark.parametrize("seconds_per_epoch", [7, 500, 4000])
+def test_default_interval_takes_less_than_a_fiftieth_of_the_time(
+    seconds_per_state, seconds_per_epoch
+):
+    schedule = SaveSchedule(DEFAULT_INTERVAL, state_bytes=int(250e6 * seconds_per_state), now=0)
+    now, spent, epoch_ends = 0.0, 0.0, float(seconds_per_epoch)
     while now < 200_000:
         now += 5.0  # one step
         ends_epoch = now - spent >= epoch_ends
-        epoch_ends += seconds_an_epoch * ends_epoch
+        epoch_ends += seconds_per_epoch * ends_epoch
         if due(schedule, 1, now, ends_epoch=ends_epoch):
-            schedule.add_save(began=now, ended=now + seconds_a_state)
-            now, spent = now + seconds_a_state, spent + seconds_a_state
+            schedule.add_save(began=now, ended=now + seconds_per_state)
+            now, spent = now + seconds_per_state, spent + seconds_per_state
     assert 0 < spent < 0.02 * now
 
 

@@ -6,6 +6,7 @@ import inspect
 import re
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -36,7 +37,10 @@ wiseft finetune zeroshot.safetensors --train photos/train --val photos/val -o fi
 wiseft finetune zeroshot.safetensors --train photos/train -o finetuned.safetensors --dry-run
 """
 
-_DATA, _RECIPE, _COMPUTE, _OUTPUT = "Data", "Recipe", "Compute", "State and output"
+_data, _recipe, _compute, _output = (
+    partial(typer.Option, rich_help_panel=heading)
+    for heading in ("Data", "Recipe", "Compute", "State and output")
+)
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -53,12 +57,11 @@ def _with_recipe_options(command: Command) -> Command:
 def _recipe_option(key: RecipeKey) -> inspect.Parameter:
     """Return the option of a recipe key; None, if it is not given, leaves the key to the recipe."""
     is_switch, is_pair = isinstance(key.default, bool), isinstance(key.default, tuple)
-    option = typer.Option(
+    option = _recipe(
         f"{key.option}/--no-{key.option[2:]}" if is_switch else key.option,
         metavar=key.metavar or None,
         help=key.help,
         show_default=key.default_text or False,
-        rich_help_panel=_RECIPE,
         autocompletion=(lambda: key.choices) if key.choices else None,
     )
     kind = bool | None if is_switch else tuple[str, str] | None if is_pair else str | None
@@ -74,188 +77,136 @@ def finetune(
     ] = None,
     train: Annotated[
         str | None,
-        typer.Option(
+        _data(
             autocompletion=complete_data,
             metavar="[NAME=]SPEC",
             help="Training images: a folder with one subfolder per class (id or name), a manifest,"
             " shards, or a published set.",
-            rich_help_panel=_DATA,
         ),
     ] = None,
     val: Annotated[
         list[str] | None,
-        typer.Option(
+        _data(
             autocompletion=complete_data,
             metavar="[NAME=]SPEC",
             help="Image set whose accuracy is reported after each epoch. It has no influence on"
             " training. Repeatable.",
-            rich_help_panel=_DATA,
         ),
     ] = None,
     val_fraction: Annotated[
         float | None,
-        typer.Option(
+        _data(
             metavar="FRACTION",
             help="Hold out this fraction of each class's training images as a validation set. The"
             " images are chosen by the seed.",
-            rich_help_panel=_DATA,
         ),
     ] = None,
     shots: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Train on N images per class, chosen by the seed.",
-            rich_help_panel=_DATA,
-        ),
+        int | None, _data(metavar="N", help="Train on N images per class, chosen by the seed.")
     ] = None,
     labels_are_indices: Annotated[
         bool,
-        typer.Option(
+        _data(
             "--labels-are-indices",
             help="Read numeric labels as positions among the head's classes, from 0.",
-            rich_help_panel=_DATA,
         ),
     ] = False,
     max_bad: Annotated[
         int,
-        typer.Option(
+        _data(
             min=0,
             metavar="N",
             help="Maximum number of unreadable training images; they are left out.",
-            rich_help_panel=_DATA,
         ),
     ] = 0,
     recipe_name: Annotated[
         str | None,
-        typer.Option(
+        _recipe(
             "--recipe",
             metavar="NAME|FILE",
             help="wise-ft, wise-ft-16shot, linear-classifier, patching, model-soups, or a YAML"
             " file. The options below replace its values.",
             show_default="wise-ft",
-            rich_help_panel=_RECIPE,
             autocompletion=complete_recipe,
         ),
     ] = None,
     print_recipe: Annotated[
         bool,
-        typer.Option(
+        _recipe(
             "--print-recipe",
             help="Print the recipe as YAML and exit. With --train, every value is resolved.",
-            rich_help_panel=_RECIPE,
         ),
     ] = False,
     device: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Device: auto, cpu, cuda, cuda:N or mps.",
-            rich_help_panel=_COMPUTE,
-        ),
+        str, _compute(metavar="NAME", help="Device: auto, cpu, cuda, cuda:N or mps.")
     ] = "auto",
     workers: Annotated[
         int | None,
-        typer.Option(
+        _compute(
             min=0,
             metavar="N",
             help="Processes that decode images; 0 decodes in the main process.",
             show_default=f"one per CPU, up to {MAX_DEFAULT_WORKERS}",
-            rich_help_panel=_COMPUTE,
         ),
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="CPU threads of torch.",
-            show_default="chosen by torch",
-            rich_help_panel=_COMPUTE,
-        ),
+        _compute(min=1, metavar="N", help="CPU threads of torch.", show_default="chosen by torch"),
     ] = None,
     feature_cache: Annotated[
         Path | None,
-        typer.Option(
+        _compute(
             metavar="DIR",
             help="Folder of cached features of a frozen encoder, used by later runs too.",
             show_default="wiseft/features in $XDG_CACHE_HOME or ~/.cache",
-            rich_help_panel=_COMPUTE,
         ),
     ] = None,
     no_feature_cache: Annotated[
-        bool,
-        typer.Option(
-            "--no-feature-cache",
-            help="Compute features again, and do not cache them.",
-            rich_help_panel=_COMPUTE,
-        ),
+        bool, _compute("--no-feature-cache", help="Compute features again, and do not cache them.")
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Fine-tuned checkpoint to write.",
-            rich_help_panel=_OUTPUT,
-        ),
+        _output("--output", "-o", metavar="FILE", help="Fine-tuned checkpoint to write."),
     ] = None,
     force: Annotated[
         bool,
-        typer.Option(
+        _output(
             "--force",
             help="Overwrite an existing output, and remove the state of an unfinished run.",
-            rich_help_panel=_OUTPUT,
         ),
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option(
+        _output(
             "--dry-run",
             help="Check the data, print the plan and the memory and disk space that the run would"
             " need, and exit.",
-            rich_help_panel=_OUTPUT,
         ),
     ] = False,
     resume: Annotated[
         bool,
-        typer.Option(
+        _output(
             "--resume",
             help="Continue from the newest state of this run, or start if there is none.",
-            rich_help_panel=_OUTPUT,
         ),
     ] = False,
     save_every: Annotated[
         str | None,
-        typer.Option(
+        _output(
             metavar="STEPS|TIME|never",
             help="Save the state of the run at this interval: steps (3) or a time (90s, 10m, 2h).",
             show_default="every epoch and every 10 minutes, less often if that takes over 1 % of"
             " the time",
-            rich_help_panel=_OUTPUT,
         ),
     ] = None,
     keep_state: Annotated[
-        bool,
-        typer.Option(
-            "--keep-state",
-            help="Keep the last states after the run has finished.",
-            rich_help_panel=_OUTPUT,
-        ),
+        bool, _output("--keep-state", help="Keep the last states after the run has finished.")
     ] = False,
     log: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write one JSON line per step, epoch and warning.",
-            rich_help_panel=_OUTPUT,
-        ),
+        _output(metavar="FILE", help="Write one JSON line per step, epoch and warning."),
     ] = None,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print the result as JSON.", rich_help_panel=_OUTPUT),
-    ] = False,
+    as_json: Annotated[bool, _output("--json", help="Print the result as JSON.")] = False,
     **recipe_options: Any,
 ) -> None:
     """Fine-tune a zero-shot checkpoint on labelled images.

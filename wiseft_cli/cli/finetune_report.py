@@ -273,7 +273,7 @@ def _describe_memory(found: Estimate) -> str:
 
 def _describe_disk(found: Estimate) -> str:
     states = f", {found.n_states} states of {_mb(found.state)}" if found.state else ""
-    return f"checkpoint {_mb(found.output)}{states}"
+    return f"checkpoint {_mb(found.weights)}{states}"
 
 
 def _mb(n_bytes: int) -> str:

@@ -36,29 +36,31 @@ class Estimate:
 
     Attributes:
         device: Where the run would compute.
-        weights: Of the whole classifier.
+        weights: Of the whole classifier; also the size of the checkpoint.
         gradients: Of the trainable parameters.
-        moments: AdamW's two moments.
         n_images: Images per forward pass.
         activations: For the backward pass of that many images.
         features: Of all images, if the encoder is frozen; otherwise 0.
         state: Size of one state on disk; 0 if none is saved.
-        output: Size of the checkpoint.
-        n_states: States on disk at the same time, at most.
         disk_free: Free bytes on the disk of the output.
     """
 
     device: torch.device
     weights: int
     gradients: int
-    moments: int
     n_images: int
     activations: int
     features: int
     state: int
-    output: int
-    n_states: int
     disk_free: int
+
+    n_states = KEPT_STATES + 1
+    """States on disk at the same time, at most."""
+
+    @property
+    def moments(self) -> int:
+        """Bytes of AdamW's two moments."""
+        return 2 * self.gradients
 
     @property
     def memory(self) -> int:
@@ -68,7 +70,7 @@ class Estimate:
     @property
     def disk(self) -> int:
         """Bytes on disk while a state is written."""
-        return self.output + self.n_states * self.state
+        return self.weights + self.n_states * self.state
 
 
 def estimate(
@@ -104,13 +106,10 @@ def estimate(
         device=device,
         weights=run.weight_bytes,
         gradients=trainable,
-        moments=2 * trainable,
         n_images=n_images,
         activations=kept,
         features=4 * width * recipe.n_images if is_probe else 0,
         state=run.state_bytes if saves_states else 0,
-        output=run.weight_bytes,
-        n_states=KEPT_STATES + 1,
         disk_free=free_bytes(plan.output.parent),
     )
 

@@ -17,7 +17,6 @@ from wiseft_cli.checkpoint.card import describe_ignored_orientation
 from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
 from wiseft_cli.data.loading import ImageDataset
 from wiseft_cli.evaluation.scoring import evaluate_image_set
-from wiseft_cli.model.classifier import ImageClassifier
 from wiseft_cli.model.transforms import train_transform
 from wiseft_cli.training.batches import MicroBatches
 from wiseft_cli.training.callbacks import Callbacks, EpochReport, StepReport
@@ -64,16 +63,8 @@ def train(
         DatasetError: More images are unreadable than allowed.
         RecipeError: Training diverged.
     """
-    recipe, preprocess = plan.recipe, plan.card.preprocess or {}
-    warned: set[str] = set()
-
-    def report_epoch(stop: StopRequest | None = None) -> bool:
-        return _report_epoch(run, plan, processes, workers, callbacks, stop, warned)
-
-    def warn(warning: str | None) -> None:
-        if warning:
-            callbacks.on_warning(warning)
-
+    recipe, preprocess, warned = plan.recipe, plan.card.preprocess or {}, set[str]()
+    report_epoch = partial(_report_epoch, run, plan, processes, workers, callbacks, warned)
     if _is_between_epochs(run, plan):
         report_epoch()
     set_training_modes(run.classifier, freeze=recipe.freeze, batch_norm=recipe.batch_norm)
@@ -86,23 +77,12 @@ def train(
         world_size=processes.world_size,
     )
     if recipe.freeze == "encoder":
-        features = load_or_compute_features(
-            run.classifier,
-            plan,
-            unreadable,
-            rotated,
-            callbacks,
-            processes=processes,
-            workers=workers,
-            cache=feature_cache,
+        logits_of, batches = _open_feature_batches(
+            run, plan, draws, unreadable, rotated, callbacks, processes, workers, feature_cache
         )
-        head = run.classifier.classification_head
-        logits_of = wrap_ddp(processes, head, head, features.values[:1])
-        targets = torch.tensor(plan.train.targets, device=processes.device)
-        batches: Batches = feature_batches(features, targets, draws)
     else:
         logits_of, batches = _open_image_batches(
-            run.classifier, plan, draws, unreadable, rotated, processes, workers
+            run, plan, draws, unreadable, rotated, processes, workers
         )
     steps = run_steps(
         logits_of,
@@ -120,22 +100,24 @@ def train(
                 unreadable.share()
             _count_step(run, step, plan)
             callbacks.on_step(step)
-            is_stopped = step.is_stopped
+            is_stopped, warning = step.is_stopped, None
             if saver and not is_stopped:
-                warn(saver.save_if_due(run, ends_epoch=step.ends_epoch))
+                warning = saver.save_if_due(run, ends_epoch=step.ends_epoch)
             if step.ends_epoch:
                 rotated.report()
             if step.ends_epoch and not is_stopped:
                 is_stopped = not report_epoch(stop)
+            if saver and is_stopped:
+                warning = saver.save(run)
+            if warning:
+                callbacks.on_warning(warning)
             if is_stopped:
-                if saver:
-                    warn(saver.save(run))
                 return False
     return True
 
 
 def _open_image_batches(
-    classifier: ImageClassifier,
+    run: Run,
     plan: FinetunePlan,
     draws: MicroBatches,
     unreadable: UnreadableImages,
@@ -143,21 +125,14 @@ def _open_image_batches(
     processes: ProcessGroup,
     workers: int,
 ) -> tuple[Logits, Batches]:
-    """Return the forward pass of a classifier, and the batches of augmented images for it."""
+    """Return the forward pass of the classifier, and the batches of augmented images for it."""
     recipe, preprocess = plan.recipe, plan.train.images.preprocess(plan.card.preprocess or {})
     augment = cast(Literal["crop", "none"], recipe.augment)
-    images = ImageDataset(
-        plan.train.images, plan.train.targets, train_transform(preprocess, augment=augment)
-    )
-    placeholder = black_image(preprocess)
-    logits_of = wrap_ddp(
-        processes,
-        classifier,
-        partial(classifier, precision=recipe.precision),
-        placeholder.to(processes.device),
-    )
+    transform = train_transform(preprocess, augment=augment)
+    placeholder = black_image(preprocess).to(processes.device)
+    forward = partial(run.classifier, precision=recipe.precision)
     batches = load_training_batches(
-        images,
+        ImageDataset(plan.train.images, plan.train.targets, transform),
         draws,
         seed=recipe.seed,
         workers=workers,
@@ -166,7 +141,35 @@ def _open_image_batches(
         rotated=rotated,
         placeholder=None if processes.is_single else placeholder,
     )
-    return logits_of, batches
+    return wrap_ddp(processes, run.classifier, forward, placeholder), batches
+
+
+def _open_feature_batches(
+    run: Run,
+    plan: FinetunePlan,
+    draws: MicroBatches,
+    unreadable: UnreadableImages,
+    rotated: RotatedImages,
+    callbacks: Callbacks,
+    processes: ProcessGroup,
+    workers: int,
+    cache: Path | None,
+) -> tuple[Logits, Batches]:
+    """Return the head, and the batches of features for it."""
+    features = load_or_compute_features(
+        run.classifier,
+        plan,
+        unreadable,
+        rotated,
+        callbacks,
+        processes=processes,
+        workers=workers,
+        cache=cache,
+    )
+    targets = torch.tensor(plan.train.targets, device=processes.device)
+    head = run.classifier.classification_head
+    logits_of = wrap_ddp(processes, head, head, features.values[:1])
+    return logits_of, feature_batches(features, targets, draws)
 
 
 def _is_between_epochs(run: Run, plan: FinetunePlan) -> bool:
@@ -192,8 +195,8 @@ def _report_epoch(
     processes: ProcessGroup,
     workers: int,
     callbacks: Callbacks,
-    stop: StopRequest | None,
     warned: set[str],
+    stop: StopRequest | None = None,
 ) -> bool:
     """Report the epoch's loss and accuracies; return False if a stop was requested meanwhile.
 

@@ -33,10 +33,10 @@ class RecipeKey:
 
     Attributes:
         default: Value of a recipe that does not set the key; None if `resolve` chooses it.
+        help: Help text of the option.
         parse: Returns the value that a text stands for, or raises ValueError.
         is_valid: Whether a value of the right type is in range.
         expected: The range in words.
-        help: Help text of the option.
         metavar: Placeholder of the value in the help; empty for a switch.
         default_text: The default as the help shows it; empty for none.
         choices: The allowed words; empty if the value is not one of a few words.
@@ -46,10 +46,10 @@ class RecipeKey:
     """
 
     default: Any
+    help: str
     parse: Callable[[str], Any]
     is_valid: Callable[[Any], bool]
     expected: str
-    help: str
     metavar: str = ""
     default_text: str = ""
     choices: tuple[str, ...] = ()
@@ -67,12 +67,6 @@ class RecipeKey:
         return self.default is None if value is None else self.is_valid(value)
 
 
-def _row(key: RecipeKey) -> Any:
-    if key.default is not None and not key.default_text:
-        key = replace(key, default_text=describe_value(key.default))
-    return field(default=key.default, metadata={"key": key})
-
-
 def describe_value(value: Any) -> str:
     """Return a value of a recipe as an option takes it: `3e-5`, `0.9 0.999`, `cosine`."""
     if isinstance(value, tuple):
@@ -80,57 +74,46 @@ def describe_value(value: Any) -> str:
     return f"{value:g}".replace("e-0", "e-") if isinstance(value, float) else str(value)
 
 
-def _integer(default: int | None, minimum: int, help_text: str, **columns: Any) -> Any:
-    maximum = columns.pop("maximum", math.inf)
-    expected = f"an integer of at least {minimum}"
-    if maximum < math.inf:
-        expected = f"an integer from {minimum} to {maximum}"
-    return _row(
-        RecipeKey(
-            default,
-            _parse_integer,
-            lambda value: minimum <= value <= maximum,
-            expected,
-            help_text,
-            metavar="N",
-            **columns,
-        )
-    )
+def _key(default: Any, help_text: str, **columns: Any) -> Any:
+    if default is not None:
+        columns.setdefault("default_text", describe_value(default))
+    return field(default=default, metadata={"key": RecipeKey(default, help_text, **columns)})
 
 
-def _number(
-    default: float, is_valid: Callable[[Any], bool], expected: str, help_text: str, **columns: Any
+def _integer(
+    default: int | None,
+    help_text: str,
+    *,
+    minimum: int = 1,
+    maximum: int | None = None,
+    **more: Any,
 ) -> Any:
-    return _row(RecipeKey(default, float, is_valid, expected, help_text, metavar="X", **columns))
-
-
-def _choice(default: str | None, choices: tuple[str, ...], help_text: str, **columns: Any) -> Any:
-    return _row(
-        RecipeKey(
-            default,
-            str,
-            lambda value: value in choices,
-            f"one of {', '.join(choices)}",
-            help_text,
-            metavar="|".join(choices),
-            choices=choices,
-            **columns,
-        )
+    return _key(
+        default,
+        help_text,
+        parse=_parse_integer,
+        is_valid=lambda value: minimum <= value <= (maximum or value),
+        expected=f"an integer from {minimum} to {maximum}"
+        if maximum
+        else f"an integer of at least {minimum}",
+        metavar="N",
+        **more,
     )
 
 
-def _switch(help_text: str, **columns: Any) -> Any:
-    return _row(
-        RecipeKey(
-            False,
-            _parse_switch,
-            lambda value: isinstance(value, bool),
-            "true or false",
-            help_text,
-            default_text="off",
-            **columns,
-        )
-    )
+def _number(default: float, help_text: str, **more: Any) -> Any:
+    return _key(default, help_text, parse=float, metavar="X", **more)
+
+
+def _choice(default: str | None, help_text: str, choices: tuple[str, ...], **more: Any) -> Any:
+    expected = f"one of {', '.join(choices)}"
+    more |= {"choices": choices, "metavar": "|".join(choices), "expected": expected}
+    return _key(default, help_text, parse=str, is_valid=choices.__contains__, **more)
+
+
+def _switch(help_text: str, **more: Any) -> Any:
+    more |= {"expected": "true or false", "default_text": "off", "parse": _parse_switch}
+    return _key(False, help_text, is_valid=lambda value: isinstance(value, bool), **more)
 
 
 def _parse_integer(text: str) -> int:
@@ -168,111 +151,105 @@ class Recipe:
     """
 
     epochs: int | None = _integer(
-        None, 1, "Passes over the training images.", default_text=f"{DEFAULT_EPOCHS}"
+        None, "Passes over the training images.", default_text=f"{DEFAULT_EPOCHS}"
     )
     steps: int | None = _integer(
-        None, 1, "Optimizer steps of the run, instead of epochs. The last epoch may be cut short."
+        None, "Optimizer steps of the run, instead of epochs. The last epoch may be cut short."
     )
     batch_size: int = _integer(
         512,
-        1,
         "Images per optimizer step, over all processes. The last batch of an epoch may be smaller.",
     )
     micro_batch_size: int | None = _integer(
         None,
-        1,
         "Images per forward pass. Fewer images need less memory and make the same update.",
         default_text="the batch size",
     )
     lr: float = _number(
         3e-5,
-        lambda lr: 0 < lr <= MAX_LR,
-        f"a number above 0, at most {MAX_LR:g}",
         "Peak learning rate of AdamW.",
+        is_valid=lambda lr: 0 < lr <= MAX_LR,
+        expected=f"a number above 0, at most {MAX_LR:g}",
         in_plan=True,
     )
     weight_decay: float = _number(
         0.1,
-        lambda decay: 0 <= decay < math.inf,
-        "a number of at least 0",
         "Decoupled weight decay of every trainable tensor, biases and norms included.",
+        is_valid=lambda decay: 0 <= decay < math.inf,
+        expected="a number of at least 0",
         in_plan=True,
     )
-    betas: tuple[float, float] = _row(
-        RecipeKey(
-            (0.9, 0.999),
-            _parse_betas,
-            lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
-            "two numbers in [0, 1)",
-            "Decay rates of AdamW's two moments.",
-            metavar="X X",
-        )
+    betas: tuple[float, float] = _key(
+        (0.9, 0.999),
+        "Decay rates of AdamW's two moments.",
+        parse=_parse_betas,
+        is_valid=lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
+        expected="two numbers in [0, 1)",
+        metavar="X X",
     )
     eps: float = _number(
         1e-8,
-        lambda eps: 0 < eps < math.inf,
-        "a number above 0",
         "Term that keeps AdamW's denominator away from zero.",
+        is_valid=lambda eps: 0 < eps < math.inf,
+        expected="a number above 0",
     )
-    warmup: int | float | None = _row(
-        RecipeKey(
-            None,
-            _parse_warmup,
-            lambda warmup: warmup >= 0 and (isinstance(warmup, int) or warmup < 1),
-            "a number of steps, or a fraction of the run below 1",
-            "Linear warm-up: a number of steps, or a fraction of the run below 1.",
-            metavar="STEPS|FRACTION",
-            default_text=f"0.1, at most {MAX_DEFAULT_WARMUP_STEPS} steps",
-        )
+    warmup: int | float | None = _key(
+        None,
+        "Linear warm-up: a number of steps, or a fraction of the run below 1.",
+        parse=_parse_warmup,
+        is_valid=lambda warmup: warmup >= 0 and (isinstance(warmup, int) or warmup < 1),
+        expected="a number of steps, or a fraction of the run below 1",
+        metavar="STEPS|FRACTION",
+        default_text=f"0.1, at most {MAX_DEFAULT_WARMUP_STEPS} steps",
     )
     schedule: str = _choice(
         "cosine",
-        ("cosine", "constant"),
         "Learning rate after the warm-up: a cosine to zero, or constant.",
+        ("cosine", "constant"),
         in_plan=True,
     )
     clip_grad_norm: float = _number(
         1.0,
-        lambda norm: 0 <= norm < math.inf,
-        "at least 0 (0 for none)",
         "Largest global gradient norm; larger gradients are scaled down to it. 0 for none.",
+        is_valid=lambda norm: 0 <= norm < math.inf,
+        expected="at least 0 (0 for none)",
         in_plan=True,
     )
     label_smoothing: float = _number(
         0.0,
-        lambda share: 0 <= share < 1,
-        "a number in [0, 1)",
         "Part of the target that is spread evenly over the classes, in [0, 1).",
+        is_valid=lambda share: 0 <= share < 1,
+        expected="a number in [0, 1)",
         in_plan=True,
     )
     # `head` is PAINT: Ilharco et al. 2022, arXiv 2208.05592.
     freeze: str = _choice(
         "none",
-        ("none", "encoder", "head"),
         "The part that is not trained. encoder: train a linear classifier on features that are"
         " computed once; head: train the image encoder alone.",
+        ("none", "encoder", "head"),
     )
     batch_norm: str | None = _choice(
         None,
-        ("train", "frozen"),
         "Whether BatchNorm layers use the statistics of each batch, or keep their running"
         " statistics. Their affine weights train in both cases.",
+        ("train", "frozen"),
         default_text="train; frozen with --freeze encoder",
         in_plan=True,
         frozen_encoder=("frozen", "the encoder is not trained"),
     )
     augment: str | None = _choice(
         None,
-        ("crop", "none"),
         "Random crops of 90 to 100 % of the area, or the preprocessing of `wiseft eval`.",
+        ("crop", "none"),
         default_text="crop; none with --freeze encoder",
         in_plan=True,
         frozen_encoder=("none", "each image's features are computed once"),
     )
     precision: str = _choice(
         "fp32",
-        PRECISIONS,
         "Precision of the image encoder's arithmetic. Weights, head and loss are always float32.",
+        PRECISIONS,
     )
     grad_checkpointing: bool = _switch(
         "Recompute activations in the backward pass: less memory, about a third more time.",
@@ -280,8 +257,8 @@ class Recipe:
     )
     seed: int = _integer(
         0,
-        0,
         "Seed of shuffling, augmentation, random layers, --val-fraction and --shots.",
+        minimum=0,
         maximum=MAX_SEED,
         in_plan=True,
     )

@@ -50,13 +50,11 @@ class RecipeFile:
         name: Name of the built-in recipe, or the path as it was given.
         values: Value by key; None if the file leaves the value open.
         lines: Place of each key, such as `line 3`.
-        source: The publication that the file names; empty if it names none.
     """
 
     name: str
     values: Mapping[str, Any] = field(default_factory=dict)
     lines: Mapping[str, str] = field(default_factory=dict)
-    source: str = ""
 
 
 def builtin_names() -> list[str]:
@@ -73,7 +71,7 @@ def load_recipe(name: str | None, options: Mapping[str, Any]) -> Recipe:
         options: Text by key as it was given on the command line; values that are not texts are
             taken as they are.
     Raises:
-        UsageError: There is no such recipe, or an option's value is wrong or contradicts another.
+        UsageError: The recipe does not exist, or an option's value is wrong or contradicts another.
         RecipeError: The same for values of the file.
     """
     values, faults = {}, []
@@ -94,7 +92,7 @@ def read_recipe_file(text: str) -> RecipeFile:
     Args:
         text: Name of a built-in recipe or a path; `./NAME` is always a path.
     Raises:
-        UsageError: There is no such built-in recipe and no such file.
+        UsageError: Neither a built-in recipe nor a file has this name.
         RecipeError: The file is not YAML, has unknown or repeated keys, or wrong values; all
             faults are listed with their lines.
     """
@@ -121,14 +119,13 @@ def read_recipe_file(text: str) -> RecipeFile:
 def _read_members(name: str, root: documents.Mapping) -> RecipeFile:
     values: dict[str, Any] = {}
     lines: dict[str, str] = {}
-    source = ""
     faults: list[str] = []
     for node, value in root.members:
         where = f"{name}, {node.where}"
         key = node.text if isinstance(node, documents.Text) else ""
         if key == SOURCE:
-            source = value.text if isinstance(value, documents.Text) else ""
-        elif key not in RECIPE_KEYS:
+            continue
+        if key not in RECIPE_KEYS:
             faults.append(f"{where}: unknown recipe key {key!r}{_suggest(key, RECIPE_KEYS)}")
         elif key in lines:
             faults.append(f"{where}: {key} is set again (first in {lines[key]})")
@@ -143,7 +140,7 @@ def _read_members(name: str, root: documents.Mapping) -> RecipeFile:
         for fault in find_faults(readable):
             faults.append(f"{name}, {lines[fault.keys[0]]}: {fault.text}")
         raise _error_of(faults, RecipeError, hint=f"the keys are {', '.join(RECIPE_KEYS)}")
-    return RecipeFile(name, values, lines, source)
+    return RecipeFile(name, values, lines)
 
 
 def _read_value(key: str, node: documents.Node) -> Any:

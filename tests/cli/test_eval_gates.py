@@ -180,7 +180,7 @@ GATE = ("--fail-under", "val:top1>=0.5")
         (
             (PAIR[0], *GATE, "--baseline", PAIR[0]),
             2,
-            "error: --fail-under judges one row, and there are 0: none beside the baseline\n",
+            "error: --fail-under judges one row, and there are 0: none besides the baseline\n",
         ),
         (
             (PAIR[0], "--fail-under", "val:top9>=0.5"),

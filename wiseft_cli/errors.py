@@ -24,8 +24,15 @@ This module does not print and does not exit; `cli/app.py` does, in one place.
 from __future__ import annotations
 
 import difflib
+import json
 import os
+import re
 from collections.abc import Iterable, Sequence
+
+_CONTROLS = re.compile(
+    "[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ufeff\\ud800-\\udfff"
+    "\\U000e0000-\\U000e007f]"
+)
 
 
 class WiseftError(Exception):
@@ -42,11 +49,12 @@ class WiseftError(Exception):
     def __init__(
         self, message: str, *, faults: Sequence[str] = (), hint: str | None = None
     ) -> None:
+        lines = message.split("\n  ")
         if faults:
-            message = "\n  ".join([f"{message}:", *list_some(faults)])
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+            lines = [*lines[:-1], f"{lines[-1]}:", *list_some(faults)]
+        self.message = "\n  ".join(map(escape_controls, lines))
+        super().__init__(self.message)
+        self.hint = hint and escape_controls(hint)
 
 
 class UsageError(WiseftError):
@@ -111,6 +119,15 @@ class GateFailedError(WiseftError):
     """An evaluation finished, and a gate on its numbers was not met."""
 
     exit_code = 3
+
+
+def escape_controls(text: str) -> str:
+    """Return a text in which no character can forge a line or change the terminal.
+
+    Line ends, escape sequences, bidirectional controls, tags and halves of surrogate pairs become
+    the escapes of JSON, such as `\\n` and `\\u001b`.
+    """
+    return _CONTROLS.sub(lambda match: json.dumps(match[0])[1:-1], text)
 
 
 def list_some(lines: Sequence[str], *, limit: int = 10) -> list[str]:

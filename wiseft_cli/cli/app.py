@@ -152,7 +152,8 @@ def _run(words: list[str]) -> int:
 
 
 def _print_error(error: WiseftError) -> int:
-    print_message(f"error: {error.message}")
+    for line in f"error: {error.message}".split("\n"):
+        print_message(line)
     if error.hint:
         print_message(f"hint: {error.hint}")
     return error.exit_code

@@ -9,14 +9,30 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from wiseft_cli.errors import OutputError
+from wiseft_cli.errors import OutputError, escape_controls
 
 PLAIN_INTERVAL_SECONDS = 15.0
 """Seconds between progress lines if stderr is not a terminal."""
 
 
 def print_result(text: str) -> None:
-    """Print one line of the result on stdout.
+    """Print one line of the result on stdout, with escapes for control characters.
+
+    Raises:
+        OutputError: stdout cannot be written, for example a file on a full disk.
+        BrokenPipeError: The reader closed the pipe; `app.py` then exits quietly.
+    """
+    print_data(escape_controls(text))
+
+
+def print_block(text: str) -> None:
+    """Print the lines of a table or another text of several lines on stdout."""
+    for line in text.split("\n"):
+        print_result(line)
+
+
+def print_data(text: str) -> None:
+    """Print text for another program on stdout as it is: a path, CSV.
 
     Raises:
         OutputError: stdout cannot be written, for example a file on a full disk.
@@ -33,12 +49,13 @@ def print_result(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print a JSON document on stdout."""
+    # In JSON, control characters stand only in strings, where their escapes mean the same.
     print_result(json.dumps(value, sort_keys=True, ensure_ascii=False))
 
 
 def print_message(text: str) -> None:
-    """Print a line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Print one line on stderr, with escapes for control characters."""
+    print(escape_controls(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
@@ -103,10 +120,10 @@ def _bar(total: int, description: str) -> Iterator[Advance]:
         TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(description, total=total, note="")
+        task = bar.add_task(escape_controls(description), total=total, note="")
 
         def advance(n: int = 1, note: str = "") -> None:
-            bar.update(task, advance=n, note=note)
+            bar.update(task, advance=n, note=escape_controls(note))
 
         yield advance
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from wiseft_cli.cli.completion import complete_classes
-from wiseft_cli.cli.console import print_json, print_result, progress, warn
+from wiseft_cli.cli.console import print_block, print_json, print_result, progress, warn
 from wiseft_cli.errors import DatasetError, UsageError, list_some
 
 if TYPE_CHECKING:
@@ -104,10 +104,10 @@ def _list(*, as_json: bool) -> None:
     for card in cards:
         counts = f"{card.split().n_images:>9,} images  {len(card.labels):>5,} classes"
         print_result(f"{card.name:<{width}}  {counts}  {card.title}")
-    print_result("\nsuites, for wiseft eval --suite NAME --root DIR:")
+    print_block("\nsuites, for wiseft eval --suite NAME --root DIR:")
     for name, sets in suites.items():
         print_result(f"{name:<{width}}  {', '.join(sets)}")
-    print_result("\ntorchvision:CLASS names any other set of classes that torchvision reads")
+    print_block("\ntorchvision:CLASS names any other set of classes that torchvision reads")
 
 
 def _document(card: DatasetCard) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wiseft_cli.cli.console import print_message, print_result
+from wiseft_cli.cli.console import print_block, print_data, print_message, print_result
 
 EXAMPLES = """wiseft demo
 wiseft demo --out demo --force"""
@@ -44,7 +44,7 @@ def demo(
     from wiseft_cli.demo.pipeline import run_demo
 
     report = run_demo(out, force=force, on_progress=print_message)
-    print_result(report.table.rstrip("\n"))
-    print_result(str(report.picture))
+    print_block(report.table.rstrip("\n"))
+    print_data(str(report.picture))
     for sentence in report.sentences:
         print_result(sentence)

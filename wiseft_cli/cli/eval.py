@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from wiseft_cli.cli.completion import complete_data, complete_suite
-from wiseft_cli.cli.console import print_json, print_message, print_result, progress, warn
+from wiseft_cli.cli.console import (
+    print_block,
+    print_json,
+    print_message,
+    print_result,
+    progress,
+    warn,
+)
 from wiseft_cli.compute.workers import MAX_DEFAULT_WORKERS
 from wiseft_cli.errors import GateFailedError, WiseftError, counted, list_some
 
@@ -258,7 +265,7 @@ def eval_command(
         if as_json:
             print_json(evaluation.documents())
         else:
-            print_result(evaluation.table())
+            print_block(evaluation.table())
         for warning in evaluation.warnings:
             warn(warning)
         for warning in merge_selected(plan, evaluation):
@@ -340,7 +347,9 @@ def _report_finished_sets(plan: EvalPlan, lines: Sequence[ResultLine]) -> None:
     from wiseft_cli.reporting.table import render_table  # lazy: as above
 
     print_message(f"the results of {n_finished}, which --results FILE would have kept:")
-    print_message(render_table([line for line in lines if line.set_name in finished]))
+    table = render_table([line for line in lines if line.set_name in finished])
+    for row in table.split("\n"):
+        print_message(row)
 
 
 def _report_gates(plan: EvalPlan, evaluation: Evaluation) -> None:

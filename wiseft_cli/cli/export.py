@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wiseft_cli.cli.console import print_json, print_message, print_result
+from wiseft_cli.cli.console import print_data, print_json, print_message
 from wiseft_cli.errors import UsageError
 
 EXAMPLES = """
@@ -107,4 +107,4 @@ def export(
             }
         )
     else:
-        print_result(str(output))
+        print_data(str(output))

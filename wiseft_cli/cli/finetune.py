@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from wiseft_cli.cli.completion import complete_data, complete_recipe
-from wiseft_cli.cli.console import print_json, print_result, progress
+from wiseft_cli.cli.console import print_block, print_data, print_json, progress
 from wiseft_cli.compute.workers import MAX_DEFAULT_WORKERS
 from wiseft_cli.errors import (
     DatasetError,
@@ -287,7 +287,7 @@ def _print_recipe(recipe: Recipe, train: str | None) -> None:
     resolved = None
     if train is not None:
         resolved = resolve(recipe, len(open_training_set(train).records))
-    print_result(render_recipe(recipe, resolved).rstrip())
+    print_block(render_recipe(recipe, resolved).rstrip())
 
 
 def _check_device_name(text: str) -> None:
@@ -395,7 +395,7 @@ def _print_result(
     plan: FinetunePlan, digest: str, warnings: Sequence[str], *, as_json: bool
 ) -> None:
     if not as_json:
-        print_result(str(plan.output))
+        print_data(str(plan.output))
         return
     print_json(
         {

@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wiseft_cli.cli.console import (
-    Advance,
-    print_json,
-    print_message,
-    print_result,
-    progress,
-    warn,
-)
+from wiseft_cli.cli.console import Advance, print_data, print_json, print_message, progress, warn
 from wiseft_cli.errors import UsageError, counted, list_some
 
 if TYPE_CHECKING:
@@ -168,7 +161,7 @@ def merge(
         print_json(results if len(results) > 1 else results[0])
     else:
         for file in report.files:
-            print_result(str(file.path))
+            print_data(str(file.path))
 
 
 def name_outputs(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from wiseft_cli.cli.console import print_json, print_message, print_result, warn
+from wiseft_cli.cli.console import print_data, print_json, print_message, warn
 from wiseft_cli.errors import UsageError
 
 EXAMPLES = """
@@ -103,7 +103,7 @@ def plot(
         return
     for sentence in done.robustness():
         print_message(sentence)
-    print_result(str(output))
+    print_data(str(output))
 
 
 def _split_names(text: str | None) -> list[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from wiseft_cli.cli.console import print_result, warn
+from wiseft_cli.cli.console import print_data, warn
 from wiseft_cli.compute.workers import MAX_DEFAULT_WORKERS
 from wiseft_cli.errors import DatasetError, UsageError
 
@@ -121,7 +121,7 @@ def predict(
         render = prediction_text.as_json_lines
     elif as_csv:
         render = prediction_text.as_csv_rows
-        print_result(prediction_text.CSV_HEADER)
+        print_data(prediction_text.CSV_HEADER)
     with closing(predictions):
         _print(predictions, batch_size, render)
 
@@ -149,7 +149,7 @@ def _print(predictions: Iterator[Prediction], batch_size: int, render: Render) -
         n_images += len(batch)
         n_unreadable += len(errors)
         n_rotated += sum(prediction.is_rotated for prediction in batch)
-        print_result("\n".join(render(batch)))
+        print_data("\n".join(render(batch)))
     if n_rotated:
         warn(describe_ignored_orientation(n_rotated, n_images))
     if n_unreadable:

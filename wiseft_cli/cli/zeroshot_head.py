@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from wiseft_cli.cli.completion import complete_classes, complete_templates
-from wiseft_cli.cli.console import deferred_progress, print_json, print_message, print_result
+from wiseft_cli.cli.console import deferred_progress, print_data, print_json, print_message
 from wiseft_cli.errors import UsageError
 from wiseft_cli.prompts.templates import DEFAULT_TEMPLATES
 
@@ -195,4 +195,4 @@ def zeroshot_head(
         result = {"path": str(output), "digest": written.digest, "role": "zeroshot", "alpha": None}
         print_json({**result, "warnings": list(written.notes)})
     else:
-        print_result(str(output))
+        print_data(str(output))

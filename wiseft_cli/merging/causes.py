@@ -217,7 +217,9 @@ def _causes_in_tensors(sides: tuple[Tensors, Tensors]) -> list[str]:
     if not common:
         return [_cause_of_nothing_in_common(first, second)]
     texts = _causes_in_shapes(first, second, different)
-    return [*texts, _cause_in_missing(sides, only)] if any(only) else texts
+    if any(only) and not any(text.startswith(_ARCHITECTURES) for text in texts):
+        texts.append(_cause_in_missing(sides, only))
+    return texts
 
 
 def _causes_in_shapes(first: Tensors, second: Tensors, names: list[str]) -> list[str]:

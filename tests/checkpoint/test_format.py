@@ -176,6 +176,16 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "model.safetensors"
 
 
+@pytest.mark.parametrize("tensors", [{}, {"w": entry([1], [0, 4])}, {"": entry([], [0, 4])}])
+def test_null_metadata_is_accepted_as_none(tmp_path: Path, tensors: dict[str, Any]) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(container({"__metadata__": None, **tensors}, b"\0" * 4 * len(tensors)))
+    header = read_header(path)
+    assert (header.metadata, header.tensors.keys()) == ({}, tensors.keys())
+    with safetensors.safe_open(path, "np") as reference:
+        assert set(reference.keys()) == tensors.keys()
+
+
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_file_is_refused_with_one_message(path: Path, case: str) -> None:
     data, expected = HOSTILE[case]

@@ -128,10 +128,10 @@ def test_unusable_rows_are_listed_with_their_lines(folder: Path) -> None:
         "  line 5: 2 cells, expected 3\n"
         "  line 6: a.jpg: label 'y' contradicts 'x' on line 2\n"
         "  line 7: a.jpg: group 'h' contradicts 'g' on line 2\n"
-        "  line 9: b/two\nlines.png: No such file or directory\n"
+        "  line 9: b/two\\nlines.png: No such file or directory\n"
         "  line 10: b: is not a regular file\n"
         "  line 11: pipe: is not a regular file\n"
-        "  line 12: b/2.png\0: embedded null byte"
+        "  line 12: b/2.png\\u0000: embedded null byte"
     )
 
 

@@ -153,7 +153,7 @@ def test_unusable_rows_of_iwildcam_are_listed_with_their_lines(tmp_path: Path) -
         "  line 14: 2 cells, expected 11",
         "  line 8: train/1.jpg is on line 3 too",
         "  line 11: train/gone.jpg: No such file or directory",
-        "  line 13: train/a\0b.jpg: embedded null byte",
+        "  line 13: train/a\\u0000b.jpg: embedded null byte",
     ]
     assert hint == (
         "is the copy complete and unchanged? Get it from"

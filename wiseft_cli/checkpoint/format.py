@@ -340,6 +340,8 @@ def _quote(value: Any) -> str:
 
 
 def _check_metadata(metadata: Any) -> dict[str, str]:
+    if metadata is None:  # null, which the reference reader accepts
+        return {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("__metadata__ must map strings to strings")
     "".join([*metadata, *metadata.values()]).encode()

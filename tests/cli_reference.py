@@ -45,10 +45,10 @@ def render_page() -> str:
         "Results go to stdout, progress and warnings to stderr. Exit codes: 0 done; 1 the input\n"
         "or the environment is wrong; 2 usage; 3 a gate failed; 130 interrupted; 141 nobody reads\n"
         "the output any more; 143 terminated.",
-        "`wiseft --install-completion` installs completion for bash, zsh, fish or PowerShell: commands,\n"
-        "options, and the names that ship with the package (recipes, template sets, data sets, suites).\n"
-        "Where no such name matches, the shell completes file names. `--show-completion` prints the\n"
-        "script instead.",
+        "`wiseft --install-completion` installs completion for bash, zsh, fish or PowerShell:\n"
+        "commands, options, and the names that ship with the package (recipes, template sets,\n"
+        "data sets, suites). Where no such name matches, the shell completes file names.\n"
+        "`--show-completion` prints the script instead.",
         f"```\n{help_of()}\n```",
     ]
     for command in COMMANDS:

@@ -40,6 +40,7 @@ from wiseft_cli.cli.finetune_report import Reporter
 from wiseft_cli.compute.process_group import SINGLE_PROCESS
 from wiseft_cli.data.loading import ImageDataset, collate_images
 from wiseft_cli.model.transforms import train_transform
+from wiseft_cli.training.callbacks import Callbacks
 from wiseft_cli.training.loop import train
 from wiseft_cli.training.plan import DataOptions, FinetunePlan, make_plan
 from wiseft_cli.training.recipe import Recipe
@@ -54,7 +55,8 @@ def run_ours(run: Run, plan: FinetunePlan, workers: int) -> None:
         RunLog(plan.output.with_name("log.jsonl"), plan, appends=True) as log,
         torch.random.fork_rng(devices=[]),
     ):
-        callbacks = Reporter(plan, lambda n=1, note="": None, log).callbacks
+        reporter = Reporter(plan, lambda n=1, note="": None, log)
+        callbacks = Callbacks(on_step=reporter.report_step)
         assert train(run, plan, workers=workers, callbacks=callbacks, saver=saver)
 
 

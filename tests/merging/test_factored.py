@@ -65,6 +65,12 @@ ADAPTERS: dict[str, Parts] = {
     ),
     "LoKr": parts(q__lokr_w1=(2, 4), q__lokr_w2_a=(3, 2), q__lokr_w2_b=(2, 2), q__alpha=()),
     "VeRA": parts(q__vera_lambda_b=(6,), q__vera_lambda_d=(2,)),
+    "LoHa by its name": parts(q__loha_w1_a=(6, 2), q__loha_w1_b=(2, 8)),
+    "diffusers, old": parts(
+        q__lora_linear_layer__up__weight=(6, 2), q__lora_linear_layer__down__weight=(2, 8)
+    ),
+    "loralib, merged": parts(qkv__weight=(18, 8), qkv__lora_A=(4, 8), qkv__lora_B=(12, 2)),
+    "camel case": parts(q__loraA__weight=(2, 8), q__loraB__weight=(6, 2)),
     "OFT": parts(q__oft_blocks=(2, 4, 4)),
     "IA3 on other base weights": parts(q__base_layer__weight=(6, 8), q__ia3_l=(6, 1)),
     "factors by shape": parts(x__enc__a=(2, 8), x__enc__b=(6, 2)),
@@ -85,6 +91,10 @@ QUANTIZED: dict[str, Parts] = {
         "q.weight": ((6, 8), ml_dtypes.float8_e5m2), "q.weight_scale_inv": ((1, 1), F32),
         "q.input_scale": ((), F32),
     },
+    "scale beside the module": {"a.q.weight": ((6, 8), F8), "a.q_scale": ((6,), F32)},
+    "scale below the weight": {"q.weight": ((6, 8), F8), "q.weight.scale": ((), F32)},
+    "scale of a bare tensor": {"proj": ((6, 8), F8), "proj_amax": ((), F32)},
+    "block scales in integers": {"x.blocks": ((6, 4, 16), U8), "x.scales": ((6, 4), U8)},
     "scales without float8": {"q.weight": ((6, 8), F16), "q.weight_scale": ((6, 1), F16)},
     "LLM.int8": {"q.weight": ((6, 8), I8), "q.SCB": ((6,), F32), "q.weight_format": ((), U8)},
     "bitsandbytes nf4": {

@@ -91,7 +91,7 @@ class FactoredWeight:
 _LINEAR_ADAPTER_NAME = re.compile(
     r"(?:^|[._])(?:[a-z]{0,4}lora[._]?(?:(?:[qkvo]_?)?[abce]|up|down|mid|embedding|left|right|in|out"
     r"|[uvs]|linear|layers?|scaling|lambda|gamma|theta|w?[0-9]+)(?=[._0-9]|$)"
-    r"|(?:hada|lokr|vera|glora)_[a-z0-9]+|base_layer\.[a-z_]+(?=$|[.]))",
+    r"|(?:hada|loha|lokr|locon|vera|glora)_[a-z0-9]+|base_layer\.[a-z_]+(?=$|[.]))",
     re.IGNORECASE,
 )
 _NONLINEAR_ADAPTER_NAME = re.compile(
@@ -171,7 +171,9 @@ def _find_quantized(tensors: Tensors, below: Mapping[str, list[str]]) -> Found:
             yield QUANTIZED, module, (name, f"{module}.weight")
         if not _is_stored_in_few_bits(info):
             continue
-        scales = [other for other in below[module] if _is_scale_of(info, tensors[other], module)]
+        # q.weight has q.weight_scale, q.scale or q_scale.
+        beside = [n for n in below[_module_of(module)] if n.startswith(f"{module}_")]
+        scales = [n for n in (*below[module], *beside) if _is_scale_of(info, tensors[n], module)]
         if scales:
             yield QUANTIZED, module, (name, *scales)
 

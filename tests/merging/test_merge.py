@@ -26,6 +26,7 @@ from tests.merging.test_arithmetic import round_exactly
 from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
 from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.errors import CheckpointError, IncompatibleCheckpointsError, OutputError
+from wiseft_cli.evaluation.weight_sets import read_checkpoints
 from wiseft_cli.merging.alpha import parse_alphas
 from wiseft_cli.merging.arithmetic import BLOCK, interpolate_arrays
 from wiseft_cli.merging.merge import MergeReport, merge_checkpoints
@@ -477,3 +478,19 @@ def test_progress_adds_up_to_the_bytes_of_both_inputs(tmp_path: Path) -> None:
     total = 2 * sum(array.nbytes for array in tensors(0).values())
     assert {call[0] for call in calls} == {total}
     assert sum(call[1] for call in calls) == total
+
+
+@pytest.mark.parametrize("names", [("w",), ("visual.proj", "token_embedding.weight"), ("a.b.c",)])
+def test_a_merge_of_foreign_files_is_not_sent_back_to_merge(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    a, b = (
+        write_foreign(tmp_path / side, {name: np.full(3, i, np.float32) for name in names})
+        for i, side in enumerate("ab")
+    )
+    merge(a, b, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="its card names no model") as caught:
+        read_checkpoints([tmp_path / "out"])
+    assert caught.value.hint is not None
+    assert "merge of files from other programs" in caught.value.hint
+    assert "wiseft zeroshot-head --model NAME --pretrained FILE" in caught.value.hint

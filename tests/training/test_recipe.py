@@ -60,6 +60,8 @@ def test_warmup_that_is_not_shorter_than_the_run_is_rejected():
     assert caught.value.hint == (
         "give --warmup as a fraction of the run, such as 0.1, train longer, or use smaller batches"
     )
+    with pytest.raises(RecipeError, match=r"\(1 epoch of 10 images"):
+        resolve(Recipe(epochs=1, batch_size=5, warmup=4), 10)
 
 
 def test_last_batch_of_an_epoch_is_kept():

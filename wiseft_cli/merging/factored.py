@@ -95,7 +95,8 @@ _LINEAR_ADAPTER_NAME = re.compile(
     re.IGNORECASE,
 )
 _NONLINEAR_ADAPTER_NAME = re.compile(
-    r"(?:^|[._])(?:lora_magnitude|dora_|weight_magnitude|b?oft_|hra_|vblora_|bone_|road_)",
+    r"(?:^|[._])(?:lora_magnitude|dora_(?:scale|magnitude|m)|weight_magnitude|vblora_[a-z]+"
+    r"|b?oft_(?:r|s|blocks?|diag)|hra_u|bone_block|road_(?:theta|alpha))(?=[._]|$)",
     re.IGNORECASE,
 )
 _SCALE_NAME = re.compile(

@@ -71,6 +71,10 @@ def test_safetensors_and_torch_read_the_file(tmp_path: Path) -> None:
     assert loaded["visual.bfloat"].dtype == torch.bfloat16
 
 
+def data_start(path: Path) -> int:
+    return min(info.start for info in read_header(path).tensors.values())
+
+
 def test_the_data_equals_that_of_the_official_writer(tmp_path: Path) -> None:
     tensors = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.array([1], np.int64)}
     ours = tmp_path / "ours.safetensors"
@@ -78,14 +82,14 @@ def test_the_data_equals_that_of_the_official_writer(tmp_path: Path) -> None:
     official = tmp_path / "official.safetensors"
     safetensors.numpy.save_file(tensors, official)
     assert list(read_header(ours).tensors) == list(read_header(official).tensors)
-    ours_data = ours.read_bytes()[read_header(ours).data_start :]
-    assert ours_data == official.read_bytes()[read_header(official).data_start :]
+    ours_data = ours.read_bytes()[data_start(ours) :]
+    assert ours_data == official.read_bytes()[data_start(official) :]
 
 
 def test_every_tensor_is_aligned_to_its_type(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_checkpoint(path, make_tensors(), make_card())
-    assert read_header(path).data_start % 8 == 0
+    assert data_start(path) % 8 == 0
     with open_checkpoint(path) as reader:
         for info in reader.tensors.values():
             assert info.start % reader.read_array(info.name).dtype.itemsize == 0

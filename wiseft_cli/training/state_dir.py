@@ -104,7 +104,7 @@ def state_path(output: Path, steps_done: int) -> Path:
 
 
 def list_states(output: Path) -> list[Path]:
-    """Return the states of a run, newest first; empty if there is no folder.
+    """Return the states of a run, newest first; empty if the folder does not exist.
 
     Raises:
         OutputError: The folder cannot be listed, or something else has its name.

@@ -135,7 +135,7 @@ def test_empty_validation_sets_and_fractions_out_of_range_are_rejected() -> None
         "image set 'train': a fraction of 0.5 of 2 images in 2 classes leaves none for validation"
     )
     for fraction in (0.0, 1.0, -0.1, float("nan")):
-        with pytest.raises(UsageError, match=r"expected above 0 and below 1$"):
+        with pytest.raises(UsageError, match=r"expected a number above 0 and below 1$"):
             stratified_split(make_set(a=5), fraction, 0)
     with pytest.raises(UsageError, match=r"^the number of images per class is 0"):
         few_shot(make_set(a=5), 0, 0)

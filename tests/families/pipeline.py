@@ -124,7 +124,10 @@ def random_weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
     model = build_untrained_clip(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
+            if name == "text_decoder.text_projection":
+                # open_clip does not initialize it: its values are whatever was in memory.
+                parameter.zero_()
             parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
         for name, buffer in model.named_buffers():
             if name.endswith(("running_mean", "running_var")):

@@ -114,7 +114,7 @@ def test_missing_sets_metrics_and_baselines_are_reported_together() -> None:
 
 
 def test_gate_on_the_mean_over_no_shift_is_rejected() -> None:
-    with pytest.raises(UsageError, match="there is no set beside the reference"):
+    with pytest.raises(UsageError, match="there is no set besides the reference"):
         check_gates([parse_gate("shifts:top1>=0")], {"val": ("top1",)}, (), has_baseline=False)
     with pytest.raises(UsageError, match="a set is called 'shifts'"):
         metrics = {"val": ("top1",), "shifts": ("top1",)}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.test_manifest import words_for_nul
 from tests.data.wilds_copies import (
     COUNTRIES,
     COUNTRY_COLUMNS,
@@ -153,7 +154,7 @@ def test_unusable_rows_of_iwildcam_are_listed_with_their_lines(tmp_path: Path) -
         "  line 14: 2 cells, expected 11",
         "  line 8: train/1.jpg is on line 3 too",
         "  line 11: train/gone.jpg: No such file or directory",
-        "  line 13: train/a\\u0000b.jpg: embedded null byte",
+        f"  line 13: train/a\\u0000b.jpg: {words_for_nul()}",
     ]
     assert hint == (
         "is the copy complete and unchanged? Get it from"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.errors import ClassNamesError
-from wiseft_cli.prompts.class_names import ClassList, read_class_names
+from wiseft_cli.prompts.class_names import ClassList, _find_other_form, read_class_names
 
 
 def listed(*pairs: tuple[str, str]) -> tuple[ClassEntry, ...]:
@@ -293,7 +293,7 @@ def test_deep_nesting_is_rejected_without_a_crash(name: str, tmp_path: Path) -> 
 
 
 names = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=40).filter(
-    lambda text: text.strip() == text
+    lambda text: text.strip() == text and any(character.isalnum() for character in text)
 )
 
 
@@ -306,7 +306,9 @@ def test_every_format_reads_back_the_written_classes(
 ) -> None:
     expected = listed(*classes.items())
     text = "".join(f"{key}\t{name}\n" for key, name in classes.items())
-    if not text.startswith("\ufeff"):  # a leading U+FEFF is read as a byte order mark
+    # A leading U+FEFF is read as a byte order mark; other forms, such as CSV, are rejected.
+    is_other = _find_other_form(tmp_path / "c.txt", text.split("\n")) is not None
+    if not text.startswith("\ufeff") and not is_other:
         assert read_class_names(write(tmp_path, text)).entries == expected
     document = json.dumps(classes)
     assert read_class_names(write(tmp_path, document, name="c.json")).entries == expected

@@ -340,6 +340,24 @@ def test_copied_and_converted_values_that_are_not_finite_are_counted(tmp_path: P
         assert report.not_finite == ({"text": 2}, {})
 
 
+@pytest.mark.parametrize(("n_empty", "n_tensors"), [(1, 1), (3, 4), (2, 4), (0, 2)])
+def test_files_of_empty_tensors_are_named(tmp_path: Path, n_empty: int, n_tensors: int) -> None:
+    paths = [
+        write_foreign(
+            tmp_path / side,
+            {f"t{i}": np.zeros(0 if i < n_empty else 2, np.float32) for i in range(n_tensors)},
+        )
+        for side in "ab"
+    ]
+    expected = tuple(
+        f"{path}: {n_empty} of {n_tensors} tensor{'s' * (n_tensors > 1)} are empty, as DeepSpeed "
+        "ZeRO-3 saves them in each process; gather the weights with its zero_to_fp32.py"
+        for path in paths
+    )
+    found = merge(*paths, tmp_path / "out").warnings
+    assert found == (expected if 2 * n_empty > n_tensors else ())
+
+
 def test_finite_inputs_are_never_reported(tmp_path: Path) -> None:
     largest = np.array([3.4e38, -3.4e38, 1e-45], np.float32)
     a = write_foreign(tmp_path / "a", {"w": largest})

@@ -42,6 +42,7 @@ _POSITIONS = re.compile(r"pos(?:ition(?:al)?)?_embed")
 _VOCABULARY = re.compile(r"(?:token_embedding|embed_tokens|word_embeddings)(?:\.weight)?$")
 _BLOCK = re.compile(r"^(.*?)\.(\d+)\.")
 
+ZERO_3 = "DeepSpeed ZeRO-3 saves them in each process; gather the weights with its zero_to_fp32.py"
 _ARCHITECTURES = "the architectures differ"
 _CLASS_LISTS = "the class lists differ; fine-tune from this zero-shot checkpoint"
 
@@ -124,10 +125,7 @@ def _cause_in_storage(sides: tuple[Tensors, Tensors]) -> str | None:
                     weight.form.remedy
                 )
         if any(info.shape == (0,) and _has_data(other.get(n)) for n, info in tensors.items()):
-            return (
-                f"the {side} file has empty tensors, as DeepSpeed ZeRO-3 saves them in each "
-                "process; gather the weights with its zero_to_fp32.py"
-            )
+            return f"the {side} file has empty tensors, as {ZERO_3}"
     return None
 
 

@@ -22,7 +22,7 @@ from wiseft_cli.checkpoint.reader import (
 )
 from wiseft_cli.errors import CheckpointError, IncompatibleCheckpointsError, counted
 from wiseft_cli.merging.arithmetic import INTERPOLATED_DTYPES
-from wiseft_cli.merging.causes import find_cause, find_renaming
+from wiseft_cli.merging.causes import ZERO_3, find_cause, find_renaming
 from wiseft_cli.merging.factored import (
     FactoredWeight,
     find_factored_weights,
@@ -235,6 +235,13 @@ def descent_warnings(theta_0: CheckpointReader, theta_1: CheckpointReader) -> It
     and a model fine-tuned from it (arXiv:2109.01903, section 5).
     """
     card_0, card_1 = theta_0.card, theta_1.card
+    for reader in (theta_0, theta_1):
+        n_empty = sum(info.nbytes == 0 for info in reader.tensors.values())
+        if 2 * n_empty > len(reader.tensors):
+            yield (
+                f"{reader.path}: {n_empty} of {counted(len(reader.tensors), 'tensor')} are empty, "
+                f"as {ZERO_3}"
+            )
     if theta_0.files[0].samefile(theta_1.files[0]):
         yield f"{theta_0.path} and {theta_1.path} are the same file, so every merge equals it"
     if card_0 is None or card_1 is None:

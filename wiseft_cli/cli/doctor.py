@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,6 +73,8 @@ def collect() -> dict[str, str]:
 
 
 def _version(package: str) -> str:
+    from importlib import metadata  # lazy: a tenth of the time of --help
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

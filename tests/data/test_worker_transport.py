@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.queues
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from wiseft_cli.compute import workers
 from wiseft_cli.compute.workers import UnsentBatch, raise_on_dead_worker
 from wiseft_cli.data.loading import ImageItem, load_batches
 from wiseft_cli.errors import DatasetError
@@ -111,3 +113,13 @@ def test_too_many_open_files_names_the_limit(error: Exception | UnsentBatch) -> 
     with pytest.raises(DatasetError, match="Too many open files") as caught:
         next(raise_on_dead_worker(batches(), 2))
     assert "ulimit -n 4096" in str(caught.value.hint)
+
+
+def test_worker_that_is_ending_drops_a_batch_that_it_cannot_send(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(multiprocessing.queues.Queue, "_on_queue_feeder_error", None)
+    workers._report_unsent_batches()
+    queue = multiprocessing.get_context("spawn").Queue()
+    queue.close()
+    queue._on_queue_feeder_error(RuntimeError(NO_SPACE), (0, "batch"))

@@ -84,7 +84,9 @@ def _report_unsent_batches() -> None:
 
     def send_reason(queue: Any, error: Exception, item: Any) -> None:
         index, _ = item
-        queue.put((index, UnsentBatch(str(error))))
+        # A worker that is ending has closed its queue: nobody waits for this batch.
+        with contextlib.suppress(ValueError):
+            queue.put((index, UnsentBatch(str(error))))
 
     # A static method of the class; as a function it receives the queue too.
     multiprocessing.queues.Queue._on_queue_feeder_error = send_reason  # type: ignore[attr-defined]

@@ -41,6 +41,9 @@ from wiseft_cli.errors import CheckpointError, NotACheckpointError, counted
 RECORD_TENSOR = "record"
 """Tensor that only the saved state of a run has: bytes, so that the content digest covers them."""
 
+FISHER_KEY = "wiseft_fisher"
+"""Metadata entry of a file with Fisher information (`merging/fisher_file.py`)."""
+
 _CHUNK_BYTES = 1 << 20
 
 
@@ -103,6 +106,11 @@ class CheckpointReader:
         """What the file is if it is not a whole checkpoint, and the remedy; otherwise None."""
         if RECORD_TENSOR in self.tensors and any(n.startswith("weights.") for n in self.tensors):
             return "the saved state of a fine-tuning run, not a checkpoint", _way_out(self.path)
+        if FISHER_KEY in self.metadata:
+            return (
+                "the Fisher information of a checkpoint, not a checkpoint",
+                "wiseft merge --method fisher takes it with --fisher",
+            )
         number = shard_number(self.path)
         if number is None or len(self._opened) > 1 or METADATA_KEY in self.metadata:
             return None
@@ -168,8 +176,8 @@ def read_card(path: Path, *, roles: Sequence[str] | None = None) -> Card:
     Args:
         roles: Accepted roles; None accepts any.
     Raises:
-        NotACheckpointError: The file is not a safetensors file, is a shard or the saved state of
-            a run, or has no card.
+        NotACheckpointError: The file is not a safetensors file, is a shard, the saved state of
+            a run or Fisher information, or has no card.
         CheckpointError: The card is damaged, or its role is not accepted.
     """
     with open_checkpoint(path) as reader:
@@ -186,10 +194,10 @@ def read_card(path: Path, *, roles: Sequence[str] | None = None) -> Card:
 
 
 def require_whole_checkpoint(reader: CheckpointReader) -> None:
-    """Reject a single shard of a checkpoint, and the saved state of a run.
+    """Reject a single shard of a checkpoint, the saved state of a run, and Fisher information.
 
     Raises:
-        NotACheckpointError: The file is one of them; the hint names the checkpoint.
+        NotACheckpointError: The file is one of them; the hint is the remedy.
     """
     if reader.partial is not None:
         what, remedy = reader.partial

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "checkpoint": {"compute", "errors"},
     "prompts": {"checkpoint", "errors"},
     "merging": {"checkpoint", "compute", "errors"},
+    "convert": {"merging", "checkpoint", "compute", "errors"},
     "data": {"prompts", "checkpoint", "compute", "errors"},
     "reporting": {"checkpoint", "errors"},
     "model": {"data", "merging", "prompts", "checkpoint", "compute", "errors"},
@@ -25,7 +26,7 @@ MAY_IMPORT = {
     "training": {"evaluation", "model", "data", "prompts", "checkpoint", "compute", "errors"},
     "demo": {"reporting", "errors"},
 }
-TORCH_FREE = {"checkpoint", "prompts", "merging", "reporting", "errors"}
+TORCH_FREE = {"checkpoint", "prompts", "merging", "reporting", "convert", "errors"}
 TORCH_FREE_MODULES = {"compute/torchrun.py", "compute/disk.py", "compute/workers.py"}
 HEAVY = {"torch", "torchvision", "open_clip", "timm"}
 COMMANDS = (

@@ -151,6 +151,10 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         "truncated: the tensors end at byte 77, the file at byte 76",
     ),
     "trailing bytes": (GOOD + b"\0", "damaged: 1 byte after the last tensor"),
+    "GGUF": (
+        b"GGUF\x03\0\0\0" + bytes(8),
+        "is a GGUF file of quantized weights, expected a safetensors file",
+    ),
     "git LFS pointer": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n",
         "is a Git LFS pointer, expected a safetensors file",

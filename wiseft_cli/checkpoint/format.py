@@ -300,6 +300,8 @@ def _recognize_foreign_file(start: bytes) -> tuple[str, str] | None:
         return "a Git LFS pointer", "fetch the real file with `git lfs pull`"
     if lowered.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "an HTML or XML page", "a download saved an error page; fetch the file again"
+    if start.startswith(b"GGUF"):
+        return "a GGUF file of quantized weights", "use the weights it was made from"
     if start.startswith(b"PK\x03\x04"):
         return "a zip archive (torch.save writes these)", to_safetensors
     # The first two bytes may also belong to a header's length, but then byte 8 is a brace.

@@ -32,6 +32,7 @@ COMMANDS = {
     "plot": "plot:plot",
     "predict": "predict:predict",
     "export": "export:export",
+    "convert": "convert:convert",
     "inspect": "inspect:inspect",
     "diff": "diff:diff",
     "datasets": "datasets:datasets",

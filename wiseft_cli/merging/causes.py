@@ -152,7 +152,7 @@ def find_renaming(tensors_0: Tensors, tensors_1: Tensors) -> Renaming | None:
     A match has the same name and shape. At least half of the smaller file must match.
     """
     wrappers = _inner_wrappers(tensors_0), _inner_wrappers(tensors_1)
-    plain = _remove_wrappers(tensors_0), _remove_wrappers(tensors_1)
+    plain = remove_wrappers(tensors_0), remove_wrappers(tensors_1)
     needed = min(len(tensors_0), len(tensors_1)) / 2
     best, best_score = None, max(_count_matches(tensors_0, tensors_1), needed - 0.5)
     for found, sides in ((((), ()), (tensors_0, tensors_1)), (wrappers, plain)):
@@ -163,7 +163,8 @@ def find_renaming(tensors_0: Tensors, tensors_1: Tensors) -> Renaming | None:
     return best
 
 
-def _remove_wrappers(tensors: Tensors) -> Tensors:
+def remove_wrappers(tensors: Tensors) -> Tensors:
+    """Return tensors by names without `module.`, `_orig_mod.` and other wrappers."""
     return {_WRAPPERS.sub("", name): info for name, info in tensors.items()}
 
 

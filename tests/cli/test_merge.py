@@ -278,11 +278,12 @@ def test_1001_outputs_need_only_the_hard_limit_on_open_files(tmp_path: Path) -> 
 def test_too_many_outputs_for_the_limit_on_open_files_are_refused_at_once(tmp_path: Path) -> None:
     write_pair(tmp_path)
     assert merge_with_open_files(tmp_path, (256, 256), "0:1:0.001") == (
-        "error: 1,001 outputs need 3,037 open files, and the limit is 256\n"
-        "hint: merge at most 74 values of --alpha at a time, or raise the hard limit (ulimit -Hn)\n"
+        "error: 1,001 outputs need 2,036 open files, and the limit is 256\n"
+        "hint: merge at most 111 values of --alpha at a time, or raise the hard limit "
+        "(ulimit -Hn)\n"
     )
-    merge_with_open_files(tmp_path, (256, 256), "0:0.073:0.001")
-    assert len(list(tmp_path.glob("out*"))) == 74
+    merge_with_open_files(tmp_path, (256, 256), "0:0.11:0.001")
+    assert len(list(tmp_path.glob("out*"))) == 111
     merge_with_open_files(tmp_path, (40, 40), "1")
 
 

@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from wiseft_cli.checkpoint.page_cache import DirectPages
 from wiseft_cli.compute.disk import require_space
 from wiseft_cli.errors import OutputError
 
@@ -210,7 +209,6 @@ class AtomicFile:
         self._target = resolve_output(path)
         remove_abandoned_versions(path)
         self._committed = False
-        self._direct: DirectPages | None = None
         with self._converting_errors():
             self._open_temporary()
             # Another process may have removed the file as abandoned before it was locked.
@@ -227,27 +225,16 @@ class AtomicFile:
             remove_file_or_folder(self._temporary)
         UNFINISHED.discard(self._temporary)
         with contextlib.suppress(OSError):
-            if self._direct:
-                self._direct.close()
             os.close(self._descriptor)
-
-    def bypass_page_cache(self) -> None:
-        """Write whole pages directly to the disk from now on, if the file system can do that."""
-        self._direct = DirectPages(self._temporary)
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
         """Write bytes at an offset; threads may write disjoint ranges at the same time."""
         view = memoryview(data).cast("B")
         with self._converting_errors():
-            begin, end = self._direct.write(offset, view) if self._direct else (0, 0)
-            self._write_cached(offset, view[:begin])
-            self._write_cached(offset + end, view[end:])
-
-    def _write_cached(self, offset: int, view: memoryview) -> None:
-        while view.nbytes:
-            count = os.pwrite(self._descriptor, view, offset)
-            view = view[count:]
-            offset += count
+            while view.nbytes:
+                count = os.pwrite(self._descriptor, view, offset)
+                view = view[count:]
+                offset += count
 
     def reserve(self, size_bytes: int) -> None:
         """Set the file's final size, so that a lack of space is found before any work is done.
@@ -261,8 +248,6 @@ class AtomicFile:
 
     def flush(self) -> None:
         """Wait until the bytes written so far are on the disk."""
-        if self._direct and not self._direct.is_refused:
-            return  # all but a few pages were written directly
         with self._converting_errors():
             # fdatasync where available: the file's times need not be on the disk yet.
             getattr(os, "fdatasync", os.fsync)(self._descriptor)

@@ -26,13 +26,14 @@ from wiseft_cli.checkpoint.format import (
     render_header,
     safetensors_dtype,
 )
-from wiseft_cli.checkpoint.page_cache import PAGE_BYTES
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
 
 _LARGE_BYTES = 64 << 20
-"""From this size on, a checkpoint's tensors begin at a page, so that whole pages can be written."""
+"""From this size on, the tensors of a checkpoint begin at a page of memory, 4096 bytes."""
+
+_PAGE_BYTES = 4096
 
 
 class CheckpointWriter:
@@ -48,8 +49,6 @@ class CheckpointWriter:
         force: Whether an existing file may be replaced.
         inputs: Files that the output must not overwrite.
         metadata: Other entries of `__metadata__`.
-        bypass_page_cache: Write whole pages of a large file directly to the disk. The bytes do
-            not depend on it.
 
     Raises:
         OutputError: See `AtomicFile`.
@@ -64,14 +63,13 @@ class CheckpointWriter:
         force: bool = False,
         inputs: Sequence[Path] = (),
         metadata: Mapping[str, str] | None = None,
-        bypass_page_cache: bool = False,
     ) -> None:
         self._layout = plan_layout(specs)
         self._metadata = dict(metadata or {})
         self._card = card
         data_bytes = sum(info.nbytes for info in self._layout)
         is_large = card is not None and data_bytes >= _LARGE_BYTES
-        self._alignment = PAGE_BYTES if is_large else HEADER_ALIGNMENT_BYTES
+        self._alignment = _PAGE_BYTES if is_large else HEADER_ALIGNMENT_BYTES
         self._data_start = len(self._render(card))
         self._places = {info.name: info for info in self._layout}
         # For each unfinished tensor: the hash and the number of the bytes so far.
@@ -82,8 +80,6 @@ class CheckpointWriter:
         with ExitStack() as stack:
             self._file = stack.enter_context(AtomicFile(path, force=force, inputs=inputs))
             self._file.reserve(self._data_start + data_bytes)
-            if is_large and bypass_page_cache:
-                self._file.bypass_page_cache()
             self._stack = stack.pop_all()
 
     def __enter__(self) -> CheckpointWriter:
@@ -96,21 +92,9 @@ class CheckpointWriter:
         """Hash and write the next bytes of a tensor.
 
         Calls for different tensors may alternate and may come from different threads.
-        """
-        position = self.position(name)
-        self.hash_next(name, data)
-        self.write_at(position, data)
 
-    def position(self, name: str) -> int:
-        """Return the position in the file of the tensor's next bytes."""
-        _, done = self._unfinished.get(name, (None, 0))
-        return self._data_start + self._places[name].start + done
-
-    def hash_next(self, name: str, data: bytes | memoryview) -> None:
-        """Hash the next bytes of a tensor without writing them.
-
-        The caller passes them to `write_at` before `commit`, possibly from another thread, so
-        that a computing thread does not wait for the disk.
+        Raises:
+            OutputError: The disk is full or failing.
         """
         info = self._places[name]
         view = memoryview(data).cast("B")
@@ -118,22 +102,15 @@ class CheckpointWriter:
             return
         digest, done = self._unfinished.pop(name, (None, 0))
         digest = digest or hashlib.sha256()
-        done += view.nbytes
+        position, done = self._data_start + info.start + done, done + view.nbytes
         if done > info.nbytes or name in self._sha256:
             raise ValueError(f"{name}: more than its {info.nbytes} bytes")
         digest.update(view)
+        self._file.write_at(position, view)
         if done < info.nbytes:
             self._unfinished[name] = digest, done
         else:
             self._sha256[name] = digest.hexdigest()
-
-    def write_at(self, position: int, data: bytes | memoryview) -> None:
-        """Write bytes that were hashed, from any thread and in any order.
-
-        Raises:
-            OutputError: The disk is full or failing.
-        """
-        self._file.write_at(position, data)
 
     def flush(self) -> None:
         """Wait until all bytes written so far are on the disk; other threads may keep writing.

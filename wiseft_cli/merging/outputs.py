@@ -24,8 +24,8 @@ from wiseft_cli.merging.plan import MergePlan
 MANIFEST = "wiseft_merge.json"
 """File in the folder that lists its files, so that --force replaces nothing else."""
 
-_FILES_PER_OUTPUT = 3
-"""The file, its second descriptor for direct writes, and its folder."""
+_FILES_PER_OUTPUT = 2
+"""The file and its folder."""
 
 _OTHER_FILES = 32
 """Libraries and standard streams."""
@@ -161,7 +161,6 @@ class MergeOutputs:
                 force=self.force,
                 inputs=self.inputs,
                 metadata=plan.metadata,
-                bypass_page_cache=True,
             )
         )
 

@@ -1,11 +1,9 @@
 """Stream the tensors of a merge through a few threads, in constant memory.
 
-Every computing thread takes one tensor after another, the largest first, and processes it in
-chunks: read and hash the inputs, compute the output at every alpha, hash it and pass it to a
-writing thread. Reading, hashing, arithmetic and writing release the interpreter's lock. A hash
-needs the bytes of a tensor in order, so a tensor belongs to one thread. Chunks end at page
-boundaries of the output and have the same alignment in memory as in the file, so that they can
-be written directly (`checkpoint/page_cache.py`).
+Every thread takes one tensor after another, the largest first, and processes it in chunks: read
+and hash the inputs, compute the output at every alpha, hash it and write it. Reading, hashing,
+arithmetic and writing release the interpreter's lock. A hash needs the bytes of a tensor in
+order, so a tensor belongs to one thread.
 
 `plan.py` decides the source of every tensor; `merge.py` commits the files.
 """
@@ -13,10 +11,9 @@ be written directly (`checkpoint/page_cache.py`).
 from __future__ import annotations
 
 import hashlib
-import mmap
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -26,7 +23,6 @@ import numpy.typing as npt
 
 from wiseft_cli.checkpoint.digest import content_digest
 from wiseft_cli.checkpoint.format import TensorInfo, numpy_dtype
-from wiseft_cli.checkpoint.page_cache import PAGE_BYTES
 from wiseft_cli.checkpoint.reader import CheckpointReader, count_not_finite
 from wiseft_cli.checkpoint.writer import CheckpointWriter
 from wiseft_cli.compute.workers import usable_cpus
@@ -47,7 +43,7 @@ _CHUNK_BYTES = 1 << 20
 
 _MIN_CHUNK_BYTES = 64 << 10
 _OUTPUT_BYTES = 16 << 20
-"""Memory of all threads together for output that is not written yet."""
+"""Memory of all threads together for outputs."""
 
 _REPORT_BYTES = 8 << 20
 _FLUSH_BYTES = 64 << 20
@@ -90,7 +86,7 @@ def stream_tensors(
 
     Args:
         writers: One open output for every alpha.
-        threads: Number of computing threads, at least 1; as many threads write.
+        threads: Number of threads, at least 1.
         on_progress: Called with the number of bytes of all inputs, and the number of bytes read
             since the last call.
     Raises:
@@ -99,19 +95,17 @@ def stream_tensors(
     """
     count = max(1, min(threads, len(plan.steps)))
     job = _Job(plan, alphas, writers, count)
-    computing = [threading.Thread(target=_Worker(job).run, daemon=True) for _ in range(count)]
-    writing = [threading.Thread(target=_write_pieces, args=[job], daemon=True) for _ in computing]
+    workers = [threading.Thread(target=_Worker(job).run, daemon=True) for _ in range(count)]
     try:
-        for thread in (*writing, *computing):
-            thread.start()
+        for worker in workers:
+            worker.start()
         _watch(job, on_progress)
     finally:
         # After a signal or an error, every thread stops before its next chunk.
         job.stop.set()
-        _join(computing)
-        for _ in writing:
-            job.pieces.put(None)
-        _join(writing)
+        for worker in workers:
+            if worker.ident is not None:  # it was started
+                worker.join()
     digests = [
         content_digest((name, info.dtype, info.shape, sha256[name]) for name, info in tensors)
         for tensors, sha256 in zip(
@@ -119,23 +113,6 @@ def stream_tensors(
         )
     ]
     return StreamResult(tuple(digests), job.not_finite, job.not_finite_inputs)
-
-
-def _join(threads: Iterable[threading.Thread]) -> None:
-    for thread in threads:
-        if thread.ident is not None:  # it was started
-            thread.join()
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A chunk of an output: `data` is a part of `buffer`, which returns to `free` when written."""
-
-    writer: CheckpointWriter
-    position: int
-    data: Array
-    buffer: Array
-    free: SimpleQueue[Array]
 
 
 class _Job:
@@ -154,7 +131,6 @@ class _Job:
         self.n_workers = n_workers
         # The largest first, so that no thread is left with a large tensor at the end.
         self.pending = deque(sorted(plan.steps, key=lambda step: -step.input_bytes))
-        self.pieces: SimpleQueue[_Piece | None] = SimpleQueue()
         self.reports: SimpleQueue[int | BaseException | None] = SimpleQueue()
         """Bytes read, an error, or None from a thread that is done."""
         self.stop = threading.Event()
@@ -164,7 +140,7 @@ class _Job:
 
 
 def _watch(job: _Job, on_progress: Callable[[int, int], None] | None) -> None:
-    """Wait for the computing threads, report their progress, and flush the outputs."""
+    """Wait for the threads, report their progress, and flush the outputs."""
     total, unflushed, running = job.plan.input_bytes, 0, job.n_workers
     while running:
         report = job.reports.get()
@@ -180,18 +156,6 @@ def _watch(job: _Job, on_progress: Callable[[int, int], None] | None) -> None:
             unflushed = 0
             for writer in job.writers:
                 writer.flush()
-
-
-def _write_pieces(job: _Job) -> None:
-    """Write finished pieces while other threads compute the next ones."""
-    while (piece := job.pieces.get()) is not None:
-        try:
-            if not job.stop.is_set():
-                piece.writer.write_at(piece.position, piece.data.data)
-        except BaseException as error:
-            job.reports.put(error)
-        finally:
-            piece.free.put(piece.buffer)
 
 
 @dataclass(slots=True)
@@ -220,19 +184,14 @@ class _TensorInput:
 
 
 class _Worker:
-    """One computing thread: its buffers, allocated once, and the processing of a tensor."""
+    """One thread: its buffers, allocated once, and the processing of a tensor."""
 
     def __init__(self, job: _Job) -> None:
         self._job = job
         self._kernel = Interpolator()
-        # For every output one chunk that is being computed and one that is being written.
-        self._n_buffers = 2 * len(job.writers) + 1
-        self._chunk_bytes = _chunk_bytes(self._n_buffers * job.n_workers)
+        self._chunk_bytes = _chunk_bytes(len(job.writers) * job.n_workers)
         self._input_buffers = [np.empty(self._chunk_bytes, np.uint8) for _ in job.plan.inputs]
-        self._free: SimpleQueue[Array] = SimpleQueue()
-        for _ in range(self._n_buffers):
-            memory = mmap.mmap(-1, self._chunk_bytes + PAGE_BYTES)  # begins at a page
-            self._free.put(np.frombuffer(memory, np.uint8))
+        self._output_buffers = [np.empty(self._chunk_bytes, np.uint8) for _ in job.writers]
         self._unreported = 0
 
     def run(self) -> None:
@@ -245,8 +204,6 @@ class _Worker:
                 except IndexError:
                     break
                 self._process(step)
-            for _ in range(self._n_buffers):  # until everything is written
-                self._free.get()
         except BaseException as error:
             job.reports.put(error)
         else:
@@ -275,9 +232,8 @@ class _Worker:
                 job.not_finite_inputs[index][step.spec.name] = tensor.n_not_finite
 
     def _interpolate(self, step: Step, x: _TensorInput, y: _TensorInput) -> None:
-        itemsize = max(x.dtype.itemsize, y.dtype.itemsize)
+        n = self._elements_per_chunk(step, x, y)
         while x.rest and not self._job.stop.is_set():
-            n = self._elements_to_page_end(step, itemsize)
             values = self._read_elements(x, n), self._read_elements(y, n)
             if not self._write_interpolated(step, *values, self._job.alphas):
                 for tensor, part in zip((x, y), values, strict=True):
@@ -285,32 +241,33 @@ class _Worker:
 
     def _copy(self, step: Step, tensor: _TensorInput) -> None:
         """Copy a tensor's bytes, or its values if the dtype changes."""
-        converts = step.spec.dtype != tensor.info.dtype
         while tensor.rest and not self._job.stop.is_set():
-            if converts:
-                n = self._elements_to_page_end(step, tensor.dtype.itemsize)
-                values = self._read_elements(tensor, n)
-                self._write_interpolated(step, values, values, [1.0] * len(self._job.writers))
-                tensor.n_not_finite += count_not_finite(tensor.info, values)
+            if step.spec.dtype != tensor.info.dtype:
+                data = self._read_elements(tensor, self._elements_per_chunk(step, tensor))
+                self._write_interpolated(step, data, data, [1.0] * len(self._job.writers))
             else:
-                data = self._read(tensor, self._chunk_bytes - self._page_offset(step))
-                tensor.n_not_finite += count_not_finite(tensor.info, data)
+                data = self._read(tensor, self._chunk_bytes)
                 for writer in self._job.writers:
-                    piece = self._new_piece(writer, step, data.nbytes)
-                    piece.data[:] = data
-                    self._write(piece, step)
+                    writer.append(step.spec.name, data.data)
+            tensor.n_not_finite += count_not_finite(tensor.info, data)
 
     def _write_interpolated(self, step: Step, x: Array, y: Array, alphas: Sequence[float]) -> bool:
         """Write a chunk at every alpha; return whether all of x and y is known to be finite."""
         job, dtype = self._job, numpy_dtype(step.spec.dtype)
-        pieces = [self._new_piece(writer, step, len(x) * dtype.itemsize) for writer in job.writers]
-        outs = [piece.data.view(dtype) for piece in pieces]
+        outs = [buffer[: len(x) * dtype.itemsize].view(dtype) for buffer in self._output_buffers]
         found, is_finite = self._kernel.interpolate(x, y, list(zip(alphas, outs, strict=True)))
-        for piece, count, counts in zip(pieces, found, job.not_finite, strict=True):
+        for buffer, writer, count, counts in zip(
+            outs, job.writers, found, job.not_finite, strict=True
+        ):
             if count:
                 counts[step.spec.name] = counts.get(step.spec.name, 0) + count
-            self._write(piece, step)
+            writer.append(step.spec.name, buffer.view(np.uint8).data)
         return is_finite
+
+    def _elements_per_chunk(self, step: Step, *tensors: _TensorInput) -> int:
+        """Return how many elements fit into a buffer, as read and as written."""
+        dtypes = numpy_dtype(step.spec.dtype), *(tensor.dtype for tensor in tensors)
+        return self._chunk_bytes // max(dtype.itemsize for dtype in dtypes)
 
     def _read(self, tensor: _TensorInput, limit: int) -> Array:
         """Read and hash up to `limit` more bytes; they are valid until the next call."""
@@ -327,26 +284,6 @@ class _Worker:
 
     def _read_elements(self, tensor: _TensorInput, limit: int) -> Array:
         return self._read(tensor, limit * tensor.dtype.itemsize).view(tensor.dtype)
-
-    def _page_offset(self, step: Step) -> int:
-        """Return the offset, within a page of the output, of the tensor's next bytes."""
-        return self._job.writers[0].position(step.spec.name) % PAGE_BYTES
-
-    def _elements_to_page_end(self, step: Step, input_itemsize: int) -> int:
-        """Return the number of elements of a chunk that ends at a page of the output."""
-        itemsize = numpy_dtype(step.spec.dtype).itemsize
-        most = self._chunk_bytes // max(itemsize, input_itemsize)
-        return most - self._page_offset(step) // itemsize
-
-    def _new_piece(self, writer: CheckpointWriter, step: Step, nbytes: int) -> _Piece:
-        """Take a free buffer and return the part with the alignment of the tensor's next bytes."""
-        buffer, position = self._free.get(), writer.position(step.spec.name)
-        begin = position % PAGE_BYTES
-        return _Piece(writer, position, buffer[begin : begin + nbytes], buffer, self._free)
-
-    def _write(self, piece: _Piece, step: Step) -> None:
-        piece.writer.hash_next(step.spec.name, piece.data.data)
-        self._job.pieces.put(piece)
 
 
 def _chunk_bytes(n_buffers: int) -> int:

@@ -24,6 +24,7 @@ This module does not print and does not exit; `cli/app.py` does, in one place.
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import os
 import re
@@ -33,6 +34,11 @@ _CONTROLS = re.compile(
     "[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ufeff\\ud800-\\udfff"
     "\\U000e0000-\\U000e007f]"
 )
+
+_CUTOFF = 0.7
+"""Least similarity, of 1, of a name that is suggested."""
+_MOST_NAMES = 20_000
+"""Names of a folder that are compared; comparing a million takes ten seconds."""
 
 
 class WiseftError(Exception):
@@ -150,16 +156,42 @@ def brief(text: str, *, limit: int = 100) -> str:
 def did_you_mean(name: str, known: Iterable[str], *, limit: int = 3) -> str | None:
     """Return a question with the known names that resemble a wrong one, or None."""
     by_lower = {text.lower(): text for text in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=limit, cutoff=0.7)
+    close = difflib.get_close_matches(name.lower(), by_lower, n=limit, cutoff=_CUTOFF)
     return f"did you mean {' or '.join(by_lower[match] for match in close)}?" if close else None
 
 
 def did_you_mean_path(path: str | os.PathLike[str]) -> str | None:
-    """Return a question with the existing paths that resemble a missing one, or None."""
-    folder, name = os.path.split(os.fspath(path).rstrip("/"))
-    try:
-        names = os.listdir(folder or ".")
-    except OSError:
+    """Return a question with the existing paths that resemble a missing one, or None.
+
+    The first part of the path that does not exist is compared with the names in its folder, by
+    spelling or without their suffix. Names with other numbers are never suggested.
+    """
+    text = os.fspath(path).rstrip("/")
+    if os.path.lexists(text):
         return None
-    question = did_you_mean(name, names)
-    return f"{question} (in {folder})" if question and folder else question
+    folder, name = os.path.split(text)
+    while folder not in ("", "/") and not os.path.lexists(folder):
+        folder, name = os.path.split(folder)
+    rest = text[len(os.path.join(folder, name)) :]
+    found = [os.path.join(folder, near) + rest for near in _near_names(folder or ".", name)]
+    found = [near for near in found if os.path.exists(near)]
+    return f"did you mean {' or '.join(found)}?" if found else None
+
+
+def _near_names(folder: str, name: str) -> list[str]:
+    """Return up to three names in a folder that resemble another, the most similar one first."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in itertools.islice(entries, _MOST_NAMES))
+    except (OSError, ValueError):  # ValueError: a NUL byte
+        return []
+    if same_stem := [known for known in names if os.path.splitext(known)[0] == name]:
+        return same_stem[:3]
+    numbers = re.findall(r"\d+", name)
+    by_lower = {
+        known.lower(): known
+        for known in names
+        if known != name and re.findall(r"\d+", known) == numbers
+    }
+    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=_CUTOFF)
+    return [by_lower[near] for near in close]

@@ -111,6 +111,25 @@ def test_unreadable_image_is_reported_and_the_exit_code_is_1(
 
 
 @pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["photos/0.jpg"], "photos/0.png"),
+        (["photos/1.png", "phots/2.png"], "photos/2.png"),
+        (["fotos"], "photos"),
+        (["photo.csv"], "photos.csv"),
+        (["broken.png"], None),
+    ],
+)
+def test_a_near_name_is_suggested_for_a_missing_image(
+    words: list[str], found: str | None, room: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = predict(capsys, *words)
+    assert code == 1
+    hint = err.splitlines()[-1]
+    assert hint == f"hint: did you mean {found}?" if found else not hint.startswith("hint")
+
+
+@pytest.mark.parametrize(
     ("words", "code", "message"),
     [
         (["model.safetensors", "photos", "--csv", "--jsonl"], 2,

@@ -184,7 +184,7 @@ def test_equal_rows_of_different_names_are_rejected(
     [
         ({"classes": "Imagnet"}, "did you mean imagenet"),
         ({"classes": "clases.txt"}, "did you mean classes.txt?"),
-        ({"classes": "./sub/clases.txt"}, "did you mean classes.txt? (in ./sub)"),
+        ({"classes": "./sub/clases.txt"}, "did you mean ./sub/classes.txt?"),
         ({"more": ("--templates", "opneai")}, "did you mean openai?"),
         ({"more": ("--templates", "template.txt")}, "did you mean templates.txt?"),
         ({"model": "vit-b-32"}, "did you mean ViT-B-32"),

@@ -11,8 +11,8 @@ from tests.data.test_image_folder import put
 from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.data.label_join import join_image_set
 from wiseft_cli.data.sources import open_image_set
-from wiseft_cli.data.suggestions import published_set_of, similar_path
-from wiseft_cli.errors import DatasetError, UsageError
+from wiseft_cli.data.suggestions import published_set_of
+from wiseft_cli.errors import DatasetError, UsageError, did_you_mean_path
 
 HEAD = (ClassEntry("n1", "sea lion"), ClassEntry("n2", "cat"), ClassEntry("n3", "dog"))
 
@@ -86,8 +86,38 @@ def test_a_published_set_without_class_folders_is_offered_too(tmp_path: Path) ->
 def test_a_missing_path_suggests_the_most_similar_one(spec: str, similar: str) -> None:
     Path("labels.csv").write_text("path,label\n")
     assert hint_of(spec) == f"did you mean {similar}?"
-    assert similar_path("nothing/like/this") is None
-    assert similar_path("quite-different") is None
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("merged", "merged.pt or merged.safetensors"),
+        ("merged.safetensor", "merged.safetensors"),
+        ("Merged.SafeTensors", "merged.safetensors"),
+        ("mergd.safetensors", "merged.safetensors"),
+        ("pest/trian", None),  # two parts are wrong
+        ("pest/train", "pets/train"),
+        ("pest/train/cat/1.png", "pets/train/cat/1.png"),
+        ("./pets/train/cat/1.jpg", "./pets/train/cat/1.png"),
+        ("pets/train/cat/2.png", None),  # another number is another file
+        ("pets", None),  # exists
+        ("nothing/like/this", None),
+        ("quite-different", None),
+        ("nul\0.png", None),
+        ("/", None),
+        ("", None),
+    ],
+)
+def test_a_near_path_is_suggested_in_full(path: str, found: str | None) -> None:
+    for name in ("merged.safetensors", "merged.pt"):
+        Path(name).touch()
+    assert did_you_mean_path(path) == (found and f"did you mean {found}?")
+
+
+def test_a_folder_that_may_not_be_listed_suggests_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert did_you_mean_path(tmp_path / "file" / "below") is None
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import typer
 
 from wiseft_cli.cli.console import print_data, warn
 from wiseft_cli.compute.workers import MAX_DEFAULT_WORKERS
-from wiseft_cli.errors import DatasetError, UsageError
+from wiseft_cli.errors import DatasetError, UsageError, did_you_mean_path
 
 if TYPE_CHECKING:
     from wiseft_cli.reporting.prediction_text import Prediction, Render
@@ -142,15 +142,21 @@ def _print(predictions: Iterator[Prediction], batch_size: int, render: Render) -
     from wiseft_cli.reporting.prediction_text import printable
 
     n_images = n_unreadable = n_rotated = 0
+    missing: str | None = None
     while batch := list(islice(predictions, batch_size)):
-        errors = [prediction.error for prediction in batch if prediction.error is not None]
-        for error in errors:
-            warn(printable(error))
+        unreadable = [prediction for prediction in batch if prediction.error is not None]
+        for prediction in unreadable:
+            warn(printable(str(prediction.error)))
+            if missing is None and not os.path.lexists(prediction.path):
+                missing = prediction.path
         n_images += len(batch)
-        n_unreadable += len(errors)
+        n_unreadable += len(unreadable)
         n_rotated += sum(prediction.is_rotated for prediction in batch)
         print_data("\n".join(render(batch)))
     if n_rotated:
         warn(describe_ignored_orientation(n_rotated, n_images))
     if n_unreadable:
-        raise DatasetError(f"{n_unreadable} of {n_images} images could not be read")
+        raise DatasetError(
+            f"{n_unreadable} of {n_images} images could not be read",
+            hint=did_you_mean_path(missing) if missing else None,
+        )

@@ -13,8 +13,8 @@ from wiseft_cli.data.image_formats import (
     is_picture_name,
 )
 from wiseft_cli.data.image_set import ImageRecord, ImageSet
-from wiseft_cli.data.suggestions import parent_of, similar_path
-from wiseft_cli.errors import DatasetError, counted, list_some
+from wiseft_cli.data.suggestions import parent_of
+from wiseft_cli.errors import DatasetError, counted, did_you_mean_path, list_some
 
 
 def list_image_folder(root: Path, *, name: str | None = None) -> ImageSet:
@@ -78,9 +78,8 @@ def _scan_root(root: Path) -> tuple[list[str], int]:
                 is_picture_name(entry.name) for entry in visible if not is_folder_entry(entry)
             )
     except FileNotFoundError:
-        similar = similar_path(str(root))
         raise DatasetError(
-            f"image folder {root} does not exist", hint=similar and f"did you mean {similar}?"
+            f"image folder {root} does not exist", hint=did_you_mean_path(root)
         ) from None
     except NotADirectoryError:
         raise DatasetError(

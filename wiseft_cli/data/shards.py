@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 from wiseft_cli.data.image_formats import is_image_name, remedy_for
 from wiseft_cli.data.image_set import ImageRecord, ImageSet
-from wiseft_cli.errors import DatasetError, counted, list_some
+from wiseft_cli.errors import DatasetError, counted, did_you_mean_path, list_some
 from wiseft_cli.prompts.documents import read_text
 
 CLASS_NAMES_FILE = "classnames.txt"
@@ -157,7 +157,9 @@ def _index_shard(root: Path, shard: str, faults: list[str]) -> list[ImageRecord]
         found, hint = _describe_other_file(path)
         raise DatasetError(f"{path}: {found or f'is damaged: {error}'}", hint=hint) from None
     except OSError as error:
-        raise DatasetError(f"{path}: cannot be read: {error.strerror}") from None
+        raise DatasetError(
+            f"{path}: cannot be read: {error.strerror}", hint=did_you_mean_path(path)
+        ) from None
     return records
 
 

@@ -24,9 +24,9 @@ from wiseft_cli.data.manifest import MANIFEST_SUFFIXES, list_manifest
 from wiseft_cli.data.published_set import open_published_set
 from wiseft_cli.data.shards import list_shards
 from wiseft_cli.data.spec import NO_CARD, SetOptions, SetSpec, parse_spec
-from wiseft_cli.data.suggestions import published_set_of, similar_path
+from wiseft_cli.data.suggestions import published_set_of
 from wiseft_cli.data.suite import find_suite_sets, read_suite, suite_names
-from wiseft_cli.errors import DatasetError, UsageError, counted, list_some
+from wiseft_cli.errors import DatasetError, UsageError, counted, did_you_mean_path, list_some
 
 _KINDS = "a folder, a manifest (.csv, .tsv, .jsonl) or shards (data-{000..127}.tar)"
 _COMPRESSED_TAR = r"(?i)\.(tar\.\w+|tgz|tbz2?|txz|tzst)$"
@@ -150,10 +150,7 @@ def _list_images(spec: SetSpec) -> ImageSet:
             f" ({', '.join(MANIFEST_SUFFIXES)})"
         )
     if suffix in MANIFEST_SUFFIXES and not path_exists(path):
-        similar = similar_path(spec.data)
-        raise DatasetError(
-            f"manifest {path} does not exist", hint=similar and f"did you mean {similar}?"
-        )
+        raise DatasetError(f"manifest {path} does not exist", hint=did_you_mean_path(path))
     if suffix in MANIFEST_SUFFIXES:
         name = spec.name or "-".join(filter(None, [path.stem, options.split]))
         return list_manifest(path, name=name, split=options.split, columns=options.columns)

@@ -1,4 +1,4 @@
-"""Suggest what was meant by a path, a folder or a label that does not fit."""
+"""Suggest what was meant by a folder or a label that does not fit."""
 
 from __future__ import annotations
 
@@ -15,17 +15,6 @@ from wiseft_cli.data.image_set import ImageSet
 _MAX_DEPTH = 6
 _COMMON_FOLDERS = frozenset({"2750", "datasets", "images", "test", "train", "val", "val_in_folder"})
 """Names of folders of published sets that say nothing about the set."""
-
-
-def similar_path(path: str) -> str | None:
-    """Return the existing path that resembles a missing one most, if its folder has such."""
-    folder, name = os.path.split(path.rstrip("/"))
-    try:
-        names = os.listdir(folder or ".")
-    except OSError:
-        return None
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
-    return os.path.join(folder, close[0]) if close else None
 
 
 def similar_class(label: str, classes: Sequence[ClassEntry]) -> str | None:

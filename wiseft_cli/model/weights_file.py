@@ -22,7 +22,7 @@ from open_clip.factory import load_state_dict
 from torch import Tensor, nn
 
 from wiseft_cli.checkpoint.format import TensorInfo, read_header
-from wiseft_cli.errors import ModelError, counted
+from wiseft_cli.errors import ModelError, counted, did_you_mean_path
 from wiseft_cli.merging.causes import find_renaming
 from wiseft_cli.model.classifier import HEAD_WEIGHT
 from wiseft_cli.model.quiet import quiet_libraries
@@ -72,7 +72,9 @@ def inspect_weights(path: Path, *, is_tower: bool = False) -> WeightsFile:
             unpickling, or holds a classifier or no state dict.
     """
     if not path.is_file():
-        raise ModelError(f"{path}: not a file, expected model weights")
+        raise ModelError(
+            f"{path}: not a file, expected model weights", hint=did_you_mean_path(path)
+        )
     if path.suffix not in SUFFIXES:
         raise ModelError(
             f"{path}: unsupported file type {path.suffix!r}",

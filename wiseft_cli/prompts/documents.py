@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from wiseft_cli.errors import WiseftError
+from wiseft_cli.errors import WiseftError, did_you_mean_path
 
 YAML_SUFFIXES = (".yaml", ".yml")
 _MAX_DEPTH = 5
@@ -63,7 +63,9 @@ def read_text(path: Path, error_type: type[WiseftError]) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise error_type(f"{path}: cannot be read: {error.strerror}") from None
+        raise error_type(
+            f"{path}: cannot be read: {error.strerror}", hint=did_you_mean_path(path)
+        ) from None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from wiseft_cli.checkpoint.atomic import write_bytes_atomically
 from wiseft_cli.checkpoint.digest import canonical_json
-from wiseft_cli.errors import ResultsError
+from wiseft_cli.errors import ResultsError, did_you_mean_path
 
 SCHEMA = 1
 
@@ -219,7 +219,9 @@ def read_result_lines(path: Path) -> tuple[ResultLine, ...]:
     except UnicodeDecodeError:
         raise ResultsError(f"{path}: is not text; expected JSON lines of `wiseft eval`") from None
     except OSError as error:
-        raise ResultsError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ResultsError(
+            f"{path}: cannot be read: {error.strerror}", hint=did_you_mean_path(path)
+        ) from None
     # Not splitlines(): JSON text may hold other characters at which it splits.
     return tuple(
         _parse_line(line, f"{path}, line {number}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from wiseft_cli.errors import ResultsError
+from wiseft_cli.errors import ResultsError, did_you_mean_path
 
 CONFIDENCE = 0.95
 """The level of every interval that wiseft reports."""
@@ -189,7 +189,9 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError:
         raise ResultsError(f"{path}: is not text; expected a CSV file") from None
     except OSError as error:
-        raise ResultsError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ResultsError(
+            f"{path}: cannot be read: {error.strerror}", hint=did_you_mean_path(path)
+        ) from None
 
 
 def _check_header(path: Path, header: Sequence[str], set_names: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from wiseft_cli.errors import RecipeError, UsageError
+from wiseft_cli.errors import RecipeError, UsageError, did_you_mean_path
 from wiseft_cli.prompts import documents
 from wiseft_cli.training.recipe import (
     DEFAULT_EPOCHS,
@@ -104,7 +104,8 @@ def read_recipe_file(text: str) -> RecipeFile:
             raise UsageError(
                 f"--recipe {text}: not a file, and not a built-in recipe"
                 f"{_suggest(text, builtin_names())}",
-                hint=f"the built-in recipes are {', '.join(builtin_names())}",
+                hint=did_you_mean_path(text)
+                or f"the built-in recipes are {', '.join(builtin_names())}",
             )
     root = documents.read_yaml(path, RecipeError)
     if not isinstance(root, documents.Mapping):

@@ -42,6 +42,7 @@ COMMANDS = (
     "zeroshot-head",
     "finetune",
     "merge",
+    "fisher",
     "eval",
     "plot",
     "predict",

@@ -28,6 +28,7 @@ COMMANDS = {
     "zeroshot-head": "zeroshot_head:zeroshot_head",
     "finetune": "finetune:finetune",
     "merge": "merge:merge",
+    "fisher": "fisher:fisher",
     "eval": "eval:eval_command",
     "plot": "plot:plot",
     "predict": "predict:predict",

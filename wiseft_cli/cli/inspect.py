@@ -52,6 +52,7 @@ def inspect(
     """
     # lazy: numpy takes a tenth of a second, and --help does not need it
     from wiseft_cli.checkpoint.reader import open_checkpoint, read_content
+    from wiseft_cli.merging.fisher_file import fisher_info, is_fisher_file, require_own_digest
 
     with open_checkpoint(file, allow_shards=True) as reader:
         content = None
@@ -62,6 +63,8 @@ def inspect(
             print_json(_document(reader, content, lists_tensors=tensors))
         else:
             _print(reader, content, lists_tensors=tensors)
+        if content and is_fisher_file(reader):
+            require_own_digest(reader, fisher_info(reader), content.digest)
         if content and (faults := content.find_faults(reader.card)):
             raise CheckpointError(f"{reader.path}: verification failed", faults=faults)
 
@@ -122,6 +125,11 @@ def _print(reader: CheckpointReader, content: ContentReport | None, *, lists_ten
 
 
 def _role_rows(reader: CheckpointReader) -> list[tuple[str, str]]:
+    # lazy: as above
+    from wiseft_cli.merging.fisher_file import ROLE, fisher_info, is_fisher_file
+
+    if is_fisher_file(reader):
+        return [("role", ROLE), ("note", fisher_info(reader).describe())]
     if reader.partial is not None:
         what, remedy = reader.partial
         return [("role", what), ("note", remedy)]

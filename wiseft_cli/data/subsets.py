@@ -1,4 +1,4 @@
-"""Seeded subsets of an image set: a validation split, or a few images per class.
+"""Seeded subsets of an image set: a validation split, a few images per class, a sample.
 
 The choice depends on the seed and the path of each image only: not on the order of the records,
 and not on the other images. A larger number of images per class keeps those of a smaller one.
@@ -7,7 +7,7 @@ and not on the other images. A larger number of images per class keeps those of 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -113,14 +113,32 @@ def few_shot(image_set: ImageSet, k: int, seed: int) -> Subset:
     return Subset(images, {**record, "fingerprint": data_fingerprint(images)})
 
 
-def _ranked_by_label(image_set: ImageSet, *, purpose: str, seed: int) -> dict[str, list[int]]:
-    """Return the positions of each label's images in random order; labels sorted."""
+def sample_images(image_set: ImageSet, n_images: int, seed: int) -> ImageSet:
+    """Take a random sample of a set, whatever the labels; all images if there are fewer.
+
+    Args:
+        n_images: Number of images, at least 1.
+        seed: Determines which images are taken.
+    """
+    rank = _random_rank(image_set, purpose="sample", seed=seed)
+    ranked = sorted(range(len(image_set.records)), key=rank)
+    return _subset(image_set, sorted(ranked[:n_images]))
+
+
+def _random_rank(image_set: ImageSet, *, purpose: str, seed: int) -> Callable[[int], bytes]:
+    """Return a sort key for the positions of images, by the seed and the path of each."""
     prefix = f"{purpose}/{seed}/".encode()
 
     def rank(index: int) -> bytes:
         path = image_set.records[index].path.encode("utf-8", "surrogateescape")
         return hashlib.sha256(prefix + path).digest()
 
+    return rank
+
+
+def _ranked_by_label(image_set: ImageSet, *, purpose: str, seed: int) -> dict[str, list[int]]:
+    """Return the positions of each label's images in random order; labels sorted."""
+    rank = _random_rank(image_set, purpose=purpose, seed=seed)
     by_label: dict[str, list[int]] = {label: [] for label in image_set.labels}
     for index, record in enumerate(image_set.records):
         by_label[record.label].append(index)

@@ -72,6 +72,11 @@ class FisherInfo:
         )
 
 
+def is_fisher_file(reader: CheckpointReader) -> bool:
+    """Return whether an open safetensors file is a Fisher file."""
+    return FISHER_KEY in reader.metadata
+
+
 def open_fisher(path: Path) -> CheckpointReader:
     """Open a Fisher file for reading; use the result as a context manager.
 
@@ -81,7 +86,7 @@ def open_fisher(path: Path) -> CheckpointReader:
     """
     with ExitStack() as stack:
         reader = stack.enter_context(open_checkpoint(path))
-        if FISHER_KEY not in reader.metadata:
+        if not is_fisher_file(reader):
             kind = f"a {reader.card.role} checkpoint" if reader.card else "not a Fisher file"
             raise CheckpointError(
                 f"{path}: is {kind}, expected the Fisher information of a checkpoint",

@@ -22,7 +22,7 @@ from torch import nn
 
 from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.digest import canonical_json
-from wiseft_cli.checkpoint.reader import open_checkpoint
+from wiseft_cli.checkpoint.reader import open_checkpoint, require_whole_checkpoint
 from wiseft_cli.errors import ModelError
 from wiseft_cli.model.classifier import load_classifier
 from wiseft_cli.model.image_encoder import SkipInitialization, image_encoder_config
@@ -175,6 +175,7 @@ def _has_card(path: Path) -> bool:
     if path.suffix in SUFFIXES and path.suffix != ".safetensors":
         return False
     with open_checkpoint(path) as reader:
+        require_whole_checkpoint(reader)
         return reader.card is not None
 
 

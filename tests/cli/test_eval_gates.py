@@ -281,3 +281,43 @@ def test_out_of_memory_is_reported_with_a_remedy(
         " allocate 2.00 GiB.\n"
         "hint: use a smaller --batch-size than 64, or fewer --workers\n"
     )
+
+
+def rights(folder: Path, name: str) -> list[bool]:
+    return [json.loads(text)["right"] for text in (folder / name).read_text().splitlines()]
+
+
+def test_saved_predictions_give_paired_differences_and_gates_on_them(
+    run_here: RunHere, tmp_path: Path
+) -> None:
+    saved, results = tmp_path / "predictions", tmp_path / "r.jsonl"
+    words = ("eval", PAIR[1], *SETS, "--baseline", PAIR[0], "--save-predictions", saved)
+    gates = ("--fail-under", "shifts:top1>=baseline-1@95", "--fail-under", "a:top1>=baseline+1@95")
+    done = run_here(*words, *gates, "--results", results)
+    assert done.returncode == 3
+    new, old = rights(saved, "a.finetuned.jsonl"), rights(saved, "a.zeroshot.jsonl")
+    gained = sum(ours and not theirs for ours, theirs in zip(new, old, strict=True))
+    lost = sum(theirs and not ours for ours, theirs in zip(new, old, strict=True))
+    title, val, a, _, mean = done.stdout.split("\n\n")[-1].strip().splitlines()
+    assert title.startswith("paired differences in points")
+    assert val.startswith("finetuned against zeroshot on val: ")
+    assert a.endswith(f"({gained} images gained, {lost} lost)")
+    assert f" on a: {100 * (gained - lost) / len(new):+.2f} [" in a.replace("0.00 [", "+0.00 [")
+    assert mean.startswith("finetuned against zeroshot on mean shift: ")
+    held, failed = [line for line in done.errors if "@95" in line]
+    assert held.startswith("gate holds: shifts:top1>=baseline-1@95: ")
+    assert " with lower end " in failed
+    again = run_here(*words, "--json", "--force", "--results", results)
+    lines = {(line["checkpoints"][0]["name"], line["set"]): line for line in lines_of(again)}  # type: ignore[index]
+    (of_a,) = lines["finetuned", "a"]["paired"]  # type: ignore[misc]
+    assert (of_a["n_gained"], of_a["n_lost"], of_a["against"]) == (gained, lost, "zeroshot")
+    assert lines["zeroshot", "a"]["predictions"] == "a.zeroshot.jsonl"
+    assert "paired" not in lines["zeroshot", "a"]
+    assert "paired" not in results.read_text()
+
+
+def test_gate_on_a_paired_difference_needs_saved_predictions(run_here: RunHere) -> None:
+    words = ("eval", PAIR[1], *SETS, "--baseline", PAIR[0])
+    done = run_here(*words, "--fail-under", "a:top1>=baseline@95")
+    assert done.returncode == 2
+    assert "a:top1>=baseline@95: a paired difference needs --save-predictions DIR" in done.stderr

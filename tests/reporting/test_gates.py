@@ -7,6 +7,7 @@ import pytest
 from tests.reporting.lines import line
 from wiseft_cli.errors import UsageError
 from wiseft_cli.reporting.gates import check_gates, judge_gate, parse_gate
+from wiseft_cli.reporting.paired import PairedCounts
 from wiseft_cli.reporting.results import Metric, ResultLine
 
 METRICS = {"val": ("top1", "top5"), "a": ("top1",), "b": ("top1",)}
@@ -119,3 +120,62 @@ def test_gate_on_the_mean_over_no_shift_is_rejected() -> None:
     with pytest.raises(UsageError, match="a set is called 'shifts'"):
         metrics = {"val": ("top1",), "shifts": ("top1",)}
         check_gates([parse_gate("shifts:top1>=0")], metrics, ("shifts",), has_baseline=False)
+
+
+def paired(gained: int, lost: int) -> dict[str, PairedCounts]:
+    return dict.fromkeys(("val", "a", "b"), PairedCounts(1000, gained, lost))
+
+
+@pytest.mark.parametrize(
+    ("text", "counts", "holds"),
+    [
+        # Both differ by +0.01; only few changed images make that certain.
+        ("shifts:top1>=baseline@95", (15, 5), True),
+        ("shifts:top1>=baseline@95", (210, 200), False),
+        ("shifts:top1>=baseline-0.03@95", (210, 200), True),
+        ("a:top1>=baseline@95", (10, 0), True),
+        ("a:primary>=baseline @ 95", (110, 100), False),
+        ("a:top1>=baseline", (110, 100), True),
+    ],
+)
+def test_gate_on_the_lower_end_needs_a_difference_that_is_certain(
+    text: str, counts: tuple[int, int], holds: bool
+) -> None:
+    rows = row(780, 510, 410), row(770, 500, 400)
+    verdict = judge_gate(parse_gate(text), *rows, ("a", "b"), paired(*counts))
+    assert verdict.passes == holds
+
+
+def test_gate_on_the_lower_end_of_one_metric_uses_its_interval() -> None:
+    rows = row(770, 500, 400)
+    low = rows["val"].metric.interval[0]
+    below, above = (
+        judge_gate(parse_gate(f"val:top1>={bound:.6f}@95"), rows, None, ("a", "b"))
+        for bound in (low - 1e-5, low + 1e-5)
+    )
+    assert (below.passes, above.passes) == (True, False)
+    assert f": 0.77 with lower end {low:.6g}, expected at least" in str(below)
+
+
+def test_levels_other_than_95_are_rejected() -> None:
+    with pytest.raises(UsageError, match=r"@99, expected @95"):
+        parse_gate("val:top1>=0.5@99")
+
+
+def test_gates_on_intervals_that_will_not_exist_are_rejected_before_the_evaluation() -> None:
+    texts = ("val:top5>=baseline@95", "shifts:top1>=0.5@95", "val:macro_f1>=0.5@95", "a:top1>=0@95")
+    metrics = dict.fromkeys(METRICS, ("top1", "top5", "macro_f1"))
+    with pytest.raises(UsageError) as caught:
+        check_gates([*map(parse_gate, texts)], metrics, ("a", "b"), has_baseline=True)
+    faults = str(caught.value).splitlines()[1:]
+    assert [fault.split(":", 2)[-1].split(" ", 1)[1] for fault in faults] == [
+        "paired differences compare top1, not top5",
+        "a paired difference needs --save-predictions DIR",
+        "a mean over several shifts has no interval; judge each shift, or compare with a baseline",
+        "macro_f1 has no interval",
+    ]
+    gate = parse_gate("val:primary>=baseline@95")
+    given = {"has_baseline": True, "has_predictions": True}
+    with pytest.raises(UsageError, match="compare top1, not pm10"):
+        check_gates([gate], metrics, ("a",), primaries={"val": "pm10"}, **given)
+    check_gates([gate], metrics, ("a",), primaries={"val": "top1"}, **given)

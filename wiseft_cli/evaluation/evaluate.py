@@ -23,8 +23,20 @@ from wiseft_cli.evaluation.weight_sets import WeightSet, descent_warnings
 from wiseft_cli.merging.alpha import Alpha, parse_alphas
 from wiseft_cli.merging.merge import merge_checkpoints
 from wiseft_cli.reporting.alpha_selection import alpha_choices, render_choices, selected_alpha
+from wiseft_cli.reporting.comparison import (
+    Comparison,
+    PredictionFolder,
+    compare_rows,
+    compared_pairs,
+    comparison_documents,
+)
 from wiseft_cli.reporting.gates import Verdict, judge_gate
-from wiseft_cli.reporting.results import ResultLine, add_result_lines, result_document
+from wiseft_cli.reporting.results import (
+    PREDICTIONS,
+    ResultLine,
+    add_result_lines,
+    result_document,
+)
 from wiseft_cli.reporting.table import implausible_results, render_table
 
 
@@ -37,6 +49,7 @@ class Evaluation:
         selected_alpha: The alpha with the best primary metric on the validation set; None without
             such a set or without alphas.
         verdicts: One per gate.
+        comparisons: Paired differences between rows; empty without saved predictions.
         warnings: What is doubtful about the data, the checkpoints and the results.
     """
 
@@ -44,17 +57,25 @@ class Evaluation:
     selected_alpha: Alpha | None
     verdicts: tuple[Verdict, ...]
     warnings: tuple[str, ...]
+    comparisons: tuple[Comparison, ...] = ()
 
     def table(self) -> str:
-        """Return the table of accuracies in per cent, and the choices of alpha below it."""
-        table, choices = render_table(self.lines), render_choices(self.lines)
-        return "\n".join([table, "", *choices]) if choices else table
+        """Return the table of accuracies in per cent, the choices of alpha, and comparisons."""
+        blocks = [[render_table(self.lines)], render_choices(self.lines), self._paired()]
+        return "\n\n".join("\n".join(block) for block in blocks if block)
+
+    def _paired(self) -> list[str]:
+        sentences = [text for comparison in self.comparisons for text in comparison.sentences()]
+        title = "paired differences in points, with 95 % intervals and McNemar's exact test:"
+        return [title, *sentences] if sentences else []
 
     def documents(self) -> list[dict[str, Any]]:
         """Return the results lines as JSON objects, with the `choice` of alpha."""
         choices = alpha_choices(self.lines)
         return [
-            result_document(line) | ({"choice": list(choice)} if choice else {})
+            result_document(line)
+            | ({"choice": list(choice)} if choice else {})
+            | comparison_documents(self.comparisons, line)
             for line, choice in zip(self.lines, choices, strict=True)
         ]
 
@@ -112,11 +133,13 @@ def run_evaluation(
     if not plan.launch.is_first:
         return None
     lines = tuple(done[job] for job in plan.jobs)
+    folder = PredictionFolder(plan.predictions_folder)
     return Evaluation(
         lines=lines,
         selected_alpha=_selected_alpha(lines),
-        verdicts=_judge(plan, lines),
+        verdicts=_judge(plan, lines, folder),
         warnings=implausible_results(lines),
+        comparisons=_compare(plan, lines, folder),
     )
 
 
@@ -152,7 +175,8 @@ def _run_jobs(
         )
         positions = [at for at, job in enumerate(plan.jobs) if job not in plan.held]
         jobs = [plan.jobs[at] for at in processes.broadcast(positions)]
-        for lines in sweep(jobs, settings, on_progress=on_progress):
+        for measured in sweep(jobs, settings, on_progress=on_progress):
+            lines = {job: _with_predictions(plan, job, line) for job, line in measured.items()}
             done |= lines
             if results is not None:
                 add_result_lines(results, list(lines.values()))
@@ -165,12 +189,40 @@ def _selected_alpha(lines: Sequence[ResultLine]) -> Alpha | None:
     return None if text is None else parse_alphas([text])[0]
 
 
-def _judge(plan: EvalPlan, lines: Sequence[ResultLine]) -> tuple[Verdict, ...]:
+def _with_predictions(plan: EvalPlan, job: Job, line: ResultLine) -> ResultLine:
+    """Return a line that names its file of predictions, if there is one."""
+    path = plan.predictions.get(job)
+    return line if path is None else replace(line, extra={**line.extra, PREDICTIONS: path.name})
+
+
+def _judge(
+    plan: EvalPlan, lines: Sequence[ResultLine], folder: PredictionFolder
+) -> tuple[Verdict, ...]:
     if plan.judged is None:
         return ()
     row = _lines_of(plan, lines, plan.judged)
     baseline = None if plan.baseline is None else _lines_of(plan, lines, plan.baseline)
-    return tuple(judge_gate(gate, row, baseline, plan.shifts) for gate in plan.gates)
+    paired = {}
+    if baseline is not None and any(gate.needs_predictions for gate in plan.gates):
+        pairs = {name: folder.pair(row[name], baseline[name]) for name in row}
+        paired = {name: counts for name, counts in pairs.items() if counts is not None}
+    return tuple(judge_gate(gate, row, baseline, plan.shifts, paired) for gate in plan.gates)
+
+
+def _compare(
+    plan: EvalPlan, lines: Sequence[ResultLine], folder: PredictionFolder
+) -> tuple[Comparison, ...]:
+    """Compare rows image by image, if their predictions are saved."""
+    if folder.path is None:
+        return ()
+    weight_sets: list[WeightSet] = []
+    for job in plan.jobs:
+        if job.weights not in weight_sets:
+            weight_sets.append(job.weights)
+    rows = [_lines_of(plan, lines, weights) for weights in weight_sets]
+    baseline = None if plan.baseline is None else rows[weight_sets.index(plan.baseline)]
+    compared = (compare_rows(*pair, folder) for pair in compared_pairs(rows, baseline))
+    return tuple(comparison for comparison in compared if comparison is not None)
 
 
 def _lines_of(

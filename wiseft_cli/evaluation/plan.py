@@ -47,6 +47,7 @@ from wiseft_cli.evaluation.weight_sets import (
 from wiseft_cli.merging.alpha import Alpha
 from wiseft_cli.reporting.gates import Gate, check_gates, parse_gate
 from wiseft_cli.reporting.results import (
+    FINE_TUNING,
     CheckpointName,
     Metric,
     ResultLine,
@@ -77,7 +78,7 @@ class Job:
             n_images=accuracy.n_images,
             n_unreadable=accuracy.n_unreadable,
             metrics=accuracy.metrics(),
-            extra=accuracy.details(),
+            extra={**self.line.extra, **accuracy.details()},
         )
 
 
@@ -108,6 +109,12 @@ class EvalPlan:
     shifts: tuple[str, ...]
     predictions: Mapping[Job, Path]
     warnings: tuple[str, ...]
+
+    @property
+    def predictions_folder(self) -> Path | None:
+        """Folder of the predictions, if they are saved."""
+        folder = self.request.save_predictions
+        return None if folder is None else Path(folder)
 
     @property
     def to_do(self) -> tuple[Job, ...]:
@@ -159,7 +166,14 @@ def plan_evaluation(request: EvalRequest, launch: Launch | None = None) -> EvalP
     if judged is not None and baseline is not None:
         _check_baseline(jobs, judged, baseline)
     compared = [row for row in (judged, baseline) if row is not None]
-    check_gates(gates, _common_metrics(jobs, compared), shifts, has_baseline=baseline is not None)
+    check_gates(
+        gates,
+        _common_metrics(jobs, compared),
+        shifts,
+        has_baseline=baseline is not None,
+        has_predictions=request.save_predictions is not None,
+        primaries={job.image_set.name: job.line.primary for job in jobs},
+    )
     return EvalPlan(
         request=request,
         launch=launch,
@@ -275,10 +289,22 @@ def _jobs_of_set(
             version=__version__,
             ensemble=weights.is_ensemble,
             protocol=_protocol(weights, image_set, join),
+            extra=_fine_tuning(weights),
             **roles,
         )
         jobs.append(Job(weights, image_set, join, line))
     return jobs
+
+
+def _fine_tuning(weights: WeightSet) -> dict[str, Any]:
+    """Return the field that says which run of which recipe fine-tuned the weights, if one did."""
+    cards = [checkpoint.card for checkpoint in weights.checkpoints]
+    runs = [card for card in cards if card.recipe is not None]
+    if len(runs) != 1:
+        return {}
+    (card,) = runs
+    train = [entry.options.get("train") for entry in card.history if entry.command == "finetune"]
+    return {FINE_TUNING: {"recipe": card.recipe, "seed": card.seed, "train": train}}
 
 
 def _check_name(name: str | None, image_sets: Sequence[ImageSet], option: str) -> None:
@@ -447,6 +473,7 @@ def find_held(
     return {
         job: replace(
             by_key[job.line.key],
+            extra={**by_key[job.line.key].extra, **job.line.extra},
             checkpoints=job.line.checkpoints,
             reference=job.line.reference,
             selection=job.line.selection,

@@ -23,8 +23,16 @@ from wiseft_cli.errors import ResultsError, did_you_mean_path
 SCHEMA = 1
 
 N_ANCHORS = "n_anchors"
-N_ROTATED = "n_exif_ignored"
 """Field with the number of readable anchor frames of a set of video frames."""
+
+N_ROTATED = "n_exif_ignored"
+"""Field with the number of images whose EXIF orientation was not applied."""
+
+FINE_TUNING = "fine_tuning"
+"""Field with the recipe, the seed and the training set of the run that fine-tuned the weights."""
+
+PREDICTIONS = "predictions"
+"""Field with the name of the file of predictions, without its folder."""
 
 _ANCHOR_METRICS = ("pm0", "pm10")
 """Metrics that are fractions of the anchor frames, not of the images."""

@@ -169,7 +169,8 @@ def test_a_saved_state_of_a_run_is_named_and_its_checkpoint_too(
     remedy = (
         f"the checkpoint of the run is {output}"
         if is_finished
-        else f"continue the run with --resume; it writes the checkpoint {output} at its end"
+        else f"continue the run with --resume; it writes the checkpoint {output} at its end; for a"
+        " checkpoint of each epoch, train with --keep epochs"
     )
     assert main(["inspect", states[0]]) == 0
     described = capsys.readouterr().out

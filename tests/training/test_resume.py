@@ -255,7 +255,7 @@ def test_output_that_cannot_be_written_names_the_last_state(folder, monkeypatch)
     def unwritable(path, *_values, **_named):
         raise OutputError(f"{path}: cannot be written: Input/output error")
 
-    monkeypatch.setattr("wiseft_cli.training.finetune.write_checkpoint", unwritable)
+    monkeypatch.setattr("wiseft_cli.training.outputs.write_checkpoint", unwritable)
     with pytest.raises(OutputError) as caught:
         go(plan_of(folder))
     newest = list_states(folder / "out")[0]

@@ -210,7 +210,10 @@ def _way_out(state: Path) -> str:
     output = folder.with_suffix("") if folder.suffix == ".state" else Path("OUT")
     if output.is_file():
         return f"the checkpoint of the run is {output}"
-    return f"continue the run with --resume; it writes the checkpoint {output} at its end"
+    return (
+        f"continue the run with --resume; it writes the checkpoint {output} at its end; for a"
+        " checkpoint of each epoch, train with --keep epochs"
+    )
 
 
 def stem_of(path: Path) -> str:

@@ -90,7 +90,7 @@ def finetune(
             autocompletion=complete_data,
             metavar="[NAME=]SPEC",
             help="Image set whose accuracy is reported after each epoch. It has no influence on"
-            " training. Repeatable.",
+            " training, except with --keep best. Repeatable.",
         ),
     ] = None,
     val_fraction: Annotated[
@@ -183,6 +183,15 @@ def finetune(
             " need, and exit.",
         ),
     ] = False,
+    keep: Annotated[
+        str,
+        _output(
+            metavar="last|best:VAL|epochs",
+            help="Weights to write: those after the last step; those of the epoch with the highest"
+            " accuracy on the validation set VAL; or the last ones and, as OUT-epoch-N, those of"
+            " each epoch.",
+        ),
+    ] = "last",
     resume: Annotated[
         bool,
         _output(
@@ -228,6 +237,7 @@ def finetune(
     # lazy: numpy takes a tenth of a second, which --help does not need
     from wiseft_cli.cli.finetune_report import print_plan
     from wiseft_cli.cli.torchrun import rank_zero_output
+    from wiseft_cli.training.kept import parse_keep
     from wiseft_cli.training.plan import DataOptions, make_plan
     from wiseft_cli.training.resume import clear_finished_run
     from wiseft_cli.training.saving import parse_save_interval
@@ -240,6 +250,7 @@ def finetune(
             data=data,
             output=output,
             recipe=recipe,
+            keep=parse_keep(keep),
             force=force,
             resume=resume,
             threads=threads,
@@ -394,6 +405,7 @@ def _train(
 def _print_result(
     plan: FinetunePlan, digest: str, warnings: Sequence[str], *, as_json: bool
 ) -> None:
+    others = [str(path) for path in plan.other_outputs]
     if not as_json:
         print_data(str(plan.output))
         return
@@ -403,6 +415,7 @@ def _print_result(
             "digest": digest,
             "role": "finetuned",
             "alpha": None,
+            **({"other_paths": others} if others else {}),
             "warnings": list(warnings),
         }
     )

@@ -52,18 +52,35 @@ def overlap_warnings(lines: Sequence[ResultLine]) -> list[str]:
 def trained_on_warnings(
     pairs: Iterable[tuple[ImageSet, Sequence[NamedCheckpoint]]],
 ) -> list[str]:
-    """Report image sets that checkpoints were trained on, according to their histories."""
+    """Report image sets that checkpoints were trained on, or that chose the weights of one.
+
+    Both are read from the histories of the checkpoints.
+    """
     checked = {
-        (image_set.name, checkpoint.name): (image_set, training_records(checkpoint.card))
+        (image_set.name, checkpoint.name): (image_set, checkpoint.card)
         for image_set, checkpoints in pairs
         for checkpoint in checkpoints
     }
-    return [
+    warnings = [
         f"image set {set_name!r} contains the images that {name} was trained on (by data"
         " fingerprint), so its accuracy says nothing about new images"
-        for (set_name, name), (image_set, records) in checked.items()
-        if contains_training_images(image_set, records)
+        for (set_name, name), (image_set, card) in checked.items()
+        if contains_training_images(image_set, training_records(card))
     ]
+    warnings += [
+        f"image set {set_name!r} chose the epoch of {name} (by data fingerprint), so its accuracy"
+        " there is optimistic"
+        for (set_name, name), (image_set, card) in checked.items()
+        if chose_weights(image_set, card)
+    ]
+    return warnings
+
+
+def chose_weights(image_set: ImageSet, card: Card) -> bool:
+    """Return whether the epoch of a checkpoint, or of one before it, was chosen on a set."""
+    records = [entry.options.get("selection") for entry in card.history]
+    fingerprints = [at.get("fingerprint") for at in records if isinstance(at, Mapping)]
+    return bool(fingerprints) and data_fingerprint(image_set) in fingerprints
 
 
 def training_records(card: Card) -> list[Mapping[str, Any]]:

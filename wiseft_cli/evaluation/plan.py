@@ -22,7 +22,7 @@ from wiseft_cli.data.image_set import ImageSet, data_fingerprint
 from wiseft_cli.data.label_join import LabelJoin, is_of_other_classes, join_image_set
 from wiseft_cli.data.sources import open_image_sets, open_suite
 from wiseft_cli.errors import DatasetError, UsageError, list_some
-from wiseft_cli.evaluation.data_overlap import overlap_warnings, trained_on_warnings
+from wiseft_cli.evaluation.data_overlap import chose_weights, overlap_warnings, trained_on_warnings
 from wiseft_cli.evaluation.metrics import (
     GROUPS,
     METRIC_NAMES,
@@ -244,6 +244,9 @@ def plan_jobs(
             "reference": is_first if reference is None else image_set.name == reference,
             "selection": image_set.name == select_on,
         }
+        if select_on is None and not roles["reference"]:
+            cards = {id(at.card): at.card for weights in fitting for at in weights.checkpoints}
+            roles["selection"] = any(chose_weights(image_set, card) for card in cards.values())
         joins = {
             classes: join_image_set(
                 image_set, classes, labels_are_indices=labels_are_indices, all_classes=all_classes

@@ -182,7 +182,7 @@ def compute_features(
             device=device,
             processes=processes,
         ):
-            unreadable.add(list(batch.unreadable.values()))
+            unreadable.add(batch.unreadable)
             rotated.add(batch.rotated)
             if len(batch.indices):
                 parts.append(encode_image(batch.images))

@@ -16,7 +16,6 @@ import torch
 from wiseft_cli.checkpoint.atomic import remove_abandoned_versions
 from wiseft_cli.checkpoint.card import card_document
 from wiseft_cli.checkpoint.digest import canonical_json, sha256_of
-from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.compute.devices import resolve_device
 from wiseft_cli.compute.memory import report_out_of_memory
 from wiseft_cli.compute.precision import deterministic_algorithms
@@ -28,10 +27,10 @@ from wiseft_cli.compute.process_group import (
 from wiseft_cli.compute.torchrun import Launch
 from wiseft_cli.compute.workers import default_workers
 from wiseft_cli.errors import CommonDatasetError, LostProcessError, OutputError, RecipeError
-from wiseft_cli.model.classifier import state_arrays
 from wiseft_cli.training.batches import largest_pass
 from wiseft_cli.training.callbacks import Callbacks, StartReport
 from wiseft_cli.training.loop import train
+from wiseft_cli.training.outputs import describe_outputs, write_output
 from wiseft_cli.training.plan import FinetunePlan
 from wiseft_cli.training.resume import clear_finished_run
 from wiseft_cli.training.saving import NEVER, SaveInterval, StateSaver
@@ -150,6 +149,8 @@ def finetune(
             newest = processes.broadcast(str(saver.newest or "") if saver else None)
             return Stopped(run.steps_done, Path(newest) if newest else None)
         digest = _write_output(run, plan, saver, keep_states=keep_states) if saver else None
+        for text in describe_outputs(run, plan) if saver else ():
+            callbacks.on_note(text)
         return Finetuned(plan.output, processes.broadcast(digest), tuple(warnings))
 
 
@@ -199,7 +200,10 @@ def _open(
     saver = None
     if processes.is_first:
         state_bytes = 0 if interval.is_never else run.state_bytes
-        require_space_for_run(plan.output, state_bytes=state_bytes, output_bytes=run.weight_bytes)
+        n_outputs = 1 + len(plan.other_outputs)
+        require_space_for_run(
+            plan.output, state_bytes=state_bytes, output_bytes=n_outputs * run.weight_bytes
+        )
         saver = StateSaver(
             plan.output,
             plan.card,
@@ -262,13 +266,7 @@ def _name_last_state(saver: StateSaver | None) -> Iterator[None]:
 def _write_output(run: Run, plan: FinetunePlan, saver: StateSaver, *, keep_states: bool) -> str:
     """Write the checkpoint, remove the states, and return the content digest."""
     with _name_last_state(saver):
-        digest = write_checkpoint(
-            plan.output,
-            state_arrays(run.classifier),
-            plan.card,
-            force=plan.force,
-            inputs=[plan.parent],
-        )
+        digest = write_output(run, plan)
     if not keep_states:
         remove_states(plan.output)
     return digest

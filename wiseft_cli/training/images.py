@@ -6,6 +6,7 @@ same pixels for any number of workers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from wiseft_cli.checkpoint.card import describe_ignored_orientation
 from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.loading import ImageDataset, ImageItem, UnreadableImage, load_batches
-from wiseft_cli.errors import CommonDatasetError
+from wiseft_cli.errors import CommonDatasetError, counted
 from wiseft_cli.model.transforms import eval_transform
 from wiseft_cli.training.batches import Draw, Purpose, derive_seed, seeded_cpu_generator
 
@@ -30,8 +31,11 @@ class UnreadableImages:
 
     Args:
         max_bad: How many images may be unreadable.
-        on_warning: Called with the reason, path included, when an image is first found.
+        on_warning: Called with the reason, path included, when an image is first found, and when
+            all images of a class are unreadable.
         processes: The processes of the run.
+        classes: Name of the class of each image of the set; empty if classes are not counted.
+        known: Positions of the images that an earlier part of the run found.
     """
 
     def __init__(
@@ -39,25 +43,35 @@ class UnreadableImages:
         max_bad: int = 0,
         on_warning: Callable[[str], None] = lambda _: None,
         processes: ProcessGroup = SINGLE_PROCESS,
+        *,
+        classes: Sequence[str] = (),
+        known: Iterable[int] = (),
     ) -> None:
         self._processes = processes
         self._max_bad = max_bad
         self._on_warning = on_warning
-        self._reasons: dict[str, None] = {}
-        self._of_this_process: list[str] = []
+        self._classes = classes
+        self._images_of = Counter(classes)
+        self._reasons = dict.fromkeys(known, "an image that was unreadable in an earlier part")
+        self._of_this_process: dict[int, str] = {}
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why each image could not be read, in the order in which they were found."""
-        return tuple(self._reasons)
+        return tuple(self._reasons.values())
 
-    def add(self, reasons: Sequence[str]) -> None:
-        """Add the unreadable images of a batch of this process.
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """The positions of the images in the set, sorted."""
+        return tuple(sorted(self._reasons))
+
+    def add(self, reasons: Mapping[int, str]) -> None:
+        """Add the unreadable images of a batch of this process: reason by position in the set.
 
         Raises:
             DatasetError: There are more than allowed. Of several processes, `share` raises it.
         """
-        self._of_this_process += reasons
+        self._of_this_process.update(reasons)
         if self._processes.is_single:
             self.share()
 
@@ -65,18 +79,37 @@ class UnreadableImages:
         """Exchange the images added since the last call; every process calls this.
 
         Raises:
-            DatasetError: There are more than allowed; raised in every process.
+            DatasetError: There are more than allowed, or no image is readable; raised in every
+                process.
         """
-        reasons = self._processes.gather(self._of_this_process)
-        self._of_this_process = []
-        new = [reason for reason in dict.fromkeys(reasons) if reason not in self._reasons]
-        self._reasons.update(dict.fromkeys(new))
-        if len(self._reasons) > self._max_bad:
+        found = dict(self._processes.gather(list(self._of_this_process.items())))
+        self._of_this_process = {}
+        new = {at: reason for at, reason in found.items() if at not in self._reasons}
+        self._reasons.update(new)
+        if len(self._reasons) > self._max_bad or 0 < len(self._classes) <= len(self._reasons):
             raise self._too_many()
-        for reason in new:
+        for reason in new.values():
             self._on_warning(reason)
+        if self._classes and new:
+            self._warn_of_lost_classes({self._classes[at] for at in new})
+
+    def _warn_of_lost_classes(self, candidates: set[str]) -> None:
+        """Warn of classes that just lost their last image."""
+        lost = Counter(self._classes[at] for at in self._reasons)
+        for name in sorted(candidates):
+            if lost[name] == self._images_of[name]:
+                images = counted(lost[name], "training image")
+                self._on_warning(
+                    f"class {name!r} has no readable training image left ({images}, none readable)"
+                )
 
     def _too_many(self) -> CommonDatasetError:
+        if len(self._reasons) == len(self._classes):
+            return CommonDatasetError(
+                f"none of the {len(self._classes)} training images can be read",
+                faults=self.reasons,
+                hint="replace the files; without images nothing can be trained",
+            )
         hint = "replace or remove the files; --max-bad N ignores up to N unreadable images"
         if len(self._reasons) == 1:
             return CommonDatasetError(self.reasons[0], hint=hint)
@@ -186,7 +219,7 @@ def load_training_batches(
     for batch in load_batches(
         AugmentedImages(images, seed=seed), draws, workers=workers, device=device
     ):
-        unreadable.add(list(batch.unreadable.values()))
+        unreadable.add(batch.unreadable)
         if rotated:
             rotated.add(batch.rotated)
         if placeholder is None or len(batch.targets):

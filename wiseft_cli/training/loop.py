@@ -1,11 +1,12 @@
 """The training loop: step after step, validation between epochs, and states at intervals.
 
-Validation accuracies are only reported; nothing is chosen by them. The arithmetic of a step is in
-`step.py`.
+Validation accuracies are only reported, unless the weights are chosen by one of them. The
+arithmetic of a step is in `step.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from wiseft_cli.checkpoint.card import describe_ignored_orientation
 from wiseft_cli.compute.process_group import SINGLE_PROCESS, ProcessGroup
 from wiseft_cli.data.loading import ImageDataset
+from wiseft_cli.errors import RecipeError, counted
 from wiseft_cli.evaluation.scoring import evaluate_image_set
 from wiseft_cli.model.transforms import train_transform
 from wiseft_cli.training.batches import MicroBatches
@@ -27,7 +29,8 @@ from wiseft_cli.training.images import (
     black_image,
     load_training_batches,
 )
-from wiseft_cli.training.modes import set_training_modes
+from wiseft_cli.training.modes import set_training_modes, with_single_images
+from wiseft_cli.training.outputs import keep_epoch
 from wiseft_cli.training.plan import FinetunePlan
 from wiseft_cli.training.saving import StateSaver
 from wiseft_cli.training.state import Run
@@ -68,7 +71,7 @@ def train(
     if _is_between_epochs(run, plan):
         report_epoch()
     set_training_modes(run.classifier, freeze=recipe.freeze, batch_norm=recipe.batch_norm)
-    unreadable = UnreadableImages(plan.max_bad, callbacks.on_warning, processes)
+    unreadable = _count_unreadable(run, plan, callbacks, processes)
     rotated = RotatedImages(plan.train.images, preprocess, callbacks.on_warning, processes)
     draws = MicroBatches(
         recipe,
@@ -82,7 +85,7 @@ def train(
         )
     else:
         logits_of, batches = _open_image_batches(
-            run, plan, draws, unreadable, rotated, processes, workers
+            run, plan, draws, unreadable, rotated, callbacks.on_warning, processes, workers
         )
     steps = run_steps(
         logits_of,
@@ -99,6 +102,7 @@ def train(
             if step.n_missing:
                 unreadable.share()
             _count_step(run, step, plan)
+            run.unreadable = unreadable.positions
             callbacks.on_step(step)
             is_stopped, warning = step.is_stopped, None
             if saver and not is_stopped:
@@ -113,7 +117,44 @@ def train(
                 callbacks.on_warning(warning)
             if is_stopped:
                 return False
+    _require_update(run, plan)
     return True
+
+
+def _count_unreadable(
+    run: Run, plan: FinetunePlan, callbacks: Callbacks, processes: ProcessGroup
+) -> UnreadableImages:
+    # A frozen encoder's features are computed again, and with them the images that are unreadable.
+    known = () if plan.recipe.freeze == "encoder" else run.unreadable
+    if known:
+        images = counted(len(known), "training image")
+        callbacks.on_warning(f"{images} could not be read in the earlier part of the run")
+    names = [plan.card.classes[target].name for target in plan.train.targets]
+    return UnreadableImages(
+        plan.max_bad, callbacks.on_warning, processes, classes=names, known=known
+    )
+
+
+def _require_update(run: Run, plan: FinetunePlan) -> None:
+    """Reject a finished run that never changed the weights.
+
+    Raises:
+        RecipeError: Every step was skipped.
+    """
+    if run.moments():
+        return
+    raise RecipeError(
+        f"none of the {plan.recipe.steps} optimizer steps changed the weights:"
+        + (
+            " the gradients of every step overflowed in fp16"
+            if run.n_images
+            else " none of the images that were drawn could be read"
+        )
+        + "; no checkpoint was written",
+        hint="train longer, or use --precision bf16 or fp32"
+        if run.n_images
+        else "replace or remove the unreadable files",
+    )
 
 
 def _open_image_batches(
@@ -122,6 +163,7 @@ def _open_image_batches(
     draws: MicroBatches,
     unreadable: UnreadableImages,
     rotated: RotatedImages,
+    on_warning: Callable[[str], None],
     processes: ProcessGroup,
     workers: int,
 ) -> tuple[Logits, Batches]:
@@ -131,6 +173,8 @@ def _open_image_batches(
     transform = train_transform(preprocess, augment=augment)
     placeholder = black_image(preprocess).to(processes.device)
     forward = partial(run.classifier, precision=recipe.precision)
+    if recipe.batch_norm == "train":
+        forward = with_single_images(forward, run.classifier, on_warning)
     batches = load_training_batches(
         ImageDataset(plan.train.images, plan.train.targets, transform),
         draws,
@@ -235,4 +279,6 @@ def _report_epoch(
     mean_loss = run.loss_sum / run.n_images if run.n_images else None
     epochs_done = -(-run.steps_done // plan.recipe.steps_per_epoch)
     callbacks.on_epoch(EpochReport(epochs_done, mean_loss, accuracies))
+    if epochs_done and processes.is_first:
+        keep_epoch(run, plan, epochs_done, accuracies)
     return True

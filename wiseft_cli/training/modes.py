@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -43,6 +45,45 @@ def _batch_norms(classifier: ImageClassifier) -> list[torch.nn.Module]:
     # The private base class is all that BatchNorm1d to 3d, SyncBatchNorm and timm's fused
     # variants have in common.
     return [module for module in classifier.modules() if isinstance(module, _BatchNorm)]
+
+
+def with_single_images(
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    classifier: ImageClassifier,
+    on_warning: Callable[[str], None],
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a forward pass in which BatchNorm keeps its statistics for a single image.
+
+    BatchNorm cannot compute statistics of one image. A pass has a single input only if other
+    images of it could not be read, or if it is the placeholder of a process without images.
+
+    Args:
+        forward: From inputs (B, ...) to logits (B, C), computed with the classifier.
+        classifier: Its BatchNorm layers are in training mode.
+        on_warning: Called with a sentence the first time.
+    """
+    layers, warned = _batch_norms(classifier), []
+    if not layers:
+        return forward
+
+    def run(inputs: torch.Tensor) -> torch.Tensor:
+        if len(inputs) != 1:
+            return forward(inputs)
+        if not warned:
+            warned.append(True)
+            on_warning(
+                "a forward pass has a single readable image: BatchNorm uses its running statistics"
+                " for it"
+            )
+        for layer in layers:
+            layer.eval()
+        try:
+            return forward(inputs)
+        finally:
+            for layer in layers:
+                layer.train()
+
+    return run
 
 
 def reject_single_image_batch_norm(

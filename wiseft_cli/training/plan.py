@@ -30,8 +30,15 @@ from wiseft_cli.data.sources import open_image_set, open_training_set
 from wiseft_cli.data.subsets import few_shot, stratified_split
 from wiseft_cli.errors import CheckpointError, list_some
 from wiseft_cli.evaluation.data_overlap import contains_training_images, training_records
+from wiseft_cli.training.kept import (
+    EPOCHS,
+    Keep,
+    epoch_path,
+    find_selection_set,
+    written_card,
+)
 from wiseft_cli.training.recipe import Recipe, ResolvedRecipe, recipe_warnings, resolve
-from wiseft_cli.training.resume import Start, find_start
+from wiseft_cli.training.resume import Start, find_start, reject_other_output
 
 
 @dataclass(frozen=True)
@@ -82,12 +89,16 @@ class FinetunePlan:
         parent_card: Its card.
         card: Card of the output: the parent's, with this run at the end of its history.
         train: The training set.
-        val: Sets whose accuracy is reported after each epoch; it has no influence.
+        val: Sets whose accuracy is reported after each epoch; it has no influence, except that
+            of the selection set.
         recipe: The resolved recipe.
         output: Path of the fine-tuned checkpoint.
         force: Whether an existing output may be replaced.
+        resume: Whether the run continues from an earlier part of it, if there is one.
         max_bad: Unreadable training images that are allowed.
         start: Where the run starts; of several processes the first one's counts.
+        keep: Which weights are written.
+        selection_set: Name of the validation set that chooses the weights; None for no choice.
         notes: Information, one sentence each.
         warnings: Settings that are allowed but probably unintended, one sentence each.
     """
@@ -100,8 +111,11 @@ class FinetunePlan:
     recipe: ResolvedRecipe
     output: Path
     force: bool
+    resume: bool
     max_bad: int
     start: Start
+    keep: Keep
+    selection_set: str | None
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -111,6 +125,12 @@ class FinetunePlan:
         record: Mapping[str, Any] = self.card.history[-1].options["train"]
         return record
 
+    @property
+    def other_outputs(self) -> tuple[Path, ...]:
+        """The files that are written beside `output`."""
+        n_epochs = self.recipe.epochs if self.keep.kind == EPOCHS else 0
+        return tuple(epoch_path(self.output, epoch + 1) for epoch in range(n_epochs))
+
 
 def make_plan(
     *,
@@ -118,6 +138,7 @@ def make_plan(
     data: DataOptions,
     output: Path,
     recipe: Recipe,
+    keep: Keep = Keep(),  # noqa: B008 - frozen
     force: bool = False,
     resume: bool = False,
     threads: int | None = None,
@@ -130,6 +151,7 @@ def make_plan(
         data: The training and validation images.
         output: Path of the fine-tuned checkpoint.
         recipe: The recipe.
+        keep: Which weights are written.
         force: Whether an existing output or state may be replaced.
         resume: Whether the run continues from an earlier part of it, if there is one.
         threads: CPU threads of torch; None accepts those of a state.
@@ -147,18 +169,11 @@ def make_plan(
     parent_card = _read_parent_card(parent)
     train, val, record = _open_images(data, parent_card.classes, seed=recipe.seed)
     resolved = resolve(recipe, len(train.images.records))
+    selection_set = find_selection_set(keep, [labelled.images.name for labelled in val])
     card = _output_card(parent_card, train.images, resolved, record)
-    start = Start()
-    if launch.is_first:
-        start = find_start(
-            output,
-            card,
-            resume=resume,
-            force=force,
-            threads=threads,
-            world_size=launch.world_size,
-        )
-    return FinetunePlan(
+    if selection_set is not None:
+        card = written_card(card, selection=_describe_selection(val, selection_set))
+    plan = FinetunePlan(
         parent=parent,
         parent_card=parent_card,
         card=card,
@@ -167,8 +182,11 @@ def make_plan(
         recipe=resolved,
         output=output,
         force=force,
+        resume=resume,
         max_bad=data.max_bad,
-        start=start,
+        start=Start(),
+        keep=keep,
+        selection_set=selection_set,
         notes=_list_notes(parent_card, (train, *val)),
         warnings=(
             *(text for labelled in (train, *val) for text in labelled.images.warnings),
@@ -177,6 +195,26 @@ def make_plan(
             *recipe_warnings(resolved),
         ),
     )
+    if not launch.is_first:
+        return plan
+    for path in plan.other_outputs:
+        check_output(path, force=force or resume, inputs=[parent])
+        if resume:
+            reject_other_output(path, card, force=force)
+    start = find_start(
+        output, card, resume=resume, force=force, threads=threads, world_size=launch.world_size
+    )
+    return replace(plan, start=start)
+
+
+def _describe_selection(val: Sequence[LabelledSet], name: str) -> Mapping[str, Any]:
+    images = next(labelled.images for labelled in val if labelled.images.name == name)
+    return {
+        "set": name,
+        "fingerprint": data_fingerprint(images),
+        "n_images": len(images.records),
+        "metric": "top1",
+    }
 
 
 def _read_parent_card(path: Path) -> Card:

@@ -18,6 +18,7 @@ from wiseft_cli.checkpoint.card import Card, card_document
 from wiseft_cli.checkpoint.digest import canonical_json, sha256_of
 from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
 from wiseft_cli.errors import CheckpointError, OutputError, RecipeError
+from wiseft_cli.training.kept import RESULTS
 from wiseft_cli.training.state_dir import (
     SavedState,
     find_newest_intact,
@@ -98,6 +99,15 @@ def _reject_existing_states(output: Path, force: bool) -> None:
             f"{state_folder(output)}: holds the state of an unfinished run ({states[0].name})",
             hint="continue with --resume, or discard it and start again with --force",
         )
+
+
+def reject_other_output(path: Path, card: Card, *, force: bool) -> None:
+    """Reject a file that another run wrote where this run writes besides its output.
+
+    Raises:
+        OutputError: It exists, was made by another run, and `force` is not set.
+    """
+    _digest_if_finished(path, card, force)
 
 
 def _digest_if_finished(output: Path, card: Card, force: bool) -> str | None:
@@ -185,7 +195,11 @@ def _describe(card: Card) -> dict[str, Any]:
     described["command"] = last.get("command")
     for source in last.get("inputs", ()):
         described[f"digest of the {source['role']} checkpoint"] = source["digest"]
-    return described | _flatten(last.get("options", {}))
+    options = _flatten(last.get("options", {}))
+    # A finished run records the images that it used; a planned one counts all of them.
+    if n_unreadable := options.get("train.n_unreadable"):
+        options["train.n_images"] += n_unreadable
+    return described | {name: of for name, of in options.items() if name not in RESULTS}
 
 
 def _flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,9 +7,10 @@ and their augmentation are functions of the step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -36,6 +37,9 @@ from wiseft_cli.training.state_dir import (
     encode_record,
 )
 
+Tensors: TypeAlias = dict[str, torch.Tensor]
+"""Tensors by the name of a weight."""
+
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -50,6 +54,10 @@ class Run:
         steps_done: Optimizer steps taken.
         loss_sum: Sum of the loss over the images of the epoch so far.
         n_images: Number of these images.
+        unreadable: Positions of the training images that could not be read so far.
+        selection: Epoch and accuracy of the best weights so far; empty if there are none.
+        copies: Copies of the weights by purpose, such as `best`, in the process that writes.
+        n_copies: Number of copies that the run makes.
         trainable: The trainable parameters by name.
     """
 
@@ -59,6 +67,10 @@ class Run:
     steps_done: int = 0
     loss_sum: float = 0.0
     n_images: int = 0
+    unreadable: tuple[int, ...] = ()
+    selection: Mapping[str, Any] = field(default_factory=dict)
+    copies: dict[str, Tensors] = field(default_factory=dict)
+    n_copies: int = 0
     trainable: dict[str, torch.nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,13 +94,20 @@ class Run:
     def state_bytes(self) -> int:
         """Approximate size of a state on disk."""
         moments = 2 * sum(parameter.nbytes for parameter in self.trainable.values())
-        return sum(tensor.nbytes for tensor in self.weights().values()) + moments + (1 << 20)
+        weights = sum(tensor.nbytes for tensor in self.weights().values())
+        return weights * (1 + self.n_copies) + moments + (1 << 20)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return the tensors that training changes, by name: trainable parameters and buffers."""
         frozen = {name for name, _ in self.classifier.named_parameters()} - self.trainable.keys()
         state = self.classifier.state_dict()
         return {name: tensor for name, tensor in state.items() if name not in frozen}
+
+    def copy_weights(self, purpose: str) -> None:
+        """Copy the weights to the CPU's memory, in place of an earlier copy."""
+        self.copies[purpose] = {
+            name: tensor.detach().to("cpu", copy=True) for name, tensor in self.weights().items()
+        }
 
     def moments(self) -> dict[str, torch.Tensor]:
         """Return AdamW's tensors as `<moment>.<parameter>`; none before the first update."""
@@ -98,6 +117,11 @@ class Run:
             if parameter in self.optimizer.state
             for moment in _MOMENTS
         }
+
+    def make_copies(self, purposes: Iterable[str]) -> None:
+        """Create copies, to be overwritten."""
+        for purpose in purposes:
+            self.copy_weights(purpose)
 
     def make_moments(self, names: set[str]) -> None:
         """Create moments of zeros, to be overwritten, for the parameters whose `step` is named."""
@@ -131,7 +155,8 @@ def open_run(plan: FinetunePlan, processes: ProcessGroup) -> Run:
         tensor.data = tensor.data.clone()
     trainable = freeze_parameters(classifier, recipe.freeze)
     optimizer = build_optimizer(trainable, recipe)
-    return Run(classifier, optimizer, build_scaler(recipe.precision, device))
+    scaler = build_scaler(recipe.precision, device)
+    return Run(classifier, optimizer, scaler, n_copies=int(plan.selection_set is not None))
 
 
 def resume_run(run: Run, state: SavedState | None, processes: ProcessGroup) -> None:
@@ -158,6 +183,7 @@ def resume_run(run: Run, state: SavedState | None, processes: ProcessGroup) -> N
         record = StateRecord(**document)
         run.steps_done = record.steps_done
         run.loss_sum, run.n_images = record.loss_sum, record.n_images
+        run.unreadable, run.selection = tuple(record.unreadable), record.selection
         run.scaler.load_state_dict(dict(record.scaler))
 
 
@@ -175,6 +201,8 @@ def write_state(path: Path, run: Run, card: Card, *, world_size: int) -> None:
         threads=torch.get_num_threads(),
         world_size=world_size,
         torch_version=torch_version(),
+        unreadable=run.unreadable,
+        selection=run.selection,
     )
     tensors = dict(_named_tensors(run))
     tensors[RECORD_TENSOR] = torch.from_numpy(encode_record(record).copy())
@@ -194,6 +222,8 @@ def _restore_tensors(path: Path, run: Run) -> None:
     with open_checkpoint(path) as reader:
         moments = (name for name in reader.tensors if name.startswith("adamw."))
         run.make_moments({name.removeprefix("adamw.") for name in moments})
+        copied = {name.split(".")[1] for name in reader.tensors if name.startswith("copy.")}
+        run.make_copies(sorted(copied))
         wanted = dict(_named_tensors(run))
         # A run may continue on another kind of device, which has other generators.
         different = (wanted.keys() ^ reader.tensors.keys()) - {RECORD_TENSOR, "random.cuda"}
@@ -217,6 +247,9 @@ def _named_tensors(run: Run) -> Iterator[tuple[str, torch.Tensor]]:
         yield f"weights.{name}", tensor
     for name, tensor in run.moments().items():
         yield f"adamw.{name}", tensor
+    for purpose, copy in run.copies.items():
+        for name, tensor in copy.items():
+            yield f"copy.{purpose}.{name}", tensor
     yield "random.cpu", torch.get_rng_state()
     if run.device.type == "cuda":
         yield "random.cuda", torch.cuda.get_rng_state(run.device)

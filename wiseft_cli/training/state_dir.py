@@ -16,8 +16,8 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class StateRecord:
         threads: CPU threads of torch.
         world_size: Processes that shared each step.
         torch_version: Version of the installed package.
+        unreadable: Positions of the training images that could not be read so far.
+        selection: Epoch and accuracy of the best weights so far; empty if there are none.
     """
 
     steps_done: int
@@ -62,6 +64,8 @@ class StateRecord:
     threads: int
     world_size: int
     torch_version: str
+    unreadable: Sequence[int] = ()
+    selection: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,18 @@ class SavedState:
     record: StateRecord
 
 
+_OPTIONAL = {"unreadable", "selection"}
+
+
 def encode_record(record: StateRecord) -> np.ndarray:
-    """Return a record as bytes, uint8; floats keep their exact values."""
-    return np.frombuffer(canonical_json(asdict(record)).encode(), np.uint8)
+    """Return a record as bytes, uint8; floats keep their exact values.
+
+    Optional fields are left out at their defaults, so that older versions read the record.
+    """
+    document = {
+        name: value for name, value in asdict(record).items() if value or name not in _OPTIONAL
+    }
+    return np.frombuffer(canonical_json(document).encode(), np.uint8)
 
 
 def _read_record(reader: CheckpointReader) -> StateRecord:
@@ -83,7 +96,8 @@ def _read_record(reader: CheckpointReader) -> StateRecord:
         raise CheckpointError(f"{reader.path}: is not the state of a run")
     try:
         document = json.loads(reader.read_array(RECORD_TENSOR).tobytes())
-        if document.keys() != {field.name for field in fields(StateRecord)}:
+        known = {at.name for at in fields(StateRecord)}
+        if not known - _OPTIONAL <= document.keys() <= known:
             raise ValueError("unexpected fields")
         return StateRecord(**document)
     except (ValueError, AttributeError) as error:

@@ -282,7 +282,9 @@ class AtomicFile:
                 raise OutputError(f"{self.path}: exists already") from None
             os.replace(self._temporary, self._target)
         else:
-            self._temporary.unlink()
+            # The output is whole. A second name that cannot be removed is left to the next run.
+            with contextlib.suppress(OSError):
+                self._temporary.unlink()
 
     def _open_temporary(self) -> None:
         self._temporary = temporary_sibling(self._target)

@@ -1,0 +1,1 @@
+"""File operations that fail while a command writes."""

@@ -38,6 +38,11 @@ class Alpha:
     text: str
     value: float
 
+    @classmethod
+    def of(cls, decimal: Decimal) -> Alpha:
+        """Return the coefficient that an exact decimal states."""
+        return cls(_plain_text(decimal), float(decimal))
+
 
 def parse_alphas(texts: Iterable[str], *, extrapolate: bool = False) -> tuple[Alpha, ...]:
     """Parse numbers, comma lists and inclusive ranges into distinct alphas, in the order given.
@@ -68,7 +73,19 @@ def parse_alphas(texts: Iterable[str], *, extrapolate: bool = False) -> tuple[Al
             "alpha is the weight of the fine-tuned model",
             hint=meant or "to extrapolate beyond the two models, use merge with --extrapolate",
         )
-    return tuple(Alpha(_plain_text(decimal), float(decimal)) for decimal in decimals)
+    return tuple(map(Alpha.of, decimals))
+
+
+def parse_decimal(text: str) -> Decimal:
+    """Parse one exact decimal.
+
+    Raises:
+        ValueError: The text is not a number, not finite, or has too many digits.
+    """
+    try:
+        return _parse_decimal(text, text)
+    except UsageError as error:
+        raise ValueError(error.message) from None
 
 
 def _expand(part: str, text: str) -> Iterator[Decimal]:

@@ -134,7 +134,7 @@ class Interpolator:
             for index, (alpha, out) in enumerate(outs):
                 same_dtype = theta_0.dtype == theta_1.dtype == out.dtype
                 if same_dtype and alpha in (0.0, 1.0):
-                    _raw(out)[:] = _raw(theta_1 if alpha else theta_0)
+                    raw_bits(out)[:] = raw_bits(theta_1 if alpha else theta_0)
                 # For alpha in (0, 1) and equal finite x and y, v is within a few units in the
                 # last place of x and has its sign: rounding to a narrower dtype restores x.
                 elif same_dtype and 0.0 < alpha < 1.0 and out.dtype != np.float64:
@@ -205,8 +205,8 @@ def _store(
         np.copyto(value, x, where=x.view(np.int64) == y.view(np.int64))
     is_finite = round_into(value, out, scratch)
     if theta_0.dtype == theta_1.dtype == out.dtype:
-        raw_0, raw_1 = _raw(theta_0), _raw(theta_1)
-        np.copyto(_raw(out), raw_1, where=raw_0 == raw_1)
+        raw_0, raw_1 = raw_bits(theta_0), raw_bits(theta_1)
+        np.copyto(raw_bits(out), raw_1, where=raw_0 == raw_1)
     if is_finite:
         return 0
     were_finite = np.isfinite(x) & np.isfinite(y)
@@ -313,12 +313,12 @@ def _encode(values: Array, out: Array, form: FloatFormat, scratch: RoundingScrat
     np.bitwise_and(_words(values)[3], np.uint16(0x8000), out=field)
     np.right_shift(field, np.uint16(16 - form.size_bits), out=field)
     np.bitwise_or(code, field, out=code)
-    np.copyto(_raw(out), code, casting="unsafe")
+    np.copyto(raw_bits(out), code, casting="unsafe")
 
 
 def _encode_beyond(values: Array, out: Array, form: FloatFormat, is_beyond: Array) -> bool:
     """Write infinities and NaNs, and return whether all of `out` is finite."""
-    codes = _raw(out)
+    codes = raw_bits(out)
     sign = codes.dtype.type(1 << (form.size_bits - 1))
     codes[is_beyond] = (codes[is_beyond] & sign) | codes.dtype.type(form.overflow_code)
     codes[np.isnan(values)] = form.nan_code
@@ -331,6 +331,6 @@ def _words(values: Array) -> list[Array]:
     return [words[i::4] for i in (range(4) if np.little_endian else range(3, -1, -1))]
 
 
-def _raw(numbers: Array) -> Array:
+def raw_bits(numbers: Array) -> Array:
     """View numbers as unsigned integers of their size, so that copying keeps every NaN."""
     return numbers.view(f"u{numbers.dtype.itemsize}")

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tests.cli.test_zeroshot_head import head
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
 from wiseft_cli.data.dataset_card import dataset_card_names, read_dataset_card
 from wiseft_cli.data.image_folder import list_image_folder
-from wiseft_cli.data.images import find_unreadable_images
+from wiseft_cli.data.images import decode_sample
 from wiseft_cli.data.suite import suite_names
 from wiseft_cli.model.zeroshot_prompts import resolve_prompts
 
@@ -219,12 +219,33 @@ def test_check_reports_an_unknown_primary_metric(tmp_path: Path, capsys: Capture
     assert "  primary is 'topp', expected one of top1, top5, " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("line", "is_reported"), [("", True), ("exif_orientation: apply\n", False)]
+)
+def test_check_counts_orientations_of_decoded_images(tmp_path, capsys, line, is_reported) -> None:
+    (tmp_path / "shapes" / "a").mkdir(parents=True)
+    (tmp_path / "classes.txt").write_text("a\n")
+    for number in range(5):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6 if number < 2 else 1
+        Image.new("RGB", (9, 6)).save(tmp_path / f"shapes/a/{number}.png", exif=exif)
+    (tmp_path / "shapes.yaml").write_text(
+        "name: shapes\ntitle: Shapes\nsource: here\nlicence: CC0\ncitation: me\n"
+        f"layout: id-folders\nclasses: classes.txt\nn_images: 5\nn_classes: 1\n{line}"
+    )
+    words = ["datasets", "check", str(tmp_path / "shapes.yaml"), str(tmp_path / "shapes")]
+    assert main([*words, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["n_rotated"] == 2
+    assert ("warning: 2 of 5 decoded images carry an EXIF orientation; " in err) == is_reported
+
+
 @pytest.mark.parametrize("n_tried", [1, 2, 5, 6, 7, 12])
 def test_sample_is_spread_over_the_set_and_includes_the_last(tmp_path: Path, n_tried: int) -> None:
     (tmp_path / "a").mkdir()
     for at in range(7):
         (tmp_path / f"a/{at}.png").write_bytes(b"")
     images = list_image_folder(tmp_path)
-    unreadable = find_unreadable_images(images, n_tried)
+    unreadable = decode_sample(images, n_tried).unreadable
     assert len(set(unreadable)) == min(n_tried, 7)
     assert f"{tmp_path}/a/{6 if n_tried > 1 else 0}.png" in unreadable[-1]

@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.numpy import save_file as save_arrays
 
 from tests.training.tiny import write_images, write_zeroshot
@@ -290,6 +292,44 @@ def test_stopped_run_saves_its_state_and_prints_how_to_continue(folder, number, 
         "train",
         "zeroshot.safetensors",
     ]
+
+
+def test_first_sigterm_while_workers_decode_ends_the_run_after_its_step(folder):
+    # Decoding these images takes seconds; the signal comes before the first batch is complete.
+    pixels = np.random.default_rng(0).integers(0, 256, (2500, 2500, 3), dtype=np.uint8)
+    large = folder / "train/n01/000.png"
+    Image.fromarray(pixels).save(large, compress_level=1)
+    for path in folder.glob("train/*/*.png"):
+        if path != large:
+            path.unlink()
+            os.link(large, path)
+    words = [*WORDS, "--epochs", "1000", "--batch-size", "12", "--workers", "2", "--log", "log"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wiseft_cli", *words, "--device", "cpu"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(_children(process.pid)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert '"event": "step"' not in Path("log").read_text()
+    process.terminate()  # once, and only the main process
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (143, ""), err
+    assert "Traceback" not in err
+    assert "stopped after step 1 of 1000\n" in err
+    assert [path.name for path in Path("out.safetensors.state").iterdir()] == [
+        "step-00000001.safetensors"
+    ]
+    assert not _group_lives(process.pid)
+
+
+def _children(pid: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(word) for word in path.read_text().split()] if path.exists() else []
 
 
 def test_ctrl_c_before_the_options_are_read_has_its_code_and_no_traceback(monkeypatch, capsys):

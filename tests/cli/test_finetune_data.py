@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tests.training.tiny import write_images, write_zeroshot
 from wiseft_cli.checkpoint.reader import read_card
@@ -153,6 +153,65 @@ def test_a_dry_run_counts_states_only_if_states_are_saved(folder, capsys):
     unsaved, line = estimate("--save-every", "never")
     assert re.match(r"disk     about 0\.1 MB \(checkpoint 0\.1 MB\); ", line)
     assert 4 * 32_715 <= unsaved < saved / 8
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
+def test_a_dry_run_plans_for_a_device_that_is_not_here(folder, capsys, device):
+    if torch.device(device).type == "cuda" and torch.cuda.is_available():
+        pytest.skip("the device is here")
+    words = [*WORDS, *QUICK, "--dry-run", "--json"]
+    assert main(words) == 0
+    here = json.loads(capsys.readouterr().out)
+    assert main([*words, "--device", device]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert (found["device"], here["device"]) == (device, "cpu")
+    assert found["memory_bytes"] == here["memory_bytes"]
+    assert found["memory_free_bytes"] is None
+    assert f"per process on {device}; how much it has is not known here\n" in err
+    assert f"the time of the steps on {device} is not known here\n" in err
+    assert not (folder / "out.safetensors").exists()
+    assert main([*WORDS, *QUICK, "--device", device]) == 1  # a run needs the device itself
+
+
+@pytest.mark.parametrize(
+    ("free", "remedy"),
+    [
+        (10**12, None),
+        (600_000, "--micro-batch-size 2 would fit"),
+        (1_000, "which is too little for a single image; use another device"),
+    ],
+)
+def test_a_dry_run_warns_of_more_memory_than_the_device_has(
+    folder, capsys, monkeypatch, free, remedy
+):
+    monkeypatch.setattr("wiseft_cli.training.estimate.available_bytes", lambda *_, **__: free)
+    assert main([*WORDS, *QUICK, "--batch-size", "18", "--dry-run", "--json"]) == 0
+    out, err = capsys.readouterr()
+    warnings = [text for text in json.loads(out)["warnings"] if "of memory" in text]
+    assert len(warnings) == (remedy is not None)
+    if remedy:
+        assert warnings[0].endswith(remedy)
+        assert f"warning: {warnings[0]}\n" in err
+        size = ["--micro-batch-size", "2"]
+        assert main([*WORDS, *QUICK, "--batch-size", "18", *size, "--dry-run", "--json"]) == 0
+        needed = json.loads(capsys.readouterr().out)["memory_bytes"]
+        assert (needed <= free) == ("--micro-batch-size" in remedy)
+
+
+@pytest.mark.parametrize("turned", [0, 1, 3])
+def test_a_dry_run_counts_orientations_that_are_not_applied(folder, capsys, turned):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for path in sorted((folder / "train").rglob("*.png"))[:turned]:
+        Image.open(path).save(path, exif=exif)
+    assert main([*WORDS, *QUICK, "--dry-run", "--json"]) == 0
+    warnings = json.loads(capsys.readouterr().out)["warnings"]
+    text = f"{turned} of 18 decoded images carry an EXIF orientation that is not applied"
+    assert any(text in warning for warning in warnings) == (turned > 0)
+    words = [word.replace("train", "train?exif_orientation=apply", 1) for word in WORDS[3:4]]
+    assert main([*WORDS[:3], *words, *WORDS[4:], *QUICK, "--dry-run", "--json"]) == 0
+    assert "EXIF" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("keys", [[], ["--freeze", "encoder"], ["--grad-checkpointing"]])

@@ -242,10 +242,10 @@ def canonical_preprocess(preprocess: Mapping[str, Any]) -> dict[str, Any]:
     return canonical
 
 
-def describe_ignored_orientation(n_rotated: int, n_images: int) -> str:
+def describe_ignored_orientation(n_rotated: int, n_images: int, *, noun: str = "images") -> str:
     """Return a warning that images carry an EXIF orientation which the preprocessing ignores."""
     return (
-        f"{n_rotated:,} of {n_images:,} images carry an EXIF orientation that is not applied"
+        f"{n_rotated:,} of {n_images:,} {noun} carry an EXIF orientation that is not applied"
         f" ({EXIF_ORIENTATION}: {IGNORE_ORIENTATION} in the checkpoint), so the model sees them"
         " rotated or mirrored"
     )

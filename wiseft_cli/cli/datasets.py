@@ -182,8 +182,9 @@ def _show_suite(name: str, *, as_json: bool) -> None:
 
 
 def _check(name: str, root: Path, split: str | None, sample: int, *, as_json: bool) -> None:
+    from wiseft_cli.checkpoint.card import APPLY_ORIENTATION
     from wiseft_cli.data.dataset_card import read_dataset_card
-    from wiseft_cli.data.images import find_unreadable_images
+    from wiseft_cli.data.images import decode_sample
     from wiseft_cli.data.published_set import open_published_set
     from wiseft_cli.evaluation.metrics import METRIC_NAMES
 
@@ -197,9 +198,15 @@ def _check(name: str, root: Path, split: str | None, sample: int, *, as_json: bo
     n_images, n_classes = len(images.records), len(images.accepted_labels)
     n_tried = min(sample, n_images)
     with progress(n_tried, "decoding a sample") as advance:
-        unreadable = find_unreadable_images(images, n_tried, advance)
-    faults += unreadable
-    n_decoded = n_tried - len(unreadable)
+        decoded = decode_sample(images, n_tried, advance)
+    faults += decoded.unreadable
+    n_decoded = decoded.n_decoded
+    if decoded.n_rotated and images.exif_orientation != APPLY_ORIENTATION:
+        warn(
+            f"{decoded.n_rotated:,} of {n_decoded:,} decoded images carry an EXIF orientation; it"
+            " is applied only if the checkpoint's preprocessing says so or with"
+            " ?exif_orientation=apply"
+        )
     if as_json:
         print_json(
             {
@@ -208,6 +215,7 @@ def _check(name: str, root: Path, split: str | None, sample: int, *, as_json: bo
                 "n_images": n_images,
                 "n_classes": n_classes,
                 "n_decoded": n_decoded,
+                "n_rotated": decoded.n_rotated,
                 "faults": faults,
             }
         )

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from wiseft_cli.cli.completion import complete_data, complete_recipe
-from wiseft_cli.cli.console import print_block, print_data, print_json, progress
+from wiseft_cli.cli.console import (
+    print_block,
+    print_data,
+    print_json,
+    print_message,
+    progress,
+    warn,
+)
 from wiseft_cli.compute.workers import MAX_DEFAULT_WORKERS
 from wiseft_cli.errors import (
     DatasetError,
@@ -179,8 +186,8 @@ def finetune(
         bool,
         _output(
             "--dry-run",
-            help="Check the data, print the plan and the memory and disk space that the run would"
-            " need, and exit.",
+            help="Check the data, print the plan and the memory, time and disk space that the run"
+            " would need, also on a device that is not on this machine, and exit.",
         ),
     ] = False,
     keep: Annotated[
@@ -258,7 +265,7 @@ def finetune(
         )
         print_plan(plan, n_processes=launch.world_size)
         if dry_run:
-            _estimate(plan, device, launch, save_interval, as_json=as_json)
+            _estimate(plan, device, launch, save_interval, workers=workers, as_json=as_json)
         elif plan.start.digest and launch.world_size == 1:  # without the seconds that torch takes
             clear_finished_run(plan.output, plan.card, keep_states=keep_state)
             _print_result(plan, plan.start.digest, plan.warnings, as_json=as_json)
@@ -315,27 +322,49 @@ def _estimate(
     launch: Launch,
     save_interval: SaveInterval,
     *,
+    workers: int | None,
     as_json: bool,
 ) -> None:
     # lazy: torch takes seconds
+    import torch
+
     from wiseft_cli.cli.finetune_report import estimate_document, print_estimate, print_sample
     from wiseft_cli.compute.devices import resolve_device
-    from wiseft_cli.training.estimate import count_samples, decode_samples, estimate
+    from wiseft_cli.compute.workers import default_workers
+    from wiseft_cli.training.estimate import (
+        count_samples,
+        decode_samples,
+        estimate,
+        sample_warnings,
+    )
 
-    unreadable: list[str] = []
+    samples = []
     with progress(count_samples(plan), "decoding a sample of each image set") as advance:
         for sample in decode_samples(plan, on_progress=advance):
             print_sample(sample)
-            unreadable += sample.unreadable
+            samples.append(sample)
+    planned_for = None
+    try:
+        own_device = resolve_device(device, launch)
+    except ModelError:  # a GPU of another machine
+        own_device, planned_for = torch.device("cpu"), torch.device(device)
     found = estimate(
         plan,
-        device=resolve_device(device, launch),
+        device=own_device,
+        planned_for=planned_for,
         saves_states=not save_interval.is_never,
         launch=launch,
     )
-    print_estimate(found)
+    if workers is None:
+        workers = default_workers(launch.local_world_size)
+    warnings = sample_warnings(plan, samples)
+    warnings += filter(None, [found.memory_warning()])
+    print_estimate(plan, found, samples[0], workers=workers)
+    for text in warnings:
+        warn(text)
+    print_message("dry run: nothing was trained, and nothing was written")
     if as_json:
-        print_json(estimate_document(plan, found, unreadable))
+        print_json(estimate_document(plan, found, warnings))
 
 
 def _train(

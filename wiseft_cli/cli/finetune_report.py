@@ -227,34 +227,67 @@ def note_idle_gpus(wanted: str, device: torch.device, launch: Launch) -> None:
 
 
 def print_sample(sample: DecodedSample) -> None:
-    """Print how many images of a set were decoded, and a warning for each of the others."""
-    for reason in sample.unreadable:
-        warn(reason)
+    """Print how many images of a set were decoded."""
     print_message(f"decoded  {sample.n_decoded} of {sample.n_images} images of {sample.name}")
 
 
-def print_estimate(found: Estimate) -> None:
-    """Print the memory and disk space that a run would need."""
-    print_message(f"memory   about {_describe_memory(found)}, per process on {found.device}")
+def print_estimate(
+    plan: FinetunePlan, found: Estimate, sample: DecodedSample, *, workers: int
+) -> None:
+    """Print the memory, time and disk space that a run would need.
+
+    Args:
+        sample: Decoded training images.
+        workers: Processes that decode images.
+    """
+    free = found.memory_free
+    known = f"{_mb(free)} are free" if free is not None else "how much it has is not known here"
+    print_message(
+        f"memory   about {_describe_memory(found)}, per process on {found.device}; {known}"
+    )
+    print_message(f"time     {_describe_time(plan, found, sample, workers)}")
     print_message(
         f"disk     about {_mb(found.disk)} ({_describe_disk(found)}); {_mb(found.disk_free)} are"
         " free"
     )
-    print_message("dry run: nothing was trained, and nothing was written")
+
+
+def _describe_time(plan: FinetunePlan, found: Estimate, sample: DecodedSample, workers: int) -> str:
+    """Return the time of decoding and of the steps; they overlap if there are workers."""
+    recipe = plan.recipe
+    is_probe = recipe.freeze == "encoder"
+    n_images = recipe.n_images if is_probe else recipe.images_drawn(recipe.steps)
+    decoding = sample.seconds / max(sample.n_decoded, 1) * n_images / max(workers, 1)
+    parts = [
+        f"decoding {n_images:,} images about {_duration(decoding)} with {workers or 'no'} workers"
+    ]
+    if found.seconds_per_image is not None:
+        parts.append(f"steps about {_duration(found.seconds_per_image * n_images)}")
+    else:
+        parts.append(f"the time of the steps on {found.device} is not known here")
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def estimate_document(
-    plan: FinetunePlan, found: Estimate, unreadable: Sequence[str]
+    plan: FinetunePlan, found: Estimate, warnings: Sequence[str]
 ) -> dict[str, Any]:
     """Return an estimate as the JSON document of `--dry-run --json`."""
     return {
         "dry_run": True,
         "path": str(plan.output),
         "steps": plan.recipe.steps,
+        "device": str(found.device),
         "memory_bytes": found.memory,
+        "memory_free_bytes": found.memory_free,
         "disk_bytes": found.disk,
         "disk_free_bytes": found.disk_free,
-        "warnings": [*plan.warnings, *unreadable],
+        "warnings": [*plan.warnings, *warnings],
     }
 
 

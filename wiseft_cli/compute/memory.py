@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from wiseft_cli.errors import ModelError
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_bytes(device: torch.device, *, n_processes: int = 1) -> int | None:
+    """Return the free memory of a device for one process; None if it cannot be known.
+
+    For a GPU that is its own memory; for the CPU, memory that the system can hand out without
+    swapping, within the limit of the control group.
+
+    Args:
+        n_processes: Processes on this machine that share the memory of the CPU.
+    """
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    if device.type != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (free,) = (int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line)
+    except (OSError, ValueError):  # not on macOS
+        return None
+    with contextlib.suppress(OSError, ValueError):  # "max" without a limit
+        limit = int((_CGROUP / "memory.max").read_text())
+        free = min(free, limit - int((_CGROUP / "memory.current").read_text()))
+    return free // n_processes
 
 
 @contextmanager

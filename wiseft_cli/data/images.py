@@ -11,8 +11,10 @@ from __future__ import annotations
 import io
 import os
 import stat
+import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
 
@@ -199,27 +201,54 @@ def _keep_orientation(image: Image.Image, orientation: int) -> Image.Image:
     return image
 
 
-def find_unreadable_images(
+@dataclass(frozen=True)
+class DecodedSample:
+    """The result of decoding some images of a set.
+
+    Attributes:
+        name: Name of the set.
+        n_images: Size of the set.
+        n_decoded: Number of images that were decoded.
+        n_rotated: How many of these have an EXIF orientation other than upright.
+        unreadable: Why the other images of the sample could not be decoded, one sentence each.
+        seconds: Time that decoding took.
+    """
+
+    name: str
+    n_images: int
+    n_decoded: int
+    n_rotated: int
+    unreadable: tuple[str, ...]
+    seconds: float
+
+
+def decode_sample(
     image_set: ImageSet, n_tried: int, on_tried: Callable[[], None] = lambda: None
-) -> list[str]:
+) -> DecodedSample:
     """Decode an even sample of a set, including its first and last image.
 
     Args:
         n_tried: Number of images to decode; at most all.
         on_tried: Called after each image.
-    Returns:
-        One message per image that cannot be decoded.
     """
     n_images = len(image_set.records)
     n_tried = min(n_tried, n_images)
-    unreadable = []
+    unreadable, n_rotated, began = [], 0, time.perf_counter()
     for number in range(n_tried):
         try:
-            load_image_of(image_set, number * (n_images - 1) // max(n_tried - 1, 1))
+            image = load_image_of(image_set, number * (n_images - 1) // max(n_tried - 1, 1))
+            n_rotated += exif_orientation(image) != UPRIGHT
         except DatasetError as error:
             unreadable.append(error.message)
         on_tried()
-    return unreadable
+    return DecodedSample(
+        image_set.name,
+        n_images,
+        n_tried - len(unreadable),
+        n_rotated,
+        tuple(unreadable),
+        time.perf_counter() - began,
+    )
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

@@ -116,7 +116,7 @@ def test_unreadable_image_is_reported_and_the_exit_code_is_1(
         (["photos/0.jpg"], "photos/0.png"),
         (["photos/1.png", "phots/2.png"], "photos/2.png"),
         (["fotos"], "photos"),
-        (["photo.csv"], "photos.csv"),
+        (["photo.csv"], "photos.csv or photos"),
         (["broken.png"], None),
     ],
 )

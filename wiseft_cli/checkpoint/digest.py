@@ -31,6 +31,11 @@ def sha256_of(data: bytes) -> str:
     return PREFIX + hashlib.sha256(data).hexdigest()
 
 
+def sha256_of_json(value: Any) -> str:
+    """Return `sha256:` and the hexadecimal SHA-256 of a value's canonical JSON."""
+    return sha256_of(canonical_json(value).encode("ascii"))
+
+
 def content_digest(tensors: Iterable[tuple[str, str, Sequence[int], str]]) -> str:
     """Return the content digest of a set of tensors.
 

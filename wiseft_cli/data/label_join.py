@@ -6,7 +6,6 @@ the same length in different orders are the classic silent error of evaluation.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from wiseft_cli.checkpoint.card import ClassEntry
-from wiseft_cli.checkpoint.digest import canonical_json
+from wiseft_cli.checkpoint.digest import sha256_of_json
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.label_map import LabelMap
 from wiseft_cli.data.suggestions import folder_with_classes, published_set_of, similar_class
@@ -53,8 +52,7 @@ class LabelJoin:
     @property
     def digest(self) -> str:
         """SHA-256 of the columns and the accepted columns, `sha256:` and 64 digits."""
-        document = canonical_json([self.columns, {**self.accepted}])
-        return f"sha256:{hashlib.sha256(document.encode('ascii')).hexdigest()}"
+        return sha256_of_json([self.columns, {**self.accepted}])
 
 
 def join_image_set(

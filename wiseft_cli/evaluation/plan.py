@@ -6,7 +6,6 @@ model is built.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 from wiseft_cli import __version__
 from wiseft_cli.checkpoint.card import ClassEntry, canonical_preprocess
-from wiseft_cli.checkpoint.digest import canonical_json
+from wiseft_cli.checkpoint.digest import sha256_of_json
 from wiseft_cli.compute.torchrun import Launch
 from wiseft_cli.data.image_set import ImageSet, data_fingerprint
 from wiseft_cli.data.label_join import LabelJoin, is_of_other_classes, join_image_set
@@ -344,8 +343,7 @@ def _protocol(weights: WeightSet, image_set: ImageSet, join: LabelJoin) -> str:
     """Return the digest of what a result depends on besides the tensors and the images."""
     models = [checkpoint.model_config for checkpoint in weights.checkpoints]
     preprocess = canonical_preprocess(image_set.preprocess(weights.preprocess))
-    document = canonical_json([models, preprocess, join.digest])
-    return f"sha256:{hashlib.sha256(document.encode('ascii')).hexdigest()}"
+    return sha256_of_json([models, preprocess, join.digest])
 
 
 def _read_checkpoints(

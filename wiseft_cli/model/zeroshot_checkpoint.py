@@ -30,7 +30,7 @@ from wiseft_cli.checkpoint.card import (
     ModelSpec,
     join_histories,
 )
-from wiseft_cli.checkpoint.digest import canonical_json, sha256_of
+from wiseft_cli.checkpoint.digest import sha256_of_json
 from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.errors import ClassNamesError, UsageError, brief, counted, list_some
 from wiseft_cli.model.zeroshot_prompts import ClassPrompts, resolve_prompts
@@ -296,10 +296,10 @@ def _card(
             "model": full.name,
             "pretrained": full.source,
             "weights": full.weights_digest,
-            "classes": sha256_of(canonical_json(classes).encode()),
+            "classes": sha256_of_json(classes),
             "templates": templates["digest"]
             if isinstance(templates, dict)
-            else sha256_of(canonical_json(templates).encode()),
+            else sha256_of_json(templates),
             **options,
         },
         inputs=()

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from wiseft_cli.checkpoint.atomic import write_bytes_atomically
-from wiseft_cli.checkpoint.digest import canonical_json, sha256_of
+from wiseft_cli.checkpoint.digest import canonical_json, sha256_of, sha256_of_json
 from wiseft_cli.compute.process_group import ProcessGroup
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.errors import CheckpointError, DatasetError, OutputError
@@ -222,7 +222,7 @@ def cache_key(classifier: ImageClassifier, plan: FinetunePlan, device: torch.dev
         "threads": torch.get_num_threads(),
         "torch": torch_version(),
     }
-    return hashlib.sha256(canonical_json(facts).encode()).hexdigest()
+    return sha256_of_json(facts).removeprefix("sha256:")
 
 
 def _encoder_digest(classifier: ImageClassifier) -> str:

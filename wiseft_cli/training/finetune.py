@@ -15,7 +15,7 @@ import torch
 
 from wiseft_cli.checkpoint.atomic import remove_abandoned_versions
 from wiseft_cli.checkpoint.card import card_document
-from wiseft_cli.checkpoint.digest import canonical_json, sha256_of
+from wiseft_cli.checkpoint.digest import sha256_of_json
 from wiseft_cli.compute.devices import resolve_device
 from wiseft_cli.compute.memory import report_out_of_memory
 from wiseft_cli.compute.precision import deterministic_algorithms
@@ -172,7 +172,7 @@ def _require_same_plan(plan: FinetunePlan, processes: ProcessGroup) -> None:
     """
     if processes.is_single:
         return
-    own = sha256_of(canonical_json(card_document(plan.card)).encode())
+    own = sha256_of_json(card_document(plan.card))
     first, *others = processes.gather([own])
     different = [rank for rank, digest in enumerate(others, 1) if digest != first]
     if different:

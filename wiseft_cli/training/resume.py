@@ -15,7 +15,7 @@ from typing import Any
 
 from wiseft_cli.checkpoint.atomic import remove_abandoned_versions
 from wiseft_cli.checkpoint.card import Card, card_document
-from wiseft_cli.checkpoint.digest import canonical_json, sha256_of
+from wiseft_cli.checkpoint.digest import sha256_of_json
 from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
 from wiseft_cli.errors import CheckpointError, OutputError, RecipeError
 from wiseft_cli.training.kept import RESULTS
@@ -188,10 +188,8 @@ def _describe(card: Card) -> dict[str, Any]:
     # The recipe and the seed are also among the last entry's options.
     for name in ("digest", "recipe", "seed"):
         document.pop(name, None)
-    described = {
-        name: sha256_of(canonical_json(value).encode())[:19] for name, value in document.items()
-    }
-    described["earlier history"] = sha256_of(canonical_json(earlier).encode())[:19]
+    described = {name: sha256_of_json(value)[:19] for name, value in document.items()}
+    described["earlier history"] = sha256_of_json(earlier)[:19]
     described["command"] = last.get("command")
     for source in last.get("inputs", ()):
         described[f"digest of the {source['role']} checkpoint"] = source["digest"]

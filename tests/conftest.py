@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from wiseft_cli.compute.workers import default_workers
+
 # One thread: results are compared to the bit, and the suite may share its cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A test never reaches a hub; a forgotten download must fail, not hang.
@@ -35,6 +37,13 @@ settings.register_profile(
     "wiseft", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("wiseft")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the processes of `-n auto`: each loads torch, and takes about a gigabyte."""
+    return default_workers()
+
 
 RunWiseft = Callable[..., "subprocess.CompletedProcess[str]"]
 

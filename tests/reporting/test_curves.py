@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.reporting.lines import FINETUNED, digest, line, sweep_lines
+from tests.reporting.lines import FINETUNED, ZEROSHOT, digest, line, sweep_lines
 from wiseft_cli.errors import ResultsError
 from wiseft_cli.reporting.curves import (
     arrange_panels,
@@ -12,7 +12,8 @@ from wiseft_cli.reporting.curves import (
     describe_robustness,
     panel_document,
 )
-from wiseft_cli.reporting.results import Metric
+from wiseft_cli.reporting.drawing import single_name
+from wiseft_cli.reporting.results import MergedBy, Metric, ResultLine
 from wiseft_cli.reporting.statistics import BaselineModel
 
 BASELINES = (
@@ -215,3 +216,31 @@ def test_oracle_is_the_equal_point_of_smallest_alpha() -> None:
     ]
     (panel,) = arrange_panels(collect_curves(lines))
     assert [point.of.alpha for point in panel.oracles] == ["0"]
+
+
+def test_methods_on_the_same_checkpoints_are_curves_of_their_own() -> None:
+    def rows(merged_by: MergedBy | None, *alphas: str | None) -> list[ResultLine]:
+        return [
+            line(name, 500, alpha=alpha, merged_by=merged_by, reference=name == "val", **pair)
+            for alpha in alphas
+            for name in ("val", "shift")
+        ]
+
+    pair = {"checkpoints": (ZEROSHOT, FINETUNED)}
+    ties = MergedBy("ties", {"density": "0.2"})
+    lines = [*rows(None, "0", "1"), *rows(ties, "1", "0.5"), *rows(MergedBy("slerp"), "0.5")]
+    data = collect_curves([*lines, *rows(MergedBy("model-stock"), None)])
+    assert [[row["val"].weights_name for row in curve] for curve in data.curves] == [
+        ["zeroshot to finetuned at alpha 0", "zeroshot to finetuned at alpha 1"],
+        [
+            "zeroshot to finetuned by ties (density 0.2) at alpha 0.5",
+            "zeroshot to finetuned by ties (density 0.2) at alpha 1",
+        ],
+        ["zeroshot to finetuned by slerp at alpha 0.5"],
+    ]
+    (panel,) = arrange_panels(data)
+    assert [single_name(point) for point in panel.singles] == [
+        "zeroshot to finetuned by model-stock"
+    ]
+    documents = panel_document(panel)["points"]
+    assert [point.get("method") for point in documents][-2:] == ["slerp", "model-stock"]

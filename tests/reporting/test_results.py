@@ -16,6 +16,8 @@ import pytest
 from tests.reporting.lines import FINETUNED, ZEROSHOT, digest, line, sweep_lines
 from wiseft_cli.errors import ResultsError
 from wiseft_cli.reporting.results import (
+    CheckpointName,
+    MergedBy,
     Metric,
     add_result_lines,
     read_result_lines,
@@ -125,6 +127,54 @@ def test_different_measurements_have_different_keys(change: dict[str, Any]) -> N
     assert replace(first, reference=True, version="9").key == first.key
 
 
+TIES = MergedBy("ties", {"density": "0.2", "trim_scope": "model"}, ("1/2", "1/2"))
+SEEDS = tuple(CheckpointName(f"seed{at}", "finetuned", digest(str(at))) for at in (1, 2))
+THREE = (ZEROSHOT, *SEEDS)
+
+
+def test_line_of_a_method_is_read_back_and_refused_by_readers_of_schema_1(tmp_path: Path) -> None:
+    merged = line("val", 5, alpha="0.3", checkpoints=THREE, merged_by=TIES)
+    without_alpha = line("val", 5, checkpoints=THREE, merged_by=MergedBy("model-stock"))
+    plain = line("val", 5, alpha="0.3")
+    add_result_lines(tmp_path / "r.jsonl", [merged, without_alpha, plain])
+    assert read_result_lines(tmp_path / "r.jsonl") == (merged, without_alpha, plain)
+    documents = [json.loads(text) for text in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [document["schema"] for document in documents] == [2, 2, 1]
+    assert "method" not in documents[2]
+    assert documents[0]["method"] == "ties"
+    assert documents[0]["method_options"] == {"density": "0.2", "trim_scope": "model"}
+    assert documents[0]["weights"] == ["1/2", "1/2"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        None,
+        replace(TIES, method="dare"),
+        replace(TIES, options={"density": "0.3", "trim_scope": "model"}),
+        replace(TIES, weights=("0.4", "0.6")),
+        replace(TIES, fisher=(digest("a"),)),
+    ],
+)
+def test_another_merge_of_the_same_checkpoints_is_another_measurement(
+    other: MergedBy | None,
+) -> None:
+    first = line("val", 5, alpha="0.3", merged_by=TIES)
+    assert replace(first, merged_by=other).key != first.key
+    assert replace(first, merged_by=other).weights_key != first.weights_key
+
+
+def test_merges_have_names_that_a_person_would_say() -> None:
+    merged = line("val", 5, alpha="0.3", checkpoints=THREE, merged_by=TIES)
+    assert merged.weights_name == (
+        "zeroshot to seed1 and seed2 by ties (density 0.2, trim scope model) at alpha 0.3"
+    )
+    weighted = replace(merged, merged_by=MergedBy("linear", {}, ("0.4", "0.6")))
+    assert weighted.checkpoints_name == "zeroshot to seed1 and seed2 by linear (weights 0.4 0.6)"
+    soup = line("val", 5, checkpoints=SEEDS, merged_by=MergedBy("soup", {}, ("1/2", "1/2")))
+    assert soup.weights_name == "soup of seed1 and seed2"
+
+
 def test_fields_of_other_programs_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     document = result_document(line("val", 5)) | {"note": "night run"}
@@ -143,7 +193,14 @@ def edited(**changes: Any) -> str:
     [
         ("{", "not a results line: Expecting property name"),
         ("[]", "not a results line: expected a JSON object"),
-        (edited(schema=2), "has schema 2, this version reads 1"),
+        (edited(schema=3), "has schema 3, this version reads 2"),
+        (edited(schema=2), "not a results line: schema is 2, expected 1"),
+        (edited(method="ties"), "not a results line: schema is 1, expected 2"),
+        (edited(schema=2, method="ties"), "field 'weights' is missing"),
+        (
+            edited(schema=2, method="ties", method_options={}, weights=[], fisher=[]),
+            "not a results line: 1 checkpoints with alpha None",
+        ),
         (edited(schema=None), "not a results line: schema is None, expected 1"),
         ('{"schema": 1}', "field 'alpha' is missing"),
         (edited(n_images="7"), "not a results line: n_images is '7'"),

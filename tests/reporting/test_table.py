@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.reporting.lines import FINETUNED, ZEROSHOT, line, sweep_lines
-from wiseft_cli.reporting.results import Metric
+from tests.reporting.lines import FINETUNED, ZEROSHOT, digest, line, sweep_lines
+from wiseft_cli.reporting.results import CheckpointName, MergedBy, Metric
 from wiseft_cli.reporting.table import implausible_results, mean_over, render_table
 
 
@@ -171,3 +171,21 @@ def test_equal_means_are_all_marked_although_their_last_bits_differ() -> None:
     ]
     rows = [row.split() for row in render_table(lines).splitlines() if "finetuned" in row]
     assert [row[-2] for row in rows] == ["79.90*", "79.90*"]
+
+
+def test_rows_of_methods_have_a_column_for_the_method() -> None:
+    seeds = [CheckpointName(f"seed{at}", "finetuned", digest(str(at))) for at in (1, 2)]
+    ties = MergedBy("ties", {"density": "0.2"}, ("1/2", "1/2"))
+    rows = render_table(
+        [
+            line("val", 500, alpha="0.3", checkpoints=(ZEROSHOT, *seeds), merged_by=ties),
+            line("val", 600, checkpoints=(ZEROSHOT, *seeds), merged_by=MergedBy("model-stock")),
+            line("val", 400, checkpoints=tuple(seeds), merged_by=MergedBy("soup")),
+            line("val", 300),
+        ]
+    ).splitlines()
+    assert rows[0].split() == ["checkpoint", "method", "alpha", "val"]
+    assert rows[1].startswith("zeroshot to seed1 and seed2  ties (density 0.2)  0.3    50.00")
+    assert rows[2].split()[-2:] == ["model-stock", "60.00*"]
+    assert rows[3].startswith("seed1 and seed2              soup ")
+    assert rows[4].split() == ["zeroshot", "30.00"]

@@ -15,7 +15,7 @@ from wiseft_cli.reporting.predictions import (
     predictions_path,
     read_predictions,
 )
-from wiseft_cli.reporting.results import ResultLine
+from wiseft_cli.reporting.results import ResultLine, WeightsKey
 
 MEAN_SHIFT = "mean shift"
 """Stands for the mean over the distribution shifts in comparisons."""
@@ -74,7 +74,7 @@ class Comparison:
     name: str
     against: str
     differences: Mapping[str, PairedDifference]
-    key: tuple[tuple[str, ...], str | None]
+    key: WeightsKey
 
     def sentences(self) -> list[str]:
         """Return one sentence per set."""
@@ -137,8 +137,9 @@ def _others(line: ResultLine, rows: Sequence[Row]) -> list[Row]:
     """Return the end points of a point's curve; for a row without alpha, the first row."""
     if line.alpha is None:
         return [rows[0]]
-    digests, _ = line.weights_key
-    ends = [((digests, "0"), ((digests[0],), None)), ((digests, "1"), ((digests[-1],), None))]
+    key = line.weights_key
+    ends = [(key._replace(alpha="0"), WeightsKey(key.digests[:1], None))]
+    ends += [(key._replace(alpha="1"), WeightsKey(key.digests[-1:], None))]
     found = (
         next((row for row in rows if next(iter(row.values())).weights_key in keys), None)
         for keys in ends

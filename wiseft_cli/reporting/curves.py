@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from wiseft_cli.errors import ResultsError
-from wiseft_cli.reporting.results import Metric, ResultLine
+from wiseft_cli.reporting.results import Metric, ResultLine, WeightsKey
 from wiseft_cli.reporting.statistics import BaselineModel, LogitFit, fit_on_logits
 
 MEAN = "mean"
@@ -31,8 +31,10 @@ class CurveData:
     Attributes:
         reference: Name of the in-distribution set.
         shifts: Names of the distribution shifts.
-        curves: The rows of each pair of checkpoints, by rising alpha.
-        singles: The rows of single checkpoints and output ensembles.
+        curves: The rows of each pair of checkpoints, or of each merge of several by a method, by
+            rising alpha.
+        singles: The rows without alpha: single checkpoints, output ensembles, and merges by a
+            method without alpha.
         metrics: Name of the primary metric of each set.
         notes: One sentence per weight set or validation set that is left out, and on sets that
             are doubtful.
@@ -71,14 +73,14 @@ def collect_curves(
     shifts = _find_shifts(names, reference, shifts, selection)
     shown = [line for line in latest if line.set_name in (reference, *shifts)]
     rows, notes = _complete_rows(_group_by_weights(shown), (reference, *shifts))
-    pairs: dict[tuple[str, ...], list[Row]] = {}
+    pairs: dict[WeightsKey, list[Row]] = {}
     singles = []
     for row in rows:
-        digests, alpha = row[reference].weights_key
-        if alpha is None:
+        key = row[reference].weights_key
+        if key.alpha is None:
             singles.append(row)
         else:
-            pairs.setdefault(digests, []).append(row)
+            pairs.setdefault(key._replace(alpha=None), []).append(row)
     return CurveData(
         reference=reference,
         shifts=shifts,
@@ -313,6 +315,7 @@ def panel_document(panel: Panel) -> dict[str, Any]:
         "points": [
             {
                 "checkpoints": [checkpoint.name for checkpoint in point.of.checkpoints],
+                **({"method": str(point.of.merged_by)} if point.of.merged_by else {}),
                 "alpha": point.of.alpha,
                 "oracle": point in panel.oracles,
                 "reference": point.x.value,

@@ -69,8 +69,8 @@ def single_style(at: int, *, n_curves: int) -> tuple[str, str]:
 
 
 def single_name(point: PanelPoint) -> str:
-    """Return the label of a single checkpoint or an output ensemble."""
-    return point.of.checkpoints_name if len(point.of.checkpoints) == 1 else "output ensemble"
+    """Return the label of a point that is not on a curve."""
+    return "output ensemble" if point.of.ensemble else point.of.checkpoints_name
 
 
 def draw_panel(axes: Axes, panel: Panel, scale: ScaleName) -> None:

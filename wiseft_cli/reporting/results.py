@@ -21,6 +21,8 @@ from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.errors import ResultsError, did_you_mean_path
 
 SCHEMA = 1
+METHOD_SCHEMA = 2
+"""Schema of a line with a merge method, which readers of schema 1 would take for another row."""
 
 N_ANCHORS = "n_anchors"
 """Field with the number of readable anchor frames of a set of video frames."""
@@ -33,6 +35,9 @@ FINE_TUNING = "fine_tuning"
 
 PREDICTIONS = "predictions"
 """Field with the name of the file of predictions, without its folder."""
+
+SOUP = "soup"
+"""The merge method without a zero-shot checkpoint."""
 
 _ANCHOR_METRICS = ("pm0", "pm10")
 """Metrics that are fractions of the anchor frames, not of the images."""
@@ -63,6 +68,45 @@ class Metric:
         return self.low, self.high
 
 
+@dataclass(frozen=True)
+class MergedBy:
+    """How weights were merged, if not by the interpolation of two checkpoints.
+
+    Attributes:
+        method: Name of the merge method.
+        options: The value of each of its options.
+        weights: Weight of each fine-tuned checkpoint; empty if the method takes none.
+        fisher: Content digest of each checkpoint's Fisher file; empty without such files.
+    """
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    weights: tuple[str, ...] = ()
+    fisher: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Identity of the merge, apart from its checkpoints and alpha."""
+        return canonical_json([self.method, {**self.options}, self.weights, self.fisher])
+
+    def __str__(self) -> str:
+        texts = [
+            f"{name.replace('_', ' ')} {value if isinstance(value, str | int) else len(value)}"
+            for name, value in self.options.items()
+        ]
+        if self.weights and not all("/" in weight for weight in self.weights):
+            texts.append(f"weights {' '.join(self.weights)}")
+        return f"{self.method} ({', '.join(texts)})" if texts else self.method
+
+
+class WeightsKey(NamedTuple):
+    """Identity of the weights of a row: digests of the checkpoints, alpha, and the merge."""
+
+    digests: tuple[str, ...]
+    alpha: str | None
+    merge: str = ""
+
+
 class MeasurementKey(NamedTuple):
     """Identity of a measurement: of two lines with one key the later is valid.
 
@@ -72,8 +116,7 @@ class MeasurementKey(NamedTuple):
     reversed list of classes.
     """
 
-    digests: tuple[str, ...]
-    alpha: str | None
+    weights: WeightsKey
     set_name: str
     data_fingerprint: str
     join: str
@@ -87,8 +130,10 @@ class ResultLine:
     """Metrics of one weight set on one image set.
 
     Attributes:
-        checkpoints: One; or theta_0 and theta_1 if weights are interpolated or outputs averaged.
-        alpha: Exact decimal, the weight of theta_1; None if no weights are interpolated.
+        checkpoints: One; or theta_0 and theta_1 if weights are interpolated or outputs averaged;
+            or all inputs of a merge by a method.
+        alpha: Exact decimal, the weight of theta_1; None if no weights are interpolated, or if the
+            method has no alpha.
         set_name: Name of the image set (`set` in JSON).
         reference: Whether the set is the in-distribution one.
         selection: Whether the set is the validation set that chooses alpha; it is not counted as
@@ -105,6 +150,8 @@ class ResultLine:
         ensemble: Whether the logits of the two checkpoints were averaged.
         protocol: Digest of everything else that the result depends on: classes and columns,
             preprocessing, model config; empty in lines of version 0.1.0.
+        merged_by: The merge; None for a single checkpoint, an output ensemble, and the
+            interpolation of two checkpoints.
         extra: Fields that this version does not know; they are kept and written back.
     """
 
@@ -124,6 +171,7 @@ class ResultLine:
     ensemble: bool = False
     protocol: str = ""
     selection: bool = False
+    merged_by: MergedBy | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -149,9 +197,9 @@ class ResultLine:
 
     @property
     def checkpoints_name(self) -> str:
-        """Display name of the checkpoint, the pair or the output ensemble."""
+        """Display name of the checkpoint, the inputs of the merge or the output ensemble."""
         names = [checkpoint.name for checkpoint in self.checkpoints]
-        return f"output ensemble of {' and '.join(names)}" if self.ensemble else " to ".join(names)
+        return name_checkpoints(names, is_ensemble=self.ensemble, merged_by=self.merged_by)
 
     @property
     def weights_name(self) -> str:
@@ -160,17 +208,16 @@ class ResultLine:
         return f"{self.checkpoints_name}{at_alpha}"
 
     @property
-    def weights_key(self) -> tuple[tuple[str, ...], str | None]:
+    def weights_key(self) -> WeightsKey:
         """Identity of the weights; an output ensemble has two digests and no alpha."""
-        return tuple(checkpoint.digest for checkpoint in self.checkpoints), self.alpha
+        digests = tuple(checkpoint.digest for checkpoint in self.checkpoints)
+        return WeightsKey(digests, self.alpha, self.merged_by.key if self.merged_by else "")
 
     @property
     def key(self) -> MeasurementKey:
         """Identity of the measurement."""
-        digests, alpha = self.weights_key
         return MeasurementKey(
-            digests=digests,
-            alpha=alpha,
+            weights=self.weights_key,
             set_name=self.set_name,
             data_fingerprint=self.data_fingerprint,
             join=self.join,
@@ -180,16 +227,46 @@ class ResultLine:
         )
 
 
+def name_checkpoints(
+    names: Sequence[str], *, is_ensemble: bool = False, merged_by: MergedBy | None = None
+) -> str:
+    """Return the display name of a row, without alpha.
+
+    Args:
+        names: Names of the checkpoints.
+        is_ensemble: Whether their logits are averaged.
+        merged_by: Their merge, if it is not the interpolation of two checkpoints.
+    """
+    if is_ensemble:
+        return f"output ensemble of {' and '.join(names)}"
+    joined = join_names(names, merged_by)
+    if merged_by is None:
+        return joined
+    return f"{merged_by} of {joined}" if merged_by.method == SOUP else f"{joined} by {merged_by}"
+
+
+def join_names(names: Sequence[str], merged_by: MergedBy | None) -> str:
+    """Return the names of the checkpoints of a row: `A to B and C`, or `A and B` without a base."""
+    n_first = 0 if merged_by is not None and merged_by.method == SOUP else 1
+    *most, last = names[n_first:] or names
+    others = f"{', '.join(most)} and {last}" if most else last
+    return " to ".join([*names[:n_first], others] if len(names) > 1 else names)
+
+
 def result_document(line: ResultLine) -> dict[str, Any]:
     """Return a line as the JSON object that is written."""
+    merge = line.merged_by
     document: dict[str, Any] = {
         **line.extra,
-        "schema": SCHEMA,
+        "schema": METHOD_SCHEMA if merge else SCHEMA,
         "checkpoints": [vars(checkpoint) for checkpoint in line.checkpoints],
         "set": line.set_name,
         "role": line.role,
         "metrics": {name: vars(metric) for name, metric in line.metrics.items()},
     }
+    if merge:
+        document |= {"method": merge.method, "method_options": dict(merge.options)}
+        document |= {"weights": list(merge.weights), "fisher": list(merge.fisher)}
     return document | {name: getattr(line, name) for name in _PLAIN_FIELDS}
 
 
@@ -272,13 +349,14 @@ def _parse_line(text: str, where: str) -> ResultLine:
         if not isinstance(document, dict):
             raise TypeError("expected a JSON object")
         schema = document.pop("schema", None)
-        if isinstance(schema, int) and schema > SCHEMA:
+        if isinstance(schema, int) and schema > METHOD_SCHEMA:
             raise ResultsError(
-                f"{where}: has schema {schema}, this version reads {SCHEMA}",
+                f"{where}: has schema {schema}, this version reads {METHOD_SCHEMA}",
                 hint="update wiseft-cli",
             )
-        if schema != SCHEMA:
-            raise TypeError(f"schema is {schema!r}, expected {SCHEMA}")
+        expected = METHOD_SCHEMA if "method" in document else SCHEMA
+        if schema != expected or isinstance(schema, bool):
+            raise TypeError(f"schema is {schema!r}, expected {expected}")
         return _parse_document(document)
     except KeyError as error:
         raise ResultsError(f"{where}: field {error} is missing") from None
@@ -302,9 +380,13 @@ def _parse_document(document: dict[str, Any]) -> ResultLine:
     }
     if plain["primary"] not in metrics:
         raise ValueError(f"primary is {plain['primary']!r}, expected one of {sorted(metrics)}")
+    merged_by = _parse_merge(document)
+    if plain["ensemble"] and merged_by:
+        raise ValueError(f"an ensemble with method {merged_by.method!r}")
     if plain["ensemble"] and plain["alpha"] is not None:
         raise ValueError(f"an ensemble with alpha {plain['alpha']!r}")
-    if len(checkpoints) != (2 if plain["ensemble"] or plain["alpha"] is not None else 1):
+    n_expected = 2 if plain["ensemble"] or plain["alpha"] is not None else 1
+    if len(checkpoints) < 2 if merged_by else len(checkpoints) != n_expected:
         raise ValueError(f"{len(checkpoints)} checkpoints with alpha {plain['alpha']!r}")
     set_name = _expect(document.pop("set"), str, "set")
     role = document.pop("role")
@@ -313,12 +395,29 @@ def _parse_document(document: dict[str, Any]) -> ResultLine:
         set_name=set_name,
         metrics=metrics,
         selection=role == "selection",
+        merged_by=merged_by,
         extra=document,
         **plain,
     )
     if role not in (None, line.role):
         raise ValueError(f"role is {role!r}, expected 'selection' or {line.role!r}")
     return line
+
+
+def _parse_merge(document: dict[str, Any]) -> MergedBy | None:
+    """Take the fields of a merge out of a document."""
+    if "method" not in document:
+        return None
+    weights, fisher = (
+        tuple(_expect(item, str, name) for item in _expect(document.pop(name), list, name))
+        for name in ("weights", "fisher")
+    )
+    return MergedBy(
+        _expect(document.pop("method"), str, "method"),
+        _expect(document.pop("method_options"), dict, "method_options"),
+        weights,
+        fisher,
+    )
 
 
 def _expect(value: Any, kinds: type | tuple[type, ...], name: str) -> Any:

@@ -7,10 +7,11 @@ else. Names are never shortened to fit a terminal.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from statistics import fmean, median
 
 from wiseft_cli.checkpoint.card import describe_ignored_orientation
-from wiseft_cli.reporting.results import N_ROTATED, ResultLine
+from wiseft_cli.reporting.results import N_ROTATED, ResultLine, join_names
 
 BEST = "*"
 """Marks the best value of a column."""
@@ -66,7 +67,9 @@ def _render(lines: Sequence[ResultLine]) -> str:
     rows = list(by_weights.values())
     references = [name for name, (first, *_) in of_set.items() if first.reference]
     shifts = [name for name, (first, *_) in of_set.items() if first.role == "shift"]
-    n_labels = 2 if any(line.alpha is not None or line.ensemble for line in lines) else 1
+    has_method = any(line.merged_by for line in lines)
+    has_alpha = any(line.alpha is not None or line.ensemble for line in lines)
+    is_shown = (True, has_method, has_alpha)
     columns = _set_columns(of_set, rows) | {
         "mean shift": [mean_over(row, shifts) for row in rows] if len(shifts) > 1 else [],
         "average": [_average_over(row, references, shifts) for row in rows],
@@ -76,14 +79,14 @@ def _render(lines: Sequence[ResultLine]) -> str:
         for title, values in columns.items()
         if any(value is not None for value in values)
     }
-    header = [*("checkpoint", "alpha")[:n_labels], *shown]
-    labels = [_label(next(iter(row.values())))[:n_labels] for row in rows]
+    header = [*compress(("checkpoint", "method", "alpha"), is_shown), *shown]
+    labels = [[*compress(_label(next(iter(row.values()))), is_shown)] for row in rows]
     cells = [
         [*label, *values]
         for label, values in zip(labels, zip(*shown.values(), strict=True), strict=True)
     ]
     facts = [_facts(of_one) for of_one in of_set.values()]
-    return "\n".join([*_align([header, *cells], n_left=n_labels), "", *facts])
+    return "\n".join([*_align([header, *cells], n_left=sum(is_shown)), "", *facts])
 
 
 def _set_columns(
@@ -113,9 +116,12 @@ def _average_over(
     return None if reference is None or shift is None else (reference + shift) / 2
 
 
-def _label(line: ResultLine) -> tuple[str, str]:
+def _label(line: ResultLine) -> tuple[str, str, str]:
+    """Return the checkpoints, the method and the alpha of a row."""
+    names = [checkpoint.name for checkpoint in line.checkpoints]
+    method = "" if line.merged_by is None else str(line.merged_by)
     weights = "output ensemble" if line.ensemble else line.alpha or ""
-    return " to ".join(checkpoint.name for checkpoint in line.checkpoints), weights
+    return join_names(names, line.merged_by), method, weights
 
 
 def _format_values(values: Sequence[float | None]) -> list[str]:

@@ -62,7 +62,7 @@ TIMM_ARGS: dict[str, Any] = {
 }
 
 
-def vit_tiny_patch8_siglip_test(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+def vit_tiny_patch8_siglip_32(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """A SigLIP ViT of the tiny size, which open_clip finds by name as it finds timm's."""
     kwargs.pop("pretrained_cfg", None)
     kwargs.pop("pretrained_cfg_overlay", None)
@@ -71,8 +71,8 @@ def vit_tiny_patch8_siglip_test(pretrained: bool = False, **kwargs: Any) -> Visi
     return VisionTransformer(**{**arguments, **kwargs})
 
 
-if "vit_tiny_patch8_siglip_test" not in timm.list_models():
-    timm.models.register_model(vit_tiny_patch8_siglip_test)
+if "vit_tiny_patch8_siglip_32" not in timm.list_models():
+    timm.models.register_model(vit_tiny_patch8_siglip_32)
 
 _OPEN_CLIP_TEXT = {
     "context_length": CONTEXT,
@@ -100,7 +100,7 @@ OPEN_CLIP_SIGLIP: dict[str, Any] = {
     "init_logit_bias": -10,
     "vision_cfg": {
         "image_size": SIDE,
-        "timm_model_name": "vit_tiny_patch8_siglip_test",
+        "timm_model_name": "vit_tiny_patch8_siglip_32",
         "timm_model_pretrained": False,
         "timm_pool": "map",
         "timm_proj": "none",
@@ -143,7 +143,7 @@ def transformers_model(kind: str) -> Any:
 def timm_model(kind: str, num_classes: int = EMBED_DIM) -> Any:
     """A random ViT of timm: clip, whose head is the projection, or siglip."""
     if kind == "siglip":
-        return randomized(vit_tiny_patch8_siglip_test(num_classes=0))
+        return randomized(vit_tiny_patch8_siglip_32(num_classes=0))
     name = "vit_base_patch32_clip_quickgelu_224"
     model = randomized(timm.create_model(name, num_classes=num_classes, **TIMM_ARGS))
     with torch.no_grad():

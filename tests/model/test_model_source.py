@@ -260,7 +260,8 @@ def test_repository_in_another_layout_is_reported(fail_with: FailWith) -> None:
         "(open_clip_config.json) for openai/clip-vit-base-patch32. Last error: Entry Not Found"
     )
     assert error.hint == (
-        "only repositories in open_clip's layout, with open_clip_config.json, are supported"
+        "only repositories in open_clip's layout, with open_clip_config.json, or in transformers', "
+        "with config.json, are supported"
     )
 
 

@@ -23,8 +23,8 @@ def zeroshot_head(
         str,
         typer.Option(
             metavar="NAME",
-            help="CLIP model: an open_clip name such as ViT-B-32, hf-hub:ORG/REPO, or "
-            "local-dir:DIR.",
+            help="CLIP model: an open_clip name such as ViT-B-32, hf-hub:ORG/REPO, local-dir:DIR, "
+            "or the path of a model folder of transformers.",
             rich_help_panel="Model",
         ),
     ],

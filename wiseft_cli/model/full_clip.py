@@ -25,7 +25,11 @@ from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.checkpoint.reader import open_checkpoint, require_whole_checkpoint
 from wiseft_cli.errors import ModelError
 from wiseft_cli.model.classifier import load_classifier
-from wiseft_cli.model.image_encoder import SkipInitialization, image_encoder_config
+from wiseft_cli.model.image_encoder import (
+    SkipInitialization,
+    apply_activation,
+    image_encoder_config,
+)
 from wiseft_cli.model.model_source import ModelSource
 from wiseft_cli.model.quiet import quiet_libraries
 from wiseft_cli.model.tokenizer import PromptTokenizer, load_tokenizer
@@ -202,9 +206,11 @@ def build_untrained_clip(model_config: Mapping[str, Any]) -> nn.Module:
         kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
     with quiet_libraries():
         try:
-            return kind(**config)
+            model = kind(**config)
         except Exception as error:  # a config is free-form, and open_clip checks little of it
             raise ModelError(f"open_clip cannot build this model config: {error}") from None
+    apply_activation(model.get_submodule("visual"), config["vision_cfg"])
+    return model
 
 
 def _build_model(
@@ -304,7 +310,7 @@ def _find_activation(
     """Return whether the weights were trained with QuickGELU, and notes about it."""
     if source.config.get("quick_gelu"):
         return True, ()
-    if weights is None or source.published is not None:
+    if weights is None or source.published is not None or source.tokenizer_folder is not None:
         return False, ()
     if weights.is_from_openai:
         return True, (

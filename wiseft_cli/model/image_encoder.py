@@ -77,7 +77,7 @@ def build_image_encoder(model_config: Mapping[str, Any]) -> nn.Module:
             with parameters_on_meta():
                 tower: nn.Module = _build_vision_tower(*arguments)
             if not any(buffer.is_meta for buffer in tower.buffers()):
-                return tower.eval()
+                return apply_activation(tower, config["vision_cfg"]).eval()
         except Exception:
             pass  # some towers need the values of their parameters; a wrong config fails below
         try:
@@ -87,7 +87,24 @@ def build_image_encoder(model_config: Mapping[str, Any]) -> nn.Module:
                 f"the image encoder cannot be built from its config: {error}",
                 hint="the checkpoint may need a newer open_clip or timm; update them",
             ) from None
-    return tower.eval()
+    return apply_activation(tower, config["vision_cfg"]).eval()
+
+
+def apply_activation(image_encoder: nn.Module, vision_cfg: Mapping[str, Any]) -> nn.Module:
+    """Give a tower of timm the approximation of GELU that its config states.
+
+    open_clip passes `act_kwargs` to its own towers only. SigLIP was trained with the
+    approximation, which timm has in some of its towers.
+
+    Returns:
+        The tower, which is changed.
+    """
+    approximate = (vision_cfg.get("act_kwargs") or {}).get("approximate")
+    if vision_cfg.get("timm_model_name") and approximate is not None:
+        for module in image_encoder.modules():
+            if isinstance(module, nn.GELU):
+                module.approximate = approximate
+    return image_encoder
 
 
 def assign_weights(image_encoder: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:

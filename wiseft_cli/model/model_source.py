@@ -26,11 +26,17 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from wiseft_cli.errors import ModelError, UsageError, did_you_mean, did_you_mean_path
 from wiseft_cli.model.quiet import quiet_libraries
+from wiseft_cli.model.transformers_source import (
+    OPEN_CLIP_CONFIG,
+    download_transformers_folder,
+    is_transformers_folder,
+    read_transformers_folder,
+)
 from wiseft_cli.model.weights_file import SUFFIXES
 
 HUB_PREFIX = "hf-hub:"
 FOLDER_PREFIX = "local-dir:"
-CONFIG_NAME = "open_clip_config.json"
+CONFIG_NAME = OPEN_CLIP_CONFIG
 USE_FOLDER = f"download it elsewhere as a folder with {CONFIG_NAME} and use --model local-dir:PATH"
 _FOLDER_HINT = "open_clip's push_to_hf_hub and save_for_hf write such folders"
 _PREFERRED_WEIGHTS = (
@@ -58,6 +64,7 @@ class ModelSource:
         published: Tag or `hf-hub:` name of the weights; None for a local file or random weights.
         folder: The folder of a `local-dir:` model.
         notes: Remarks for the user.
+        tokenizer_folder: The folder with the tokenizer of a model of transformers.
     """
 
     name: str
@@ -68,6 +75,7 @@ class ModelSource:
     published: str | None = None
     folder: Path | None = None
     notes: tuple[str, ...] = ()
+    tokenizer_folder: Path | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -80,7 +88,8 @@ def find_model(model: str, *, pretrained: str | None, random_weights: bool = Fal
     """Find a model and its weights, and download them if they are not cached.
 
     Args:
-        model: open_clip name, `hf-hub:org/repo`, or `local-dir:path`.
+        model: open_clip name, `hf-hub:org/repo`, `local-dir:path`, or the path of a model folder
+            of transformers.
         pretrained: Tag of the model or a local weights file; None for `hf-hub:` and `local-dir:`.
         random_weights: Whether to use no weights file.
     Raises:
@@ -100,6 +109,13 @@ def find_model(model: str, *, pretrained: str | None, random_weights: bool = Fal
         return _from_folder(model, random_weights=random_weights)
     if model.startswith(HUB_PREFIX):
         return _from_hub(model, random_weights=random_weights)
+    if is_transformers_folder(Path(model)):
+        if pretrained:
+            raise UsageError(
+                f"--pretrained {pretrained}: the folder {model} includes its weights",
+                hint="omit --pretrained",
+            )
+        return _from_transformers(Path(model), random_weights=random_weights)
     named = _from_name(model)
     return named if random_weights else _with_weights(named, pretrained)
 
@@ -188,6 +204,8 @@ def _from_folder(model: str, *, random_weights: bool) -> ModelSource:
             f"{folder}: not a folder, expected an open_clip model folder",
             hint=did_you_mean_path(folder),
         )
+    if is_transformers_folder(folder):
+        return _from_transformers(folder, random_weights=random_weights)
     config, preprocess = _read_config(folder / CONFIG_NAME)
     return ModelSource(
         name=folder.resolve().name,
@@ -196,6 +214,28 @@ def _from_folder(model: str, *, random_weights: bool) -> ModelSource:
         preprocess=preprocess,
         weights=None if random_weights else _find_weights(folder),
         folder=folder,
+    )
+
+
+def _from_transformers(
+    folder: Path, *, random_weights: bool, published: str | None = None
+) -> ModelSource:
+    config, preprocess, weights, notes = read_transformers_folder(
+        folder, random_weights=random_weights
+    )
+    # open_clip needs a name here in a folder that is exported, to use the tokenizer in it.
+    name = folder.resolve().name
+    config["text_cfg"]["hf_tokenizer_name"] = (published or name).removeprefix(HUB_PREFIX)
+    return ModelSource(
+        name=published or name,
+        identifier=published or f"{FOLDER_PREFIX}{folder}",
+        config=config,
+        preprocess=preprocess,
+        weights=weights,
+        published=None if random_weights else published,
+        folder=folder,
+        notes=notes,
+        tokenizer_folder=folder,
     )
 
 
@@ -226,6 +266,8 @@ def _from_hub(model: str, *, random_weights: bool) -> ModelSource:
             config_path = Path(download_pretrained_from_hf(repository, filename=CONFIG_NAME))
             weights = None if random_weights else Path(download_pretrained_from_hf(repository))
     except Exception as error:  # network, permission and disk errors of several libraries
+        if folder := _find_transformers_copy(repository, error, random_weights=random_weights):
+            return _from_transformers(folder, random_weights=random_weights, published=model)
         raise download_error(model, error, USE_FOLDER) from None
     config, preprocess = _read_config(config_path)
     return ModelSource(
@@ -236,6 +278,22 @@ def _from_hub(model: str, *, random_weights: bool) -> ModelSource:
         weights=weights,
         published=None if random_weights else model,
     )
+
+
+def _find_transformers_copy(
+    repository: str, error: Exception, *, random_weights: bool
+) -> Path | None:
+    """Return a local copy of a repository without open_clip's config, if transformers has one."""
+    causes = list(_causes(error))
+    is_offline = any(isinstance(cause, LocalEntryNotFoundError) for cause in causes)
+    if not is_offline and not any(isinstance(cause, EntryNotFoundError) for cause in causes):
+        return None
+    try:
+        return download_transformers_folder(
+            repository, random_weights=random_weights, is_offline=is_offline
+        )
+    except Exception as second:  # as above
+        raise download_error(f"{HUB_PREFIX}{repository}", second, USE_FOLDER) from None
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -276,8 +334,8 @@ def download_error(what: str, error: Exception, remedy: str) -> ModelError:
         GatedRepoError: f"accept its terms on the hub and run `hf auth login`, or {remedy}",
         RepositoryNotFoundError: "check the name; for a private repository run `hf auth login`",
         LocalEntryNotFoundError: remedy,
-        EntryNotFoundError: f"only repositories in open_clip's layout, with {CONFIG_NAME}, are "
-        "supported",
+        EntryNotFoundError: f"only repositories in open_clip's layout, with {CONFIG_NAME}, or in "
+        "transformers', with config.json, are supported",
     }
     causes = list(_causes(error))
     known = [kind for kind in hints if any(isinstance(cause, kind) for cause in causes)]

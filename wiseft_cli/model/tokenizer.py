@@ -38,6 +38,7 @@ from wiseft_cli.model.model_source import (
     download_error,
 )
 from wiseft_cli.model.quiet import quiet_libraries
+from wiseft_cli.model.transformers_source import TransformersTokenizer, check_end_of_text
 
 _CHECK_CHUNK = 4096
 _SPECIAL_TOKENS = 2
@@ -140,15 +141,23 @@ def load_tokenizer(source: ModelSource, *, truncate: bool = False) -> PromptToke
         )
     try:
         with quiet_libraries():
-            merges = _find_merges(source)
-            options = {} if merges is None else {"bpe_path": str(merges)}
-            tokenizer = open_clip.get_tokenizer(source.identifier, **options)
+            tokenizer = _build_tokenizer(source)
     except WiseftError:
         raise
     except Exception as error:  # hub, file and format errors of two libraries
         raise _loading_error(source, error) from None
     _check_vocabulary(source.name, tokenizer, text_config)
     return prompt_tokenizer(tokenizer, text_config.get("context_length", 77), truncate=truncate)
+
+
+def _build_tokenizer(source: ModelSource) -> Any:
+    if source.tokenizer_folder is not None:
+        tokenizer = TransformersTokenizer(source.tokenizer_folder)
+        check_end_of_text(source.name, tokenizer.tokenizer, source.config["text_cfg"])
+        return tokenizer
+    merges = _find_merges(source)
+    options = {} if merges is None else {"bpe_path": str(merges)}
+    return open_clip.get_tokenizer(source.identifier, **options)
 
 
 def prompt_tokenizer(
@@ -217,7 +226,7 @@ def _check_vocabulary(name: str, tokenizer: Any, text_config: Mapping[str, Any])
             else "the tokenizer belongs to another model; use the files that came with the weights",
         )
     # transformers silently creates an empty tokenizer for a repository without tokenizer files.
-    first, second = tokenizer(["cat", "dog"])
+    first, second = tokenizer(["cat", "dog"], context_length=text_config.get("context_length", 77))
     if torch.equal(first, second):
         raise ModelError(
             f"the tokenizer of {name} gives the same tokens for different texts",
@@ -265,7 +274,7 @@ def save_tokenizer(folder: Path, source: ModelSource, tokenizer: PromptTokenizer
         shutil.copyfile(merges, folder / merges.name)
         options = {**text_config["tokenizer_kwargs"], "bpe_path": merges.name}
         text_config["tokenizer_kwargs"] = options
-    if isinstance(tokenizer.tokenize, HFTokenizer):
+    if isinstance(tokenizer.tokenize, (HFTokenizer, TransformersTokenizer)):
         tokenizer.tokenize.save_pretrained(str(folder))
     return text_config
 
@@ -283,7 +292,11 @@ def check_saved_tokenizer(
     try:
         with quiet_libraries():
             found = open_clip.get_tokenizer(f"{FOLDER_PREFIX}{folder}", **options)
-            is_same = torch.equal(found(list(_PROBES)), tokenizer.tokenize(list(_PROBES)))
+            length = tokenizer.context_length
+            is_same = torch.equal(
+                found(list(_PROBES), context_length=length),
+                tokenizer.tokenize(list(_PROBES), context_length=length),
+            )
     except Exception as error:  # file and format errors of two libraries
         raise ModelError(f"open_clip cannot load the saved tokenizer: {error}") from None
     if not is_same:

@@ -1,8 +1,8 @@
 """Inspect a local file of CLIP weights and load it into a model.
 
 Nothing is unpickled: `.safetensors` files are read directly, all others with torch's weights-only
-loader. open_clip's loader converts the names it knows. `model_source.py` decides which file
-belongs to a model.
+loader. Names of transformers and timm are converted here, some others by open_clip's loader.
+`model_source.py` decides which file belongs to a model.
 """
 
 from __future__ import annotations
@@ -11,17 +11,22 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 from open_clip.factory import load_state_dict
 from torch import Tensor, nn
 
-from wiseft_cli.checkpoint.format import TensorInfo, read_header
+from wiseft_cli.checkpoint.format import TensorInfo
+from wiseft_cli.checkpoint.reader import CheckpointReader
+from wiseft_cli.checkpoint.shards import INDEX_SUFFIX
+from wiseft_cli.convert.convert import convert_names
+from wiseft_cli.convert.source import open_source, read_plainly
 from wiseft_cli.errors import ModelError, counted, did_you_mean_path
 from wiseft_cli.merging.causes import find_renaming
 from wiseft_cli.model.classifier import HEAD_WEIGHT
@@ -41,11 +46,13 @@ class WeightsFile:
     Attributes:
         shapes: Shape of each tensor by name.
         digest: `sha256:...` of the file.
+        is_converted: Whether the file has names of transformers or timm; `shapes` has open_clip's.
     """
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
     digest: str
+    is_converted: bool = False
 
     @property
     def is_from_openai(self) -> bool:
@@ -75,27 +82,55 @@ def inspect_weights(path: Path, *, is_tower: bool = False) -> WeightsFile:
         raise ModelError(
             f"{path}: not a file, expected model weights", hint=did_you_mean_path(path)
         )
-    if path.suffix not in SUFFIXES:
+    if path.suffix not in SUFFIXES and not path.name.endswith(INDEX_SUFFIX):
         raise ModelError(
             f"{path}: unsupported file type {path.suffix!r}",
             hint=f"supported types are {', '.join(SUFFIXES)}",
         )
-    if path.suffix == ".safetensors":
-        shapes = {
-            name.removeprefix("module."): info.shape
-            for name, info in read_header(path).tensors.items()
-        }
+    is_converted = False
+    if path.suffix == ".safetensors" or path.name.endswith(INDEX_SUFFIX):
+        with open_source(path) as source:
+            shapes, is_converted = _find_shapes(source.reader)
+            files = source.reader.files
     else:
-        shapes = _torch_shapes(path)
+        shapes, files = _torch_shapes(path), (path,)
     if HEAD_WEIGHT in shapes and not is_tower:
         raise ModelError(
             f"{path}: holds a classifier (image encoder and head), expected a whole CLIP model",
             hint=f"to use its image encoder, add --image-encoder {path} and set --pretrained to "
             "the weights it was made from",
         )
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return WeightsFile(path, shapes, f"sha256:{digest}")
+    return WeightsFile(path, shapes, _digest_of(files), is_converted)
+
+
+def _find_shapes(reader: CheckpointReader) -> tuple[dict[str, tuple[int, ...]], bool]:
+    """Return the shapes under open_clip's names, and whether the file has other names."""
+    naming = read_plainly(reader)[1]
+    is_converted = naming is not None and naming.library != "open_clip"
+    tensors = convert_names(reader, "open_clip").reader.tensors if is_converted else reader.tensors
+    return {
+        name.removeprefix("module."): info.shape for name, info in tensors.items()
+    }, is_converted
+
+
+def _digest_of(files: Sequence[Path]) -> str:
+    """Return the SHA-256 of a file, or of the files of a sharded checkpoint together."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as stream:
+            while data := stream.read(1 << 20):
+                digest.update(data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _read_converted(path: Path) -> dict[str, Tensor]:
+    """Read a file of transformers or timm under open_clip's names; float32."""
+    with open_source(path) as source:
+        reader = convert_names(source.reader, "open_clip").reader
+        return {
+            name: torch.from_numpy(reader.read_array(name).astype(np.float32, copy=False))
+            for name in reader.tensors
+        }
 
 
 def load_weights(model: nn.Module, weights: WeightsFile) -> None:
@@ -107,9 +142,12 @@ def load_weights(model: nn.Module, weights: WeightsFile) -> None:
     """
     with quiet_libraries():
         try:
-            outcome = open_clip.load_checkpoint(
-                model, str(weights.path), strict=False, weights_only=True
-            )
+            if weights.is_converted:
+                outcome: Any = model.load_state_dict(_read_converted(weights.path), strict=False)
+            else:
+                outcome = open_clip.load_checkpoint(
+                    model, str(weights.path), strict=False, weights_only=True
+                )
             faults = [f"{name}: missing from the file" for name in outcome.missing_keys]
             unknown = sorted(set(outcome.unexpected_keys) - OPENAI_KEYS)
             faults += [f"{name}: unknown to the model" for name in unknown]
@@ -137,8 +175,11 @@ def load_tower(visual: nn.Module, path: Path) -> WeightsFile:
         ModelError: The file cannot be read, or does not match the tower.
     """
     weights = inspect_weights(path, is_tower=True)
-    with quiet_libraries():
-        tensors = load_state_dict(str(path), device="cpu", weights_only=True)
+    if weights.is_converted:
+        tensors = _read_converted(path)
+    else:
+        with quiet_libraries():
+            tensors = load_state_dict(str(path), device="cpu", weights_only=True)
     expected = visual.state_dict()
     prefix = _tower_prefix(tensors, expected)
     tower = {

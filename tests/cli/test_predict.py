@@ -110,6 +110,15 @@ def test_unreadable_image_is_reported_and_the_exit_code_is_1(
     )
 
 
+def test_threads_are_those_of_torch_and_change_no_prediction(
+    room: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", chosen.append)
+    assert predict(capsys, "photos", "--threads", "2")[1] == predict(capsys, "photos")[1]
+    assert chosen == [2]
+
+
 @pytest.mark.parametrize(
     ("words", "found"),
     [

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from wiseft_cli.cli.console import deferred_progress, print_data, print_json, print_message
+from wiseft_cli.cli.options import Force, Json
 
 EXAMPLES = """
 wiseft convert clip-vit-base-patch32/model.safetensors -o clip.safetensors
@@ -51,18 +52,8 @@ def convert(
             rich_help_panel="Conversion",
         ),
     ] = Target.open_clip,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Overwrite an existing output.", rich_help_panel="Output"),
-    ] = False,
-    as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json",
-            help="Print the result as JSON instead of the path alone.",
-            rich_help_panel="Output",
-        ),
-    ] = False,
+    force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """Convert a CLIP or SigLIP model between libraries, bit for bit.
 

@@ -11,6 +11,7 @@ import typer
 
 from wiseft_cli.cli.completion import complete_classes
 from wiseft_cli.cli.console import print_block, print_json, print_result, progress, warn
+from wiseft_cli.cli.options import Json
 from wiseft_cli.errors import DatasetError, UsageError, list_some
 
 if TYPE_CHECKING:
@@ -65,10 +66,7 @@ def datasets(
             rich_help_panel="Check",
         ),
     ] = 100,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print the result as JSON.", rich_help_panel="Output"),
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """List published image sets, show their cards, check copies on disk.
 

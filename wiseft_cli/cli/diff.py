@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wiseft_cli.cli.console import print_json, print_result, progress
+from wiseft_cli.cli.options import Json
 
 if TYPE_CHECKING:
     from wiseft_cli.checkpoint.reader import CheckpointReader
@@ -42,9 +43,7 @@ def diff(
             "every tensor, the largest first.",
         ),
     ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", rich_help_panel="Output", help="Print the result as JSON.")
-    ] = False,
+    json: Json = False,
 ) -> None:
     """Compare two checkpoints and name the likely cause of differences.
 

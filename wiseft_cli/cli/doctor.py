@@ -6,12 +6,11 @@ import os
 import platform
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from wiseft_cli import __version__
 from wiseft_cli.cli.console import print_json, print_result
+from wiseft_cli.cli.options import Json
 from wiseft_cli.compute.disk import free_bytes
 from wiseft_cli.compute.workers import usable_cpus
 
@@ -40,11 +39,7 @@ PACKAGES = (
 )
 
 
-def doctor(
-    as_json: Annotated[
-        bool, typer.Option("--json", rich_help_panel="Output", help="Print JSON.")
-    ] = False,
-) -> None:
+def doctor(as_json: Json = False) -> None:
     """Show versions, devices and disks, for a bug report.
 
     Nothing is sent anywhere. Packages that are not installed are listed too.

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,7 +19,7 @@ from wiseft_cli.cli.console import (
     progress,
     warn,
 )
-from wiseft_cli.compute.workers import MAX_DEFAULT_WORKERS
+from wiseft_cli.cli.options import BatchSize, Device, Precision, Threads, Workers
 from wiseft_cli.errors import GateFailedError, WiseftError, counted, list_some
 
 if TYPE_CHECKING:
@@ -187,34 +187,11 @@ def eval_command(
             help="Maximum number of unreadable images per set; they are left out.",
         ),
     ] = 0,
-    device: Annotated[
-        str,
-        _compute_option(metavar="DEVICE", help="Where to compute: auto, cpu, cuda, cuda:N or mps."),
-    ] = "auto",
-    batch_size: Annotated[
-        int,
-        _compute_option(min=1, metavar="N", help="Images per forward pass."),
-    ] = 64,
-    precision: Annotated[
-        Literal["fp32", "bf16", "fp16"],
-        _compute_option(
-            metavar="PRECISION",
-            help="Precision of the image encoder: fp32, bf16 or fp16. The head is float32.",
-        ),
-    ] = "fp32",
-    workers: Annotated[
-        int | None,
-        _compute_option(
-            min=0,
-            metavar="N",
-            help="Processes that decode images; 0 decodes in this process.  [default: one per"
-            f" CPU, up to {MAX_DEFAULT_WORKERS}]",
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        _compute_option(min=1, metavar="N", help="CPU threads.  [default: torch's choice]"),
-    ] = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 64,
+    precision: Precision = "fp32",
+    workers: Workers = None,
+    threads: Threads = None,
 ) -> None:
     """Measure the accuracy of checkpoints on image sets.
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from wiseft_cli.cli.console import print_data, print_json, print_message
+from wiseft_cli.cli.options import Json
 from wiseft_cli.errors import UsageError
 
 EXAMPLES = """
@@ -65,14 +66,7 @@ def export(
             rich_help_panel="Output",
         ),
     ] = False,
-    as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json",
-            help="Print the result as JSON instead of the path alone.",
-            rich_help_panel="Output",
-        ),
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a checkpoint as a whole CLIP model that open_clip loads.
 

@@ -21,7 +21,7 @@ from wiseft_cli.cli.console import (
     progress,
     warn,
 )
-from wiseft_cli.compute.workers import MAX_DEFAULT_WORKERS
+from wiseft_cli.cli.options import Device, Json, Threads, Workers
 from wiseft_cli.errors import (
     DatasetError,
     LostProcessError,
@@ -144,22 +144,9 @@ def finetune(
             help="Print the recipe as YAML and exit. With --train, every value is resolved.",
         ),
     ] = False,
-    device: Annotated[
-        str, _compute(metavar="NAME", help="Device: auto, cpu, cuda, cuda:N or mps.")
-    ] = "auto",
-    workers: Annotated[
-        int | None,
-        _compute(
-            min=0,
-            metavar="N",
-            help="Processes that decode images; 0 decodes in the main process.",
-            show_default=f"one per CPU, up to {MAX_DEFAULT_WORKERS}",
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        _compute(min=1, metavar="N", help="CPU threads of torch.", show_default="chosen by torch"),
-    ] = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    threads: Threads = None,
     feature_cache: Annotated[
         Path | None,
         _compute(
@@ -222,7 +209,7 @@ def finetune(
         Path | None,
         _output(metavar="FILE", help="Write one JSON line per step, epoch and warning."),
     ] = None,
-    as_json: Annotated[bool, _output("--json", help="Print the result as JSON.")] = False,
+    as_json: Json = False,
     **recipe_options: Any,
 ) -> None:
     """Fine-tune a zero-shot checkpoint on labelled images.

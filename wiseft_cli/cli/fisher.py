@@ -10,7 +10,7 @@ import typer
 
 from wiseft_cli.cli.completion import complete_data
 from wiseft_cli.cli.console import print_data, print_json, print_message, progress, warn
-from wiseft_cli.compute.workers import MAX_DEFAULT_WORKERS
+from wiseft_cli.cli.options import Device, Force, Json, Threads, Workers
 from wiseft_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,31 +72,11 @@ def fisher(
             help="Maximum number of unreadable images in the sample; they are left out.",
         ),
     ] = 0,
-    force: Annotated[
-        bool,
-        _output_option("--force", help="Overwrite an existing output."),
-    ] = False,
-    as_json: Annotated[
-        bool,
-        _output_option("--json", help="Print the result as JSON instead of the path alone."),
-    ] = False,
-    device: Annotated[
-        str,
-        _compute_option(metavar="DEVICE", help="Where to compute: auto, cpu, cuda, cuda:N or mps."),
-    ] = "auto",
-    workers: Annotated[
-        int | None,
-        _compute_option(
-            min=0,
-            metavar="N",
-            help="Processes that decode images; 0 decodes in this process.  [default: one per"
-            f" CPU, up to {MAX_DEFAULT_WORKERS}]",
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        _compute_option(min=1, metavar="N", help="CPU threads.  [default: torch's choice]"),
-    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+    device: Device = "auto",
+    workers: Workers = None,
+    threads: Threads = None,
 ) -> None:
     """Compute how sensitive a classifier is to each of its weights.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wiseft_cli.cli.console import print_json, print_result, progress
+from wiseft_cli.cli.options import Json
 from wiseft_cli.errors import CheckpointError, list_some
 
 if TYPE_CHECKING:
@@ -42,9 +43,7 @@ def inspect(
             help="List every tensor with its dtype and shape.",
         ),
     ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", rich_help_panel="Output", help="Print the result as JSON.")
-    ] = False,
+    json: Json = False,
 ) -> None:
     """Describe a checkpoint: model, classes, tensors and history.
 

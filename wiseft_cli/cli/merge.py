@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wiseft_cli.cli.console import Advance, print_data, print_json, print_message, progress, warn
+from wiseft_cli.cli.options import Force, Json
 from wiseft_cli.errors import UsageError, counted, list_some
 
 if TYPE_CHECKING:
@@ -103,13 +104,8 @@ def merge(
             help="Exit with an error instead of a warning.",
         ),
     ] = False,
-    force: Annotated[
-        bool,
-        typer.Option("--force", rich_help_panel=_OUTPUT, help="Overwrite existing outputs."),
-    ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", rich_help_panel=_OUTPUT, help="Print the result as JSON.")
-    ] = False,
+    force: Force = False,
+    json: Json = False,
     threads: Annotated[
         int | None,
         typer.Option(

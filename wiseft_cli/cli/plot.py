@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from wiseft_cli.cli.console import print_data, print_json, print_message, warn
+from wiseft_cli.cli.options import Force
 from wiseft_cli.errors import UsageError
 
 EXAMPLES = """
@@ -39,10 +40,7 @@ def plot(
             help="Image file to write. Its suffix chooses the format: .png, .svg or .pdf.",
         ),
     ],
-    force: Annotated[
-        bool,
-        _output_option("--force", help="Overwrite an existing file."),
-    ] = False,
+    force: Force = False,
     as_json: Annotated[
         bool,
         _output_option("--json", help="Print the numbers of every panel as a JSON document."),

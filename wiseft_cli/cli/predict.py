@@ -9,12 +9,12 @@ from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wiseft_cli.cli.console import print_data, warn
-from wiseft_cli.compute.workers import MAX_DEFAULT_WORKERS
+from wiseft_cli.cli.options import BatchSize, Device, Precision, Threads, Workers
 from wiseft_cli.errors import DatasetError, UsageError, did_you_mean_path
 
 if TYPE_CHECKING:
@@ -68,30 +68,11 @@ def predict(
         bool,
         _output_option("--csv", help="Print CSV, one row per image and class."),
     ] = False,
-    device: Annotated[
-        str,
-        _compute_option(metavar="DEVICE", help="Where to compute: auto, cpu, cuda, cuda:N or mps."),
-    ] = "auto",
-    batch_size: Annotated[
-        int,
-        _compute_option(min=1, metavar="N", help="Images per forward pass."),
-    ] = 64,
-    precision: Annotated[
-        Literal["fp32", "bf16", "fp16"],
-        _compute_option(
-            metavar="PRECISION",
-            help="Precision of the image encoder: fp32, bf16 or fp16. The head is float32.",
-        ),
-    ] = "fp32",
-    workers: Annotated[
-        int | None,
-        _compute_option(
-            min=0,
-            metavar="N",
-            help="Processes that decode images; 0 decodes in this process.  [default: one per"
-            f" CPU, up to {MAX_DEFAULT_WORKERS}]",
-        ),
-    ] = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 64,
+    precision: Precision = "fp32",
+    workers: Workers = None,
+    threads: Threads = None,
 ) -> None:
     """Print the most probable classes of images, without labels.
 
@@ -113,6 +94,7 @@ def predict(
         precision=precision,
         batch_size=batch_size,
         workers=workers,
+        threads=threads,
         device=device,
         stdin=PathStream(_read_stdin, b"\0" if null else b"\n"),
     )

@@ -9,6 +9,7 @@ import typer
 
 from wiseft_cli.cli.completion import complete_classes, complete_templates
 from wiseft_cli.cli.console import deferred_progress, print_data, print_json, print_message
+from wiseft_cli.cli.options import Device, Force, Json
 from wiseft_cli.errors import UsageError
 from wiseft_cli.prompts.templates import DEFAULT_TEMPLATES
 
@@ -127,14 +128,7 @@ def zeroshot_head(
             rich_help_panel="Model",
         ),
     ] = False,
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Device to compute on: auto, cpu, cuda, cuda:N or mps.",
-            rich_help_panel="Compute",
-        ),
-    ] = "auto",
+    device: Device = "auto",
     batch_size: Annotated[
         int,
         typer.Option(
@@ -148,18 +142,8 @@ def zeroshot_head(
             rich_help_panel="Compute",
         ),
     ] = "fp32",
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Overwrite an existing output.", rich_help_panel="Output"),
-    ] = False,
-    as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json",
-            help="Print the result as JSON instead of the path alone.",
-            rich_help_panel="Output",
-        ),
-    ] = False,
+    force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """Build a zero-shot classifier from a CLIP model and class names.
 

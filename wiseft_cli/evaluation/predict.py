@@ -35,6 +35,7 @@ def predict(
     precision: str = "fp32",
     batch_size: int = 64,
     workers: int | None = None,
+    threads: int | None = None,
     device: str = "auto",
     stdin: PathStream | None = None,
 ) -> Generator[Prediction, None, None]:
@@ -52,6 +53,7 @@ def predict(
         batch_size: Images per forward pass.
         workers: Processes that decode; 0 decodes in this process. By default one per usable CPU,
             up to 8.
+        threads: CPU threads of torch in this process; by default torch's choice.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         stdin: Stream of paths; it is read no further than the current batch.
     Yields:
@@ -73,11 +75,15 @@ def predict(
     )
     paths = image_paths(names, stdin or PathStream(lambda _: b""))
     # lazy: torch takes seconds, and the mistakes above need none
+    import torch
+
     from wiseft_cli.compute.devices import resolve_device
     from wiseft_cli.data.loading import load_paths
     from wiseft_cli.model.classifier import load_classifier
     from wiseft_cli.model.transforms import eval_transform
 
+    if threads is not None:
+        torch.set_num_threads(threads)
     classifier, card = load_classifier(found.path, device=resolve_device(device))
     batches = load_paths(
         paths,

@@ -93,7 +93,11 @@ class Card:
         classes: In the order of the rows of the classification head.
         templates: The prompt templates, or their digest and count if every class has its own.
         logit_scale: exp of the stored log value; already included in the classification head.
-        alpha: Weight of the fine-tuned model, an exact decimal; merged checkpoints only.
+        alpha: Weight of the fine-tuned models, an exact decimal; merged checkpoints only, and
+            None if the method has no alpha.
+        method: Merge method; None for (1 - alpha) * theta_0 + alpha * theta_1.
+        method_options: Value of each option of the method, by name.
+        weights: Weight of each fine-tuned input, in the order of the last entry of the history.
         digest: Content digest of the file's tensors; None until it is known.
         extra: Fields that this version does not know.
     """
@@ -105,6 +109,9 @@ class Card:
     templates: tuple[str, ...] | Mapping[str, Any] = ()
     logit_scale: float | None = None
     alpha: str | None = None
+    method: str | None = None
+    method_options: Mapping[str, Any] | None = None
+    weights: tuple[str, ...] | None = None
     recipe: Mapping[str, Any] | None = None
     seed: int | None = None
     history: tuple[HistoryEntry, ...] = ()
@@ -133,9 +140,11 @@ def card_document(card: Card) -> dict[str, Any]:
         ],
         "digest": card.digest or UNKNOWN_DIGEST,
     }
-    for name in ("logit_scale", "alpha", "recipe", "seed"):
+    for name in ("logit_scale", "alpha", "method", "method_options", "weights", "recipe", "seed"):
         if getattr(card, name) is not None:
             document[name] = getattr(card, name)
+    if card.method is not None:
+        document.setdefault("alpha", None)
     return document
 
 
@@ -192,6 +201,9 @@ def _parse_document(document: dict[str, Any]) -> Card:
         templates=templates,
         logit_scale=None if logit_scale is None else float(logit_scale),
         alpha=_expect(document.pop("alpha", None), _TEXT, "alpha"),
+        method=_expect(document.pop("method", None), _TEXT, "method"),
+        method_options=_expect(document.pop("method_options", None), _OBJECT, "method_options"),
+        weights=_parse_weights(document.pop("weights", None)),
         recipe=_expect(document.pop("recipe", None), _OBJECT, "recipe"),
         seed=_expect(document.pop("seed", None), _INTEGER, "seed"),
         history=tuple(
@@ -210,6 +222,12 @@ def _parse_model(model: Any) -> ModelSpec | None:
         source=_expect(model["source"], _TEXT, "model source"),
         config=_expect(model["config"], dict, "model config"),
     )
+
+
+def _parse_weights(weights: Any) -> tuple[str, ...] | None:
+    if weights is None:
+        return None
+    return tuple(_expect(text, str, "weights") for text in _expect(weights, list, "weights"))
 
 
 def _parse_entry(entry: Any) -> HistoryEntry:

@@ -218,7 +218,7 @@ def _result(file: MergedFile, report: MergeReport) -> dict[str, Any]:
         "path": str(file.path),
         "digest": file.digest,
         "role": "merged",
-        "alpha": file.alpha.text,
+        "alpha": file.alpha.text if file.alpha else None,
         "warnings": list(report.warnings),
         "not_finite": dict(file.not_finite),
         "not_finite_inputs": dict(

@@ -247,7 +247,7 @@ def descent_warnings(theta_0: CheckpointReader, theta_1: CheckpointReader) -> It
     if card_0 is None or card_1 is None:
         yield from _missing_card_warnings(theta_0, theta_1)
         return
-    parents = _zeroshot_parents(card_1)
+    parents = zeroshot_parents(card_1)
     if card_0.role != "zeroshot":
         kinds = _describe_descendants(card_0, card_1)
         yield (
@@ -261,7 +261,7 @@ def descent_warnings(theta_0: CheckpointReader, theta_1: CheckpointReader) -> It
         )
 
 
-def _zeroshot_parents(card: Card) -> list[str]:
+def zeroshot_parents(card: Card) -> list[str]:
     """Return the digests of the zero-shot checkpoints that a checkpoint was made from."""
     return [
         item.digest
@@ -274,7 +274,7 @@ def _zeroshot_parents(card: Card) -> list[str]:
 
 def _describe_descendants(card_0: Card, card_1: Card) -> str:
     """Return the roles of two checkpoints that are not zero-shot, and their parents."""
-    parents_0, parents_1 = _zeroshot_parents(card_0), _zeroshot_parents(card_1)
+    parents_0, parents_1 = zeroshot_parents(card_0), zeroshot_parents(card_1)
     roles = f"a {card_0.role} and a {card_1.role} checkpoint"
     if card_0.role == card_1.role:
         roles = f"two {card_0.role} checkpoints"

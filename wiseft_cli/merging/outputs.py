@@ -101,7 +101,7 @@ class MergeOutputs:
         creates_parents: Whether missing folders of the outputs are created.
     """
 
-    outputs: Sequence[tuple[Alpha, Path]]
+    outputs: Sequence[tuple[Alpha | None, Path]]
     inputs: Sequence[Path]
     force: bool
     are_folders: bool
@@ -147,7 +147,7 @@ class MergeOutputs:
         return [self._open_one(stack, plan, alpha, path) for alpha, path in self.outputs]
 
     def _open_one(
-        self, stack: ExitStack, plan: MergePlan, alpha: Alpha, path: Path
+        self, stack: ExitStack, plan: MergePlan, alpha: Alpha | None, path: Path
     ) -> CheckpointWriter:
         if self.are_folders:
             folder = AtomicFolder(path, manifest=MANIFEST, force=self.force, inputs=self.inputs)
@@ -173,4 +173,4 @@ class MergeOutputs:
         for folder, (alpha, _), digest in zip(self._folders, self.outputs, digests, strict=False):
             for companion in list_companions(plan.inputs[-1].path):
                 shutil.copyfile(companion, folder.temporary / companion.name)
-            folder.commit({"schema": 1, "alpha": alpha.text, "digest": digest})
+            folder.commit({"schema": 1, "alpha": alpha.text if alpha else None, "digest": digest})

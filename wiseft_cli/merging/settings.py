@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 from wiseft_cli.errors import UsageError, counted
-from wiseft_cli.merging.alpha import Alpha, parse_decimal
+from wiseft_cli.merging.alpha import Alpha, parse_alphas, parse_decimal
 from wiseft_cli.merging.methods import (
     DEFAULT_METHOD,
     METHODS,
@@ -113,6 +113,37 @@ def resolve_settings(
         layer_alphas,
         _resolve_options(spec, given),
     )
+
+
+def resolve_alphas(
+    settings: MergeSettings, texts: Sequence[str], *, extrapolate: bool = False
+) -> tuple[Alpha | None, ...]:
+    """Return the alphas of a merge: those given, or the method's default.
+
+    Args:
+        texts: Numbers, lists and ranges; empty for the default.
+        extrapolate: Whether values outside [0, 1] are allowed.
+    Returns:
+        One None if the method has no alpha.
+    Raises:
+        UsageError: A text is malformed, a value is out of range, or the method has no alpha.
+    """
+    default = settings.spec.default_alpha
+    if default is None:
+        if texts:
+            raise UsageError(
+                f"method {settings.method}: has no alpha",
+                hint="leave --alpha out; the method finds the factor of each tensor itself",
+            )
+        return (None,)
+    alphas = parse_alphas(texts or [default], extrapolate=extrapolate)
+    outside = [alpha.text for alpha in alphas if not 0.0 <= alpha.value <= 1.0]
+    if outside and settings.spec.takes_fisher:
+        raise UsageError(
+            f"method {settings.method}: alpha {', '.join(outside)} is outside [0, 1], and a mean"
+            " has no negative weights"
+        )
+    return alphas
 
 
 def _resolve_options(spec: MergeMethod, given: Mapping[str, OptionValue]) -> dict[str, OptionValue]:

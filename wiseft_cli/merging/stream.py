@@ -5,6 +5,10 @@ and hash the inputs, compute the output at every alpha, hash it and write it. Re
 arithmetic and writing release the interpreter's lock. A hash needs the bytes of a tensor in
 order, so a tensor belongs to one thread.
 
+A method that needs a statistic of a tensor reads the tensor once or a few times more before, and
+one that needs a statistic of the whole model reads all tensors before the first is merged. These
+passes do not hash; the last one does.
+
 `plan.py` decides the source of every tensor; `merge.py` commits the files.
 """
 
@@ -13,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -28,7 +32,9 @@ from wiseft_cli.checkpoint.writer import CheckpointWriter
 from wiseft_cli.compute.workers import usable_cpus
 from wiseft_cli.merging.alpha import Alpha
 from wiseft_cli.merging.arithmetic import Interpolator
+from wiseft_cli.merging.model_merge import BlockMerger, TensorMerge
 from wiseft_cli.merging.plan import MergePlan, Step
+from wiseft_cli.merging.reductions import REDUCTION_BLOCK, Reduction
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
@@ -41,9 +47,12 @@ MAX_DEFAULT_THREADS = 8
 _CHUNK_BYTES = 1 << 20
 """Bytes read and hashed at once; long calls keep the threads from waiting for each other."""
 
-_MIN_CHUNK_BYTES = 64 << 10
+_MIN_CHUNK_BYTES = 8 * REDUCTION_BLOCK
+"""Every chunk but a tensor's last one has a multiple of so many bytes, and so of elements."""
+
 _OUTPUT_BYTES = 16 << 20
-"""Memory of all threads together for outputs."""
+_INPUT_BYTES = 32 << 20
+"""Memory of all threads together for outputs and for inputs."""
 
 _REPORT_BYTES = 8 << 20
 _FLUSH_BYTES = 64 << 20
@@ -74,13 +83,13 @@ def default_threads() -> int:
 
 def stream_tensors(
     plan: MergePlan,
-    alphas: Sequence[Alpha],
+    alphas: Sequence[Alpha | None],
     writers: Sequence[CheckpointWriter],
     *,
     threads: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> StreamResult:
-    """Read every tensor of all inputs once and write it at every alpha.
+    """Read every tensor of all inputs, once if its method allows it, and write it at every alpha.
 
     The result does not depend on the number of threads.
 
@@ -93,23 +102,17 @@ def stream_tensors(
         CheckpointError: An input ended early or could not be read.
         OutputError: An output could not be written.
     """
-    count = max(1, min(threads, len(plan.steps)))
-    job = _Job(plan, alphas, writers, count)
-    workers = [threading.Thread(target=_Worker(job).run, daemon=True) for _ in range(count)]
-    try:
-        for worker in workers:
-            worker.start()
-        _watch(job, on_progress)
-    finally:
-        # After a signal or an error, every thread stops before its next chunk.
-        job.stop.set()
-        for worker in workers:
-            if worker.ident is not None:  # it was started
-                worker.join()
+    job = _Job(plan, alphas, writers, max(1, min(threads, len(plan.steps))))
+    workers = [_Worker(job) for _ in range(job.n_workers)]
+    reduction, is_done = plan.merge.model_reduction, False
+    while reduction is not None and not is_done:
+        _run(job, [worker.observe for worker in workers], None)
+        is_done = reduction.finish_pass()
+    _run(job, [worker.merge for worker in workers], on_progress)
     digests = [
         content_digest((name, info.dtype, info.shape, sha256[name]) for name, info in tensors)
         for tensors, sha256 in zip(
-            (reader.tensors.items() for reader in plan.inputs), job.sha256, strict=True
+            (reader.tensors.items() for reader in plan.sources), job.sha256, strict=True
         )
     ]
     return StreamResult(tuple(digests), job.not_finite, job.not_finite_inputs)
@@ -121,22 +124,55 @@ class _Job:
     def __init__(
         self,
         plan: MergePlan,
-        alphas: Sequence[Alpha],
+        alphas: Sequence[Alpha | None],
         writers: Sequence[CheckpointWriter],
         n_workers: int,
     ) -> None:
         self.plan = plan
-        self.alphas = [alpha.value for alpha in alphas]
+        self.alphas = alphas
         self.writers = writers
         self.n_workers = n_workers
-        # The largest first, so that no thread is left with a large tensor at the end.
-        self.pending = deque(sorted(plan.steps, key=lambda step: -step.input_bytes))
+        self.pending: deque[Step] = deque()
         self.reports: SimpleQueue[int | BaseException | None] = SimpleQueue()
         """Bytes read, an error, or None from a thread that is done."""
         self.stop = threading.Event()
-        self.sha256: tuple[dict[str, str], ...] = tuple({} for _ in plan.inputs)
+        self.sha256: tuple[dict[str, str], ...] = tuple({} for _ in plan.sources)
         self.not_finite: tuple[dict[str, int], ...] = tuple({} for _ in alphas)
-        self.not_finite_inputs: tuple[dict[str, int], ...] = tuple({} for _ in plan.inputs)
+        self.not_finite_inputs: tuple[dict[str, int], ...] = tuple({} for _ in plan.sources)
+
+
+def _run(
+    job: _Job,
+    tasks: Sequence[Callable[[], None]],
+    on_progress: Callable[[int, int], None] | None,
+) -> None:
+    """Process all tensors, with one thread per task."""
+    # The largest first, so that no thread is left with a large tensor at the end.
+    job.pending.extend(sorted(job.plan.steps, key=lambda step: -step.input_bytes))
+    threads = [
+        threading.Thread(target=_report_end, args=[job, task], daemon=True) for task in tasks
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        _watch(job, on_progress)
+    except BaseException:
+        # After a signal or an error, every thread stops before its next chunk.
+        job.stop.set()
+        raise
+    finally:
+        for thread in threads:
+            if thread.ident is not None:  # it was started
+                thread.join()
+
+
+def _report_end(job: _Job, task: Callable[[], None]) -> None:
+    try:
+        task()
+    except BaseException as error:
+        job.reports.put(error)
+    else:
+        job.reports.put(None)
 
 
 def _watch(job: _Job, on_progress: Callable[[int, int], None] | None) -> None:
@@ -184,43 +220,55 @@ class _TensorInput:
 
 
 class _Worker:
-    """One thread: its buffers, allocated once, and the processing of a tensor."""
+    """The work of one thread: its buffers, allocated once, and the processing of a tensor."""
 
     def __init__(self, job: _Job) -> None:
         self._job = job
-        self._kernel = Interpolator()
-        self._chunk_bytes = _chunk_bytes(len(job.writers) * job.n_workers)
-        self._input_buffers = [np.empty(self._chunk_bytes, np.uint8) for _ in job.plan.inputs]
+        self._merger = BlockMerger()
+        self._interpolator = Interpolator()
+        n_sources = len(job.plan.sources)
+        self._chunk_bytes = _chunk_bytes(
+            len(job.writers) * job.n_workers, n_sources * job.n_workers
+        )
+        self._input_buffers = [np.empty(self._chunk_bytes, np.uint8) for _ in range(n_sources)]
         self._output_buffers = [np.empty(self._chunk_bytes, np.uint8) for _ in job.writers]
         self._unreported = 0
 
-    def run(self) -> None:
-        """Process tensors until none is left or the job is stopped."""
-        job = self._job
-        try:
-            while not job.stop.is_set():
-                try:
-                    step = job.pending.popleft()
-                except IndexError:
-                    break
-                self._process(step)
-        except BaseException as error:
-            job.reports.put(error)
-        else:
-            job.reports.put(self._unreported)
-            job.reports.put(None)
+    def merge(self) -> None:
+        """Merge or copy tensors until none is left or the job is stopped."""
+        for step in self._steps():
+            self._process(step)
+        self._job.reports.put(self._unreported)
+
+    def observe(self) -> None:
+        """Pass tensors to the statistic of the model until none is left or the job is stopped."""
+        reduction = self._job.plan.merge.model_reduction
+        for step in self._steps():
+            if step.source is None and reduction is not None:
+                self._observe(step, reduction)
+
+    def _steps(self) -> Iterator[Step]:
+        while not self._job.stop.is_set():
+            try:
+                yield self._job.pending.popleft()
+            except IndexError:
+                return
+
+    def _open(self, step: Step) -> dict[int, _TensorInput]:
+        """Return the tensor of every source that has it, by the source's index."""
+        infos = (*step.infos, *(step.fishers or [None] * len(self._job.plan.fishers)))
+        sources = zip(self._job.plan.sources, infos, self._input_buffers, strict=True)
+        return {
+            index: _TensorInput(reader, info, buffer)
+            for index, (reader, info, buffer) in enumerate(sources)
+            if info
+        }
 
     def _process(self, step: Step) -> None:
         job = self._job
-        inputs = {
-            index: _TensorInput(reader, info, buffer)
-            for index, (reader, info, buffer) in enumerate(
-                zip(job.plan.inputs, step.infos, self._input_buffers, strict=True)
-            )
-            if info
-        }
+        inputs = self._open(step)
         if step.source is None:
-            self._interpolate(step, *inputs.values())
+            self._merge(step, list(inputs.values()))
         else:
             self._copy(step, inputs[step.source])
         for tensor in inputs.values():
@@ -231,50 +279,88 @@ class _Worker:
             if tensor.n_not_finite:
                 job.not_finite_inputs[index][step.spec.name] = tensor.n_not_finite
 
-    def _interpolate(self, step: Step, x: _TensorInput, y: _TensorInput) -> None:
-        n = self._elements_per_chunk(step, x, y)
-        while x.rest and not self._job.stop.is_set():
-            values = self._read_elements(x, n), self._read_elements(y, n)
-            if not self._write_interpolated(step, *values, self._job.alphas):
-                for tensor, part in zip((x, y), values, strict=True):
+    def _merge(self, step: Step, tensors: Sequence[_TensorInput]) -> None:
+        merge = self._job.plan.merge
+        reduction = merge.tensor_reduction(step.size)
+        while reduction is not None and not self._job.stop.is_set():
+            self._observe(step, reduction)
+            if reduction.finish_pass():
+                break
+        if self._job.stop.is_set():
+            return
+        state = merge.tensor(step.spec.name, reduction)
+        n, begin = self._elements_per_chunk(step, *tensors), 0
+        while tensors[0].rest and not self._job.stop.is_set():
+            values = [self._read_elements(tensor, n) for tensor in tensors]
+            if not self._write_merged(step, state, values, begin):
+                for tensor, part in zip(tensors, values, strict=True):
                     tensor.n_not_finite += count_not_finite(tensor.info, part)
+            begin += len(values[0])
+
+    def _observe(self, step: Step, reduction: Reduction) -> None:
+        """Pass a tensor of every input to a statistic, without hashing it."""
+        tensors = list(self._open(step).values())[: len(self._job.plan.inputs)]
+        n = self._elements_per_chunk(step, *tensors)
+        while tensors[0].rest and not self._job.stop.is_set():
+            reduction.observe([self._read_elements(t, n, hashes=False) for t in tensors])
 
     def _copy(self, step: Step, tensor: _TensorInput) -> None:
         """Copy a tensor's bytes, or its values if the dtype changes."""
         while tensor.rest and not self._job.stop.is_set():
             if step.spec.dtype != tensor.info.dtype:
                 data = self._read_elements(tensor, self._elements_per_chunk(step, tensor))
-                self._write_interpolated(step, data, data, [1.0] * len(self._job.writers))
+                outs = self._outs(len(data), numpy_dtype(step.spec.dtype))
+                found, _ = self._interpolator.interpolate(data, data, [(1.0, out) for out in outs])
+                self._write(step, outs, found)
             else:
                 data = self._read(tensor, self._chunk_bytes)
                 for writer in self._job.writers:
                     writer.append(step.spec.name, data.data)
             tensor.n_not_finite += count_not_finite(tensor.info, data)
 
-    def _write_interpolated(self, step: Step, x: Array, y: Array, alphas: Sequence[float]) -> bool:
-        """Write a chunk at every alpha; return whether all of x and y is known to be finite."""
-        job, dtype = self._job, numpy_dtype(step.spec.dtype)
-        outs = [buffer[: len(x) * dtype.itemsize].view(dtype) for buffer in self._output_buffers]
-        found, is_finite = self._kernel.interpolate(x, y, list(zip(alphas, outs, strict=True)))
-        for buffer, writer, count, counts in zip(
+    def _write_merged(
+        self, step: Step, state: TensorMerge, values: Sequence[Array], begin: int
+    ) -> bool:
+        """Write a chunk at every alpha; return whether all inputs are known to be finite."""
+        outs = self._outs(len(values[0]), numpy_dtype(step.spec.dtype))
+        n_inputs = len(self._job.plan.inputs)
+        found, is_finite = self._merger.merge(
+            state,
+            values[:n_inputs],
+            list(zip(self._job.alphas, outs, strict=True)),
+            begin=begin,
+            fishers=values[n_inputs:],
+        )
+        self._write(step, outs, found)
+        return is_finite
+
+    def _outs(self, n: int, dtype: np.dtype[Any]) -> list[Array]:
+        """Return the arrays of n elements to write, one per output."""
+        return [buffer[: n * dtype.itemsize].view(dtype) for buffer in self._output_buffers]
+
+    def _write(self, step: Step, outs: Sequence[Array], found: Sequence[int]) -> None:
+        """Write a chunk to every output, and count its new elements that are not finite."""
+        job = self._job
+        for out, writer, count, counts in zip(
             outs, job.writers, found, job.not_finite, strict=True
         ):
             if count:
                 counts[step.spec.name] = counts.get(step.spec.name, 0) + count
-            writer.append(step.spec.name, buffer.view(np.uint8).data)
-        return is_finite
+            writer.append(step.spec.name, out.view(np.uint8).data)
 
     def _elements_per_chunk(self, step: Step, *tensors: _TensorInput) -> int:
         """Return how many elements fit into a buffer, as read and as written."""
         dtypes = numpy_dtype(step.spec.dtype), *(tensor.dtype for tensor in tensors)
         return self._chunk_bytes // max(dtype.itemsize for dtype in dtypes)
 
-    def _read(self, tensor: _TensorInput, limit: int) -> Array:
+    def _read(self, tensor: _TensorInput, limit: int, *, hashes: bool = True) -> Array:
         """Read and hash up to `limit` more bytes; they are valid until the next call."""
         data = tensor.buffer[: min(limit, tensor.rest)]
         tensor.reader.read_into(tensor.info.name, data.data, tensor.position)
-        tensor.sha256.update(data.data)
         tensor.position += data.nbytes
+        if not hashes:
+            return data
+        tensor.sha256.update(data.data)
         # Rarely, because waking the main thread takes the interpreter's lock from the others.
         self._unreported += data.nbytes
         if self._unreported >= _REPORT_BYTES:
@@ -282,11 +368,11 @@ class _Worker:
             self._unreported = 0
         return data
 
-    def _read_elements(self, tensor: _TensorInput, limit: int) -> Array:
-        return self._read(tensor, limit * tensor.dtype.itemsize).view(tensor.dtype)
+    def _read_elements(self, tensor: _TensorInput, limit: int, *, hashes: bool = True) -> Array:
+        return self._read(tensor, limit * tensor.dtype.itemsize, hashes=hashes).view(tensor.dtype)
 
 
-def _chunk_bytes(n_buffers: int) -> int:
-    """Return the chunk size at which all output buffers fit into their memory."""
-    share = min(_CHUNK_BYTES, _OUTPUT_BYTES // n_buffers)
+def _chunk_bytes(n_outputs: int, n_inputs: int) -> int:
+    """Return the chunk size at which all buffers fit into their memory."""
+    share = min(_CHUNK_BYTES, _OUTPUT_BYTES // n_outputs, _INPUT_BYTES // n_inputs)
     return max(share - share % _MIN_CHUNK_BYTES, _MIN_CHUNK_BYTES)

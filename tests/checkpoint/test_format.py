@@ -274,7 +274,7 @@ CARD = {"schema": 1, "role": "zeroshot", "digest": "sha256:" + "0" * 64}
     [
         ("not JSON", "Expecting value: line 1 column 1 (char 0)"),
         ("[]", "expected a JSON object"),
-        ('{"by": "someone else"}', "schema is None, expected 1"),
+        ('{"by": "someone else"}', "schema is None, expected 1 to 2"),
         (json.dumps({**CARD, "logit_scale": float("nan")}), "Out of range float values are not"),
         (json.dumps(CARD)[:-1] + ', "logit_scale": 1e999}', "Out of range float values are not"),
         (json.dumps({**CARD, "note": "\ud800"}), "'utf-8' codec can't encode character"),

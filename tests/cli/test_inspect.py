@@ -20,7 +20,7 @@ def test_the_history_of_a_merged_checkpoint_is_shown_as_a_tree(
     run_wiseft("merge", "--alpha", "0.3", zeroshot, finetuned, "-o", "x")
     shown = run_wiseft("inspect", "x")
     short = {
-        name: (read_card(tmp_path / name).digest or "").removeprefix("sha256:")[:12]
+        name: (read_card(tmp_path / name).digest or "").removeprefix("blake3:")[:12]
         for name in ("zs.safetensors", "ft.safetensors", "x")
     }
     assert (shown.returncode, shown.stderr) == (0, "")

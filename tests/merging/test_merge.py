@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
+from blake3 import blake3
 
 from tests.merging.pairs import (
     finetuned_card,
@@ -108,13 +108,13 @@ def documented_digest(path: Path) -> str:
     length = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + length])
     header.pop("__metadata__", None)
-    digest = hashlib.sha256()
+    digest = blake3()
     for name in sorted(header, key=lambda name: name.encode()):
         begin, end = (8 + length + offset for offset in header[name]["data_offsets"])
         row = [name, header[name]["dtype"], header[name]["shape"]]
-        row.append(hashlib.sha256(raw[begin:end]).hexdigest())
+        row.append(blake3(raw[begin:end]).hexdigest())
         digest.update(json.dumps(row, separators=(",", ":")).encode() + b"\n")
-    return "sha256:" + digest.hexdigest()
+    return "blake3:" + digest.hexdigest()
 
 
 def test_a_merge_of_foreign_files_has_a_card_with_both_digests(tmp_path: Path) -> None:
@@ -369,8 +369,8 @@ def test_finite_inputs_are_never_reported(tmp_path: Path) -> None:
 def test_another_zero_shot_parent_warns_and_raises_if_strict(tmp_path: Path) -> None:
     zeroshot, _ = write_pair(tmp_path)
     stranger = tmp_path / "stranger.safetensors"
-    write_checkpoint(stranger, tensors(1), finetuned_card("sha256:" + "ab" * 32))
-    own = (read_card(zeroshot).digest or "").removeprefix("sha256:")[:12]
+    write_checkpoint(stranger, tensors(1), finetuned_card("blake3:" + "ab" * 32))
+    own = (read_card(zeroshot).digest or "").removeprefix("blake3:")[:12]
     text = (
         f"{stranger} was fine-tuned from another zero-shot checkpoint (abababababab) "
         f"than {zeroshot} ({own})"
@@ -385,9 +385,9 @@ def test_two_fine_tuned_checkpoints_are_named_as_such(tmp_path: Path) -> None:
     digest = read_card(zeroshot).digest or ""
     sibling, stranger = tmp_path / "sibling", tmp_path / "stranger"
     write_checkpoint(sibling, tensors(2), finetuned_card(digest))
-    write_checkpoint(stranger, tensors(3), finetuned_card("sha256:" + "ab" * 32))
+    write_checkpoint(stranger, tensors(3), finetuned_card("blake3:" + "ab" * 32))
     merge(zeroshot, sibling, tmp_path / "m", "0.5")
-    own = digest.removeprefix("sha256:")[:12]
+    own = digest.removeprefix("blake3:")[:12]
     tail = "alpha 0 is the first of them, not a zero-shot model"
     for first, second, kinds in (
         (finetuned, sibling, f"two finetuned checkpoints with the same zero-shot parent {own}"),

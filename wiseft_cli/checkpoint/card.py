@@ -17,7 +17,9 @@ from typing import Any
 from wiseft_cli.checkpoint.digest import UNKNOWN_DIGEST, canonical_json
 from wiseft_cli.errors import CheckpointError
 
-SCHEMA = 1
+SCHEMA = 2
+"""Written; 1 is read too. Its digests are SHA-256."""
+_READABLE = (1, SCHEMA)
 METADATA_KEY = "wiseft"
 ROLES = ("zeroshot", "finetuned", "merged")
 NO_MODEL_HINT = (
@@ -162,11 +164,11 @@ def parse_card(text: str, path: Path) -> Card:
         schema = document.pop("schema", None)
         if isinstance(schema, int) and schema > SCHEMA:
             raise CheckpointError(
-                f"{path}: its card has schema {schema}, this version reads {SCHEMA}",
+                f"{path}: its card has schema {schema}, this version reads up to {SCHEMA}",
                 hint="update wiseft-cli",
             )
-        if schema != SCHEMA or isinstance(schema, bool):
-            raise TypeError(f"schema is {schema!r:.60}, expected {SCHEMA}")
+        if schema not in _READABLE or isinstance(schema, bool):
+            raise TypeError(f"schema is {schema!r:.60}, expected {_READABLE[0]} to {SCHEMA}")
         # The card must be writable again: finite numbers, no unpaired surrogates.
         json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
         return _parse_document(document)

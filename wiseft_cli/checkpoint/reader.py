@@ -6,7 +6,6 @@ interpreted here: `model/classifier.py` and `merging/` do that.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from wiseft_cli.checkpoint.card import METADATA_KEY, Card, parse_card
-from wiseft_cli.checkpoint.digest import content_digest
+from wiseft_cli.checkpoint.digest import algorithm_of, content_digest, new_hash
 from wiseft_cli.checkpoint.format import (
     FLOATING_DTYPES,
     Header,
@@ -100,6 +99,11 @@ class CheckpointReader:
         if len(self._opened) > 1 or METADATA_KEY not in self.metadata:
             return None
         return parse_card(self.metadata[METADATA_KEY], self._opened[0].path)
+
+    @property
+    def digest_algorithm(self) -> str:
+        """The hash of its content digest: that of the card, BLAKE3 without a card."""
+        return algorithm_of(self.card.digest if self.card else None)
 
     @property
     def partial(self) -> tuple[str, str] | None:
@@ -268,21 +272,21 @@ def read_content(
     Raises:
         CheckpointError: A file ended early or could not be read.
     """
-    buffer = np.empty(_CHUNK_BYTES, np.uint8)
+    buffer, algorithm = np.empty(_CHUNK_BYTES, np.uint8), reader.digest_algorithm
     rows, not_finite = [], {}
     for info in reader.tensors.values():
-        sha256, count = hashlib.sha256(), 0
+        data_hash, count = new_hash(algorithm), 0
         for offset in range(0, info.nbytes, _CHUNK_BYTES):
             data = buffer[: min(_CHUNK_BYTES, info.nbytes - offset)]
             reader.read_into(info.name, data.data, offset)
-            sha256.update(data.data)
+            data_hash.update(data.data)
             count += count_not_finite(info, data)
             if on_progress:
                 on_progress(data.nbytes)
-        rows.append((info.name, info.dtype, info.shape, sha256.hexdigest()))
+        rows.append((info.name, info.dtype, info.shape, data_hash.hexdigest()))
         if count:
             not_finite[info.name] = count
-    return ContentReport(content_digest(rows), not_finite)
+    return ContentReport(content_digest(rows, algorithm), not_finite)
 
 
 def count_not_finite(info: TensorInfo, data: np.ndarray) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 
 from wiseft_cli.checkpoint.card import Card, HistoryEntry, closed_history
-from wiseft_cli.checkpoint.digest import PREFIX, shorten
+from wiseft_cli.checkpoint.digest import is_digest, shorten
 from wiseft_cli.checkpoint.reader import CheckpointReader
 from wiseft_cli.errors import brief
 
@@ -81,6 +81,6 @@ def _options(entry: HistoryEntry) -> str:
     texts = []
     for name, value in sorted(entry.options.items()):
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        shown = shorten(text) if text.startswith(PREFIX) else brief(text, limit=_MAX_CHARACTERS)
+        shown = shorten(text) if is_digest(text) else brief(text, limit=_MAX_CHARACTERS)
         texts.append(f"{name}={shown}")
     return " ".join(texts)

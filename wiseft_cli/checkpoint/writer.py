@@ -7,18 +7,16 @@ this writer always produces the same bytes. The content of the card is decided e
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wiseft_cli.checkpoint.atomic import AtomicFile
 from wiseft_cli.checkpoint.card import METADATA_KEY, Card, render_card
-from wiseft_cli.checkpoint.digest import content_digest
+from wiseft_cli.checkpoint.digest import Hash, content_digest, hash_bytes, new_hash
 from wiseft_cli.checkpoint.format import (
     HEADER_ALIGNMENT_BYTES,
     TensorSpec,
@@ -26,9 +24,6 @@ from wiseft_cli.checkpoint.format import (
     render_header,
     safetensors_dtype,
 )
-
-if TYPE_CHECKING:
-    from hashlib import _Hash as Hash
 
 _LARGE_BYTES = 64 << 20
 """From this size on, the tensors of a checkpoint begin at a page of memory, 4096 bytes."""
@@ -74,9 +69,7 @@ class CheckpointWriter:
         self._places = {info.name: info for info in self._layout}
         # For each unfinished tensor: the hash and the number of the bytes so far.
         self._unfinished: dict[str, tuple[Hash | None, int]] = {}
-        self._sha256 = {
-            info.name: hashlib.sha256().hexdigest() for info in self._layout if not info.nbytes
-        }
+        self._hashes = {info.name: hash_bytes(b"") for info in self._layout if not info.nbytes}
         with ExitStack() as stack:
             self._file = stack.enter_context(AtomicFile(path, force=force, inputs=inputs))
             self._file.reserve(self._data_start + data_bytes)
@@ -101,16 +94,16 @@ class CheckpointWriter:
         if not view.nbytes:
             return
         digest, done = self._unfinished.pop(name, (None, 0))
-        digest = digest or hashlib.sha256()
+        digest = digest or new_hash()
         position, done = self._data_start + info.start + done, done + view.nbytes
-        if done > info.nbytes or name in self._sha256:
+        if done > info.nbytes or name in self._hashes:
             raise ValueError(f"{name}: more than its {info.nbytes} bytes")
         digest.update(view)
         self._file.write_at(position, view)
         if done < info.nbytes:
             self._unfinished[name] = digest, done
         else:
-            self._sha256[name] = digest.hexdigest()
+            self._hashes[name] = digest.hexdigest()
 
     def flush(self) -> None:
         """Wait until all bytes written so far are on the disk; other threads may keep writing.
@@ -132,11 +125,11 @@ class CheckpointWriter:
         Raises:
             OutputError: See `AtomicFile.commit`.
         """
-        unfinished = [name for name in self._places if name not in self._sha256]
+        unfinished = [name for name in self._places if name not in self._hashes]
         if unfinished:
             raise ValueError(f"incomplete tensors: {', '.join(unfinished[:10])}")
         digest = content_digest(
-            (info.name, info.dtype, info.shape, self._sha256[info.name]) for info in self._layout
+            (info.name, info.dtype, info.shape, self._hashes[info.name]) for info in self._layout
         )
         card = card or self._card
         header = self._render(card and replace(card, digest=digest))

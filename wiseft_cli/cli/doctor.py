@@ -29,6 +29,7 @@ PACKAGES = (
     "safetensors",
     "numpy",
     "ml_dtypes",
+    "blake3",
     "scipy",
     "pillow",
     "matplotlib",

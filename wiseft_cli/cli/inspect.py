@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,7 +79,10 @@ def _document(
     document: dict[str, Any] = {
         "path": str(reader.path),
         **vars(summarize(reader)),
-        "card": card_document(reader.card) if reader.card else None,
+        # As stored, the schema included; fields that are missing there have their defaults.
+        "card": {**card_document(reader.card), **json.loads(reader.metadata[METADATA_KEY])}
+        if reader.card
+        else None,
         "partial": reader.partial[0] if reader.partial else None,
         "metadata": {k: v for k, v in reader.metadata.items() if k != METADATA_KEY},
     }

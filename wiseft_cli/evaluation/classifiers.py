@@ -11,7 +11,6 @@ card is rejected: its result would be stored under the digest of other weights.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from wiseft_cli.checkpoint.digest import canonical_json, content_digest
+from wiseft_cli.checkpoint.digest import canonical_json, content_digest, new_hash
 from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint, require_card_digest
 from wiseft_cli.evaluation.weight_sets import NamedCheckpoint, WeightSet
 from wiseft_cli.merging.arithmetic import interpolate_arrays
@@ -257,7 +256,7 @@ class _ReloadedClassifier:
 
 
 def tensor_digests(path: Path, *, threads: int) -> Mapping[str, str]:
-    """Return the SHA-256 of each tensor of a checkpoint, with its type and shape.
+    """Return the hash of each tensor of a checkpoint, with its type and shape.
 
     Args:
         threads: Number of tensors that are hashed at a time.
@@ -265,21 +264,21 @@ def tensor_digests(path: Path, *, threads: int) -> Mapping[str, str]:
         CheckpointError: The file cannot be read, or its tensors do not match its card.
     """
     with open_checkpoint(path) as reader, ThreadPoolExecutor(threads) as pool:
-        hashes = pool.map(lambda name: _sha256(reader, name), reader.tensors)
+        hashes = pool.map(lambda name: _hash_tensor(reader, name), reader.tensors)
         rows = [
-            (info.name, info.dtype, info.shape, sha256)
-            for info, sha256 in zip(reader.tensors.values(), hashes, strict=True)
+            (info.name, info.dtype, info.shape, data_hash)
+            for info, data_hash in zip(reader.tensors.values(), hashes, strict=True)
         ]
-        require_card_digest(reader, content_digest(rows))
-    return {name: f"{dtype} {shape} {sha256}" for name, dtype, shape, sha256 in rows}
+        require_card_digest(reader, content_digest(rows, reader.digest_algorithm))
+    return {name: f"{dtype} {shape} {data_hash}" for name, dtype, shape, data_hash in rows}
 
 
-def _sha256(reader: CheckpointReader, name: str) -> str:
-    sha256 = hashlib.sha256()
+def _hash_tensor(reader: CheckpointReader, name: str) -> str:
+    data_hash = new_hash(reader.digest_algorithm)
     n_bytes = reader.tensors[name].nbytes
     buffer = np.empty(min(n_bytes, _CHUNK_BYTES), np.uint8)
     for offset in range(0, n_bytes, _CHUNK_BYTES):
         part = buffer[: min(_CHUNK_BYTES, n_bytes - offset)].data
         reader.read_into(name, part, offset)
-        sha256.update(part)
-    return sha256.hexdigest()
+        data_hash.update(part)
+    return data_hash.hexdigest()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from wiseft_cli.checkpoint.card import Card, canonical_preprocess
-from wiseft_cli.checkpoint.digest import shorten
+from wiseft_cli.checkpoint.digest import algorithm_of, shorten
 from wiseft_cli.checkpoint.reader import (
     CheckpointReader,
     has_equal_bytes,
@@ -58,9 +58,12 @@ class Comparison:
 
     @property
     def has_equal_content(self) -> bool | None:
-        """Whether the content digests of the cards are equal; None unless both have a card."""
+        """Whether the cards' content digests are equal; None without two of the same hash."""
         card_0, card_1 = self.theta_0.card, self.theta_1.card
-        return card_0.digest == card_1.digest if card_0 and card_1 else None
+        if not card_0 or not card_1:
+            return None
+        is_comparable = algorithm_of(card_0.digest) == algorithm_of(card_1.digest)
+        return card_0.digest == card_1.digest if is_comparable else None
 
     def describe(self) -> list[str]:
         """Return one line per difference, those of the cards first."""
@@ -255,6 +258,12 @@ def descent_warnings(theta_0: CheckpointReader, theta_1: CheckpointReader) -> It
             "zero-shot model"
         )
     elif parents and card_0.digest not in parents:
+        if algorithm_of(parents[-1]) != algorithm_of(card_0.digest):
+            yield (
+                f"{theta_1.path} was fine-tuned from {parents[-1][:19]}, and {theta_0.path} is "
+                f"{str(card_0.digest)[:19]}: digests by two hashes cannot be compared"
+            )
+            return
         yield (
             f"{theta_1.path} was fine-tuned from another zero-shot checkpoint "
             f"({shorten(parents[-1])}) than {theta_0.path} ({shorten(card_0.digest)})"

@@ -11,7 +11,6 @@ Source: Matena and Raffel 2022, arXiv:2111.09832, section 3.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -22,7 +21,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wiseft_cli.checkpoint.digest import UNKNOWN_DIGEST, canonical_json, content_digest, shorten
+from wiseft_cli.checkpoint.digest import (
+    UNKNOWN_DIGEST,
+    canonical_json,
+    content_digest,
+    hash_bytes,
+    shorten,
+)
 from wiseft_cli.checkpoint.format import safetensors_dtype
 from wiseft_cli.checkpoint.reader import FISHER_KEY, CheckpointReader, open_checkpoint
 from wiseft_cli.checkpoint.writer import write_checkpoint
@@ -227,7 +232,7 @@ def write_fisher(
         OutputError: See `AtomicFile`.
     """
     rows = [
-        (name, safetensors_dtype(at.dtype), at.shape, hashlib.sha256(at.tobytes()).hexdigest())
+        (name, safetensors_dtype(at.dtype), at.shape, hash_bytes(at.tobytes()))
         for name, at in values.items()
     ]
     written = replace(info, digest=content_digest(rows))

@@ -14,18 +14,17 @@ passes do not hash; the last one does.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from wiseft_cli.checkpoint.digest import content_digest
+from wiseft_cli.checkpoint.digest import Hash, content_digest, new_hash
 from wiseft_cli.checkpoint.format import TensorInfo, numpy_dtype
 from wiseft_cli.checkpoint.reader import CheckpointReader, count_not_finite
 from wiseft_cli.checkpoint.writer import CheckpointWriter
@@ -35,9 +34,6 @@ from wiseft_cli.merging.arithmetic import Interpolator
 from wiseft_cli.merging.model_merge import BlockMerger, TensorMerge
 from wiseft_cli.merging.plan import MergePlan, Step
 from wiseft_cli.merging.reductions import REDUCTION_BLOCK, Reduction
-
-if TYPE_CHECKING:
-    from hashlib import _Hash as Hash
 
 Array = npt.NDArray[Any]
 
@@ -110,10 +106,11 @@ def stream_tensors(
         is_done = reduction.finish_pass()
     _run(job, [worker.merge for worker in workers], on_progress)
     digests = [
-        content_digest((name, info.dtype, info.shape, sha256[name]) for name, info in tensors)
-        for tensors, sha256 in zip(
-            (reader.tensors.items() for reader in plan.sources), job.sha256, strict=True
+        content_digest(
+            ((name, info.dtype, info.shape, hashes[name]) for name, info in reader.tensors.items()),
+            reader.digest_algorithm,
         )
+        for reader, hashes in zip(plan.sources, job.hashes, strict=True)
     ]
     return StreamResult(tuple(digests), job.not_finite, job.not_finite_inputs)
 
@@ -136,7 +133,7 @@ class _Job:
         self.reports: SimpleQueue[int | BaseException | None] = SimpleQueue()
         """Bytes read, an error, or None from a thread that is done."""
         self.stop = threading.Event()
-        self.sha256: tuple[dict[str, str], ...] = tuple({} for _ in plan.sources)
+        self.hashes: tuple[dict[str, str], ...] = tuple({} for _ in plan.sources)
         self.not_finite: tuple[dict[str, int], ...] = tuple({} for _ in alphas)
         self.not_finite_inputs: tuple[dict[str, int], ...] = tuple({} for _ in plan.sources)
 
@@ -206,8 +203,8 @@ class _TensorInput:
     reader: CheckpointReader
     info: TensorInfo
     buffer: Array
+    hash: Hash
     position: int = 0
-    sha256: Hash = field(default_factory=hashlib.sha256)
     n_not_finite: int = 0
 
     @property
@@ -259,7 +256,7 @@ class _Worker:
         infos = (*step.infos, *(step.fishers or [None] * len(self._job.plan.fishers)))
         sources = zip(self._job.plan.sources, infos, self._input_buffers, strict=True)
         return {
-            index: _TensorInput(reader, info, buffer)
+            index: _TensorInput(reader, info, buffer, new_hash(reader.digest_algorithm))
             for index, (reader, info, buffer) in enumerate(sources)
             if info
         }
@@ -275,7 +272,7 @@ class _Worker:
             while tensor.rest and not job.stop.is_set():
                 self._read(tensor, self._chunk_bytes)
         for index, tensor in inputs.items():
-            job.sha256[index][step.spec.name] = tensor.sha256.hexdigest()
+            job.hashes[index][step.spec.name] = tensor.hash.hexdigest()
             if tensor.n_not_finite:
                 job.not_finite_inputs[index][step.spec.name] = tensor.n_not_finite
 
@@ -360,7 +357,7 @@ class _Worker:
         tensor.position += data.nbytes
         if not hashes:
             return data
-        tensor.sha256.update(data.data)
+        tensor.hash.update(data.data)
         # Rarely, because waking the main thread takes the interpreter's lock from the others.
         self._unreported += data.nbytes
         if self._unreported >= _REPORT_BYTES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shlex
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -208,7 +209,8 @@ def test_a_zip_archive_of_torch_save_is_recognized(path: Path) -> None:
     assert caught.value.message == (
         f"{path}: is a zip archive (torch.save writes these), expected a safetensors file"
     )
-    assert caught.value.hint == "save its state dict with safetensors.torch.save_file first"
+    command = shlex.join(["wiseft", "convert", str(path), "-o", "model-converted.safetensors"])
+    assert caught.value.hint == f"write its weights as safetensors first: {command}"
 
 
 def test_a_folder_a_pipe_and_a_missing_file_are_refused(tmp_path: Path) -> None:

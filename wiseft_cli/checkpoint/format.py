@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -273,7 +274,7 @@ def _truncated(path: Path, what: str, size_bytes: int) -> NotACheckpointError:
 
 def _read_header_length(descriptor: int, size_bytes: int, path: Path) -> int:
     start = os.pread(descriptor, 512, 0)
-    foreign = _recognize_foreign_file(start)
+    foreign = _recognize_foreign_file(start, path)
     if foreign:
         what, hint = foreign
         raise NotACheckpointError(f"{path}: is {what}, expected a safetensors file", hint=hint)
@@ -292,10 +293,16 @@ def _read_header_length(descriptor: int, size_bytes: int, path: Path) -> int:
     return length
 
 
-def _recognize_foreign_file(start: bytes) -> tuple[str, str] | None:
+def convert_command(path: Path) -> str:
+    """Return the command that writes the weights of a file of torch.save as safetensors."""
+    stem = f"{path.stem}-converted" if path.suffix == ".safetensors" else path.stem
+    return shlex.join(["wiseft", "convert", str(path), "-o", f"{stem}.safetensors"])
+
+
+def _recognize_foreign_file(start: bytes, path: Path) -> tuple[str, str] | None:
     """Return the format of a file that is not safetensors and the remedy, or None."""
     lowered = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    to_safetensors = "save its state dict with safetensors.torch.save_file first"
+    to_safetensors = f"write its weights as safetensors first: {convert_command(path)}"
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer", "fetch the real file with `git lfs pull`"
     if lowered.startswith((b"<!doctype", b"<html", b"<?xml")):

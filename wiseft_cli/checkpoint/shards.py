@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from wiseft_cli.checkpoint.format import MAX_HEADER_BYTES, open_regular_file
+from wiseft_cli.checkpoint.format import MAX_HEADER_BYTES, convert_command, open_regular_file
 from wiseft_cli.errors import CheckpointError, NotACheckpointError
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -24,6 +24,9 @@ INDEX_NAME = re.compile(r"\.safetensors\.index(?:\.[\w-]+)?\.json$")
 """Name of an index of shards, the variants of transformers included."""
 
 _SHARD_NAME = re.compile(r"^(.*?)[-_.]?(\d+)-of-(\d+)(.*)\.safetensors$")
+TORCH_NAMES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
+"""Files of torch.save that hold the weights of a model folder."""
+
 _WHOLE_NAME = "model.safetensors"
 """The file that transformers loads from a folder even if an index lies beside it."""
 
@@ -84,8 +87,12 @@ def _only_checkpoint_in(folder: Path) -> CheckpointFiles:
     files = [name for name in names if name.endswith(FILE_SUFFIX)]
     indices = [name for name in names if INDEX_NAME.search(name)]
     if not indices and not files:
+        saved = [name for name in names if name in TORCH_NAMES]
         raise NotACheckpointError(
-            f"{folder}: contains no *{FILE_SUFFIX} and no *{INDEX_SUFFIX} file"
+            f"{folder}: contains no *{FILE_SUFFIX} and no *{INDEX_SUFFIX} file",
+            hint=f"write the weights as safetensors first: {convert_command(folder / saved[0])}"
+            if saved
+            else None,
         )
     found = {name: _read_index(folder / name) for name in indices}
     listed = {file for index in found.values() for file in index.files}

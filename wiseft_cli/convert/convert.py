@@ -18,7 +18,8 @@ from wiseft_cli.checkpoint.reader import CheckpointReader
 from wiseft_cli.checkpoint.writer import CheckpointWriter
 from wiseft_cli.convert.foreign import reject_foreign, reject_quantized
 from wiseft_cli.convert.names import LIBRARIES, Library, Naming
-from wiseft_cli.convert.source import open_source, read_plainly, rename
+from wiseft_cli.convert.plain_names import read_plainly, rename
+from wiseft_cli.convert.source import open_source
 from wiseft_cli.convert.view import ConvertedReader, NamePlan, plan_names
 from wiseft_cli.errors import CheckpointError, UsageError, counted, list_some
 
@@ -36,14 +37,14 @@ class Conversion:
 
     Attributes:
         reader: The tensors under their new names.
-        source: The naming of the file.
-        target: The naming of `reader`.
+        source: The naming of the file; None if it is unknown and names are kept.
+        target: The naming of `reader`; None as above.
         notes: What was removed or left out, for the user.
     """
 
     reader: CheckpointReader
-    source: Naming
-    target: Naming
+    source: Naming | None
+    target: Naming | None
     notes: tuple[str, ...]
 
 
@@ -53,8 +54,8 @@ class ConvertedFile:
 
     path: Path
     digest: str
-    source: Naming
-    target: Naming
+    source: Naming | None
+    target: Naming | None
     n_tensors: int
     notes: tuple[str, ...]
 
@@ -89,6 +90,15 @@ def convert_names(reader: CheckpointReader, to: Library) -> Conversion:
         notes.append(f"{counted(len(dropped), 'tensor')} left out: {shown}")
     target = Naming("open_clip", source.family.rstrip("2")) if to == "open_clip" else other
     return Conversion(view, source, target, tuple(notes))
+
+
+def keep_names(reader: CheckpointReader) -> Conversion:
+    """Return a checkpoint with the names that it has, whatever model it is."""
+    _, naming, _ = read_plainly(reader)
+    notes: tuple[str, ...] = ()
+    if naming is not None and naming.library != "open_clip":
+        notes = (f"names are kept; --to open_clip converts the {naming}",)
+    return Conversion(reader, naming, naming, notes)
 
 
 def _other_naming(reader: CheckpointReader, source: Naming, to: Library) -> Naming:
@@ -135,32 +145,43 @@ def convert_checkpoint(
     source: str | Path,
     output: str | Path,
     *,
-    to: Library = "open_clip",
+    to: Library | None = None,
+    key: str | None = None,
+    base: str | Path | None = None,
     force: bool = False,
     on_progress: Callable[[int, int], object] = lambda total, n: None,
 ) -> ConvertedFile:
     """Convert a checkpoint to the tensor names of another library and write it as one file.
 
     Args:
-        source: A safetensors file, an index of shards, or a folder with one of them.
+        source: A safetensors file, an index of shards, or a folder with one of them; a file of
+            torch.save; or the folder of a LoRA adapter.
         output: The file to write.
-        to: The library.
+        to: The library. None stands for open_clip; a file of torch.save and an adapter then keep
+            their names.
+        key: Where the weights are in a file of torch.save that holds several.
+        base: The model that an adapter was trained on.
         force: Whether an existing output may be replaced.
         on_progress: Called with the number of bytes of the output, and the number just written.
     Raises:
-        UsageError: `to` is not a library.
+        UsageError: `to` is not a library, or an option is missing or does not apply.
         CheckpointError: The source cannot be read or converted.
         OutputError: The output cannot be written, or is also an input.
     """
-    if to not in LIBRARIES:
+    if to is not None and to not in LIBRARIES:
         raise UsageError(f"to {to!r}: expected one of {', '.join(LIBRARIES)}")
-    with open_source(source) as opened:
-        found = convert_names(opened.reader, to)
+    with open_source(source, key=key, base=None if base is None else Path(base)) as opened:
+        if to is None and opened.keeps_names:
+            found = keep_names(opened.reader)
+        else:
+            found = convert_names(opened.reader, to or "open_clip")
+        inputs = (*opened.reader.files, *opened.inputs)
         digest = write_converted(
-            found, Path(output), force=force, inputs=opened.reader.files, on_progress=on_progress
+            found, Path(output), force=force, inputs=inputs, on_progress=on_progress
         )
+    notes = (*opened.notes, *found.notes)
     return ConvertedFile(
-        Path(output), digest, found.source, found.target, len(found.reader.tensors), found.notes
+        Path(output), digest, found.source, found.target, len(found.reader.tensors), notes
     )
 
 
@@ -179,8 +200,9 @@ def write_converted(
     """
     reader = found.reader
     specs = [TensorSpec(info.name, info.dtype, info.shape) for info in reader.tensors.values()]
-    origin = f"{found.source.library}/{found.source.family}"
-    metadata = {"format": "pt", CONVERTED_FROM: origin}
+    metadata = {"format": "pt"}
+    if found.source is not None:
+        metadata[CONVERTED_FROM] = f"{found.source.library}/{found.source.family}"
     buffer = np.empty(_CHUNK_BYTES, np.uint8).data
     with CheckpointWriter(
         path, specs, None, force=force, inputs=inputs, metadata=metadata

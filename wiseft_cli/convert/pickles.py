@@ -130,7 +130,8 @@ def load_pickle(file: IO[bytes], path: Path) -> Any:
     """
     machine = _Machine(path)
     try:
-        for opcode, argument, _ in pickletools.genops(_Limited(file)):
+        limited: Any = _Limited(file)
+        for opcode, argument, _ in pickletools.genops(limited):
             if opcode.name == "STOP":
                 return machine.pop()
             machine.step(opcode.name, argument)

@@ -11,18 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint, require_whole_checkpoint
-from wiseft_cli.convert.names import Naming, find_naming
-from wiseft_cli.convert.view import ConvertedReader, Derived, Piece
-from wiseft_cli.merging.causes import remove_wrappers
-
-_ANCHORS = (
-    "vision_model.embeddings.patch_embedding.weight",
-    "embeddings.patch_embedding.weight",
-    "visual.conv1.weight",
-    "visual.trunk.patch_embed.proj.weight",
-    "patch_embed.proj.weight",
-)
-"""Names that every file of a naming has; what precedes them is a prefix."""
+from wiseft_cli.convert.adapted import open_adapted
+from wiseft_cli.convert.lora import is_adapter
+from wiseft_cli.convert.torch_files import find_torch_file, open_torch_weights
+from wiseft_cli.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -32,82 +24,59 @@ class Source:
     Attributes:
         reader: The tensors, as they are stored.
         folder: The folder with config.json and so on; None if there is none.
+        notes: What was chosen and left out, for the user.
+        keeps_names: Whether the names stay as they are unless a library is given.
+        inputs: Files that it is read from, besides those of the reader.
     """
 
     reader: CheckpointReader
     folder: Path | None = None
+    notes: tuple[str, ...] = ()
+    keeps_names: bool = False
+    inputs: tuple[Path, ...] = ()
 
 
 @contextmanager
-def open_source(source: str | Path) -> Iterator[Source]:
-    """Open a file, an index of shards, or a folder.
+def open_source(
+    source: str | Path, *, key: str | None = None, base: Path | None = None
+) -> Iterator[Source]:
+    """Open a file, an index of shards, or a folder; a file of torch.save; or a LoRA adapter.
 
+    Args:
+        key: Where the weights are in a file of torch.save that holds several.
+        base: The model that an adapter was trained on.
     Raises:
         NotACheckpointError: It is not a whole checkpoint.
-        CheckpointError: An index and its shards do not agree.
+        CheckpointError: An index and its shards do not agree, or an adapter does not fit `base`.
+        UsageError: `key` or `base` is missing, or does not apply.
     """
     path = Path(source)
+    if is_adapter(path):
+        _require_unused(path, "a LoRA adapter", key=key)
+        if base is None:
+            raise UsageError(
+                f"{path}: is a LoRA adapter, which changes a model",
+                hint="name the model that it was trained on with --base",
+            )
+        with (
+            open_checkpoint(base, allow_shards=True) as model,
+            open_adapted(path, model) as adapted,
+        ):
+            yield Source(adapted, path if path.is_dir() else path.parent, (), True, model.files)
+        return
+    _require_unused(path, "not a LoRA adapter", base=base)
+    if (file := find_torch_file(path)) is not None:
+        saved, notes = open_torch_weights(file, key=key)
+        with saved:
+            yield Source(saved, file.parent, tuple(notes), True)
+        return
+    _require_unused(path, "not a file of torch.save", key=key)
     with open_checkpoint(path, allow_shards=True) as reader:
         require_whole_checkpoint(reader)
         yield Source(reader, path if path.is_dir() else path.parent)
 
 
-def read_plainly(reader: CheckpointReader) -> tuple[CheckpointReader, Naming | None, str | None]:
-    """Return a file's tensors without wrappers and prefixes, and their naming.
-
-    Wrappers are `module.`, `_orig_mod.` and so on. `vision_model.`, which transformers omits in
-    the file of an image encoder alone, is added.
-
-    Returns:
-        The reader or a view of it, the naming if it is known, and what was removed.
-    """
-    names = {name: plain for plain, name in _plain_names(reader).items()}
-    removed = sorted({name.replace(plain, "") for name, plain in names.items() if name != plain})
-    prefix = _find_prefix(list(names.values()))
-    if prefix:
-        names = {name: plain.removeprefix(prefix) for name, plain in names.items()}
-        removed.append(prefix)
-    plain_names = set(names.values())
-    if _ANCHORS[1] in plain_names and _ANCHORS[0] not in plain_names:
-        names = {name: f"vision_model.{plain}" for name, plain in names.items()}
-    if {"visual.conv1.weight", "text.positional_embedding"} <= plain_names:
-        names = {name: plain.removeprefix("text.") for name, plain in names.items()}
-    if len(set(names.values())) < len(names) or all(n == plain for n, plain in names.items()):
-        return reader, find_naming(reader.tensors), None
-    view = rename(reader, names)
-    return view, find_naming(view.tensors), " and ".join(removed) or None
-
-
-def rename(reader: CheckpointReader, names: dict[str, str]) -> ConvertedReader:
-    """Return a view of a reader with other names.
-
-    Args:
-        names: New names by old ones.
-    """
-    return ConvertedReader(
-        reader,
-        {
-            new: Derived(info.dtype, info.shape, (Piece(old, 0, info.nbytes),))
-            for old, new in names.items()
-            for info in (reader.tensors[old],)
-        },
-    )
-
-
-def _plain_names(reader: CheckpointReader) -> dict[str, str]:
-    """Return the old name of each tensor by its name without wrappers."""
-    plain = remove_wrappers(reader.tensors)
-    if len(plain) < len(reader.tensors):  # two names differ only in wrappers
-        return {name: name for name in reader.tensors}
-    return {new: info.name for new, info in plain.items()}
-
-
-def _find_prefix(names: list[str]) -> str:
-    """Return the prefix in front of a characteristic name, such as `model.`."""
-    for anchor in _ANCHORS:
-        for name in names:
-            if name == anchor:
-                return ""
-            if name.endswith(f".{anchor}"):
-                return name.removesuffix(anchor)
-    return ""
+def _require_unused(path: Path, what: str, **options: object) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise UsageError(f"--{name} does not apply: {path} is {what}")

@@ -31,6 +31,7 @@ from wiseft_cli.checkpoint.format import (
     read_exactly,
 )
 from wiseft_cli.checkpoint.reader import CheckpointReader
+from wiseft_cli.checkpoint.shards import TORCH_NAMES
 from wiseft_cli.convert.pickles import (
     MAX_PICKLE_BYTES,
     Record,
@@ -321,14 +322,22 @@ def open_torch_file(path: Path) -> TorchFile:
     return file
 
 
-def is_torch_file(path: Path) -> bool:
-    """Return whether a file begins like one of torch.save, whatever its name is."""
+def find_torch_file(path: Path) -> Path | None:
+    """Return the file of torch.save at a path, whatever its name is, or None.
+
+    In a folder it is `pytorch_model.bin`, or open_clip's, if no safetensors file is there.
+    """
+    if path.is_dir():
+        if any(path.glob("*.safetensors")):
+            return None
+        found = [path / name for name in TORCH_NAMES if (path / name).is_file()]
+        return found[0] if found else None
     try:
         with path.open("rb") as file:
             start = file.read(len(_LEGACY_START))
     except OSError:
-        return False
-    return start == _LEGACY_START or start.startswith(b"PK\x03\x04")
+        return None
+    return path if start == _LEGACY_START or start.startswith(b"PK\x03\x04") else None
 
 
 def _storages(root: Any) -> Iterable[Storage]:

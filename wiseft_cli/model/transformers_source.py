@@ -21,7 +21,8 @@ from wiseft_cli.convert.configs import (
     read_preprocess,
     read_transformers_config,
 )
-from wiseft_cli.convert.source import open_source, read_plainly
+from wiseft_cli.convert.plain_names import read_plainly
+from wiseft_cli.convert.source import open_source
 from wiseft_cli.errors import ModelError
 from wiseft_cli.model.quiet import quiet_libraries
 

@@ -26,7 +26,8 @@ from wiseft_cli.checkpoint.format import TensorInfo
 from wiseft_cli.checkpoint.reader import CheckpointReader
 from wiseft_cli.checkpoint.shards import INDEX_SUFFIX
 from wiseft_cli.convert.convert import convert_names
-from wiseft_cli.convert.source import open_source, read_plainly
+from wiseft_cli.convert.plain_names import read_plainly
+from wiseft_cli.convert.source import open_source
 from wiseft_cli.errors import ModelError, counted, did_you_mean_path
 from wiseft_cli.merging.causes import find_renaming
 from wiseft_cli.model.classifier import HEAD_WEIGHT

@@ -1,0 +1,116 @@
+"""An adapter of transformers' modules, on a base model with the names of open_clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.convert.tiny import CLIP_CONFIG
+from wiseft_cli.checkpoint.reader import open_checkpoint
+from wiseft_cli.convert.adapted import open_adapted
+from wiseft_cli.convert.convert import convert_checkpoint
+from wiseft_cli.errors import CheckpointError, UsageError
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def make_adapter(folder: Path, kind: str) -> dict[str, torch.Tensor]:
+    """Write adapter/, base.safetensors (open_clip) and return PEFT's merge under these names."""
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = transformers.CLIPConfig(**CLIP_CONFIG)
+    if kind == "CLIPVisionModelWithProjection":
+        config = config.vision_config
+        config.projection_dim = CLIP_CONFIG["projection_dim"]
+    model = getattr(transformers, kind)(config)
+
+    def save(name: str) -> None:
+        state = {at: tensor.clone().contiguous() for at, tensor in model.state_dict().items()}
+        save_file(state, folder / "there.safetensors")
+        convert_checkpoint(folder / "there.safetensors", folder / name, force=True)
+
+    save("base.safetensors")
+    adapted = get_peft_model(
+        model,
+        LoraConfig(
+            r=4,
+            target_modules=["q_proj", "v_proj", "fc1", "visual_projection"],
+            init_lora_weights=False,
+        ),
+    )
+    adapted.save_pretrained(folder / "adapter")
+    model = adapted.merge_and_unload()
+    save("expected.safetensors")
+    return load_file(folder / "expected.safetensors")
+
+
+def with_head(path: Path) -> None:
+    """Give a file the head of a wiseft checkpoint."""
+    head = {
+        "classification_head.weight": torch.ones(3, CLIP_CONFIG["projection_dim"]),
+        "classification_head.bias": torch.zeros(3),
+    }
+    save_file({**load_file(path), **head}, path)
+
+
+@pytest.mark.parametrize("kind", ["CLIPModel", "CLIPVisionModelWithProjection"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_result_has_the_names_of_the_base(tmp_path: Path, kind: str, prefix: str) -> None:
+    expected = make_adapter(tmp_path, kind)
+    base = tmp_path / "base.safetensors"
+    save_file({prefix + name: at for name, at in load_file(base).items()}, base)
+    with open_checkpoint(base) as model, open_adapted(tmp_path / "adapter", model) as reader:
+        assert reader.tensors.keys() == model.tensors.keys()
+        assert reader.tensors.keys() == {prefix + name for name in expected}
+        for name, tensor in expected.items():
+            found = reader.read_array(prefix + name)
+            np.testing.assert_allclose(found, tensor.numpy(), rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+def test_a_head_of_the_base_stays_as_it_is(tmp_path: Path) -> None:
+    make_adapter(tmp_path, "CLIPVisionModelWithProjection")
+    with_head(tmp_path / "base.safetensors")
+    convert_checkpoint(
+        tmp_path / "adapter", tmp_path / "out.safetensors", base=tmp_path / "base.safetensors"
+    )
+    found = load_file(tmp_path / "out.safetensors")
+    assert torch.equal(found["classification_head.weight"], torch.ones(3, 24))
+    assert found.keys() == load_file(tmp_path / "base.safetensors").keys()
+
+
+def test_an_adapter_of_the_text_tower_does_not_fit_an_image_encoder(tmp_path: Path) -> None:
+    make_adapter(tmp_path, "CLIPModel")
+    base = tmp_path / "base.safetensors"
+    save_file({n: at for n, at in load_file(base).items() if n.startswith("visual.")}, base)
+    with (
+        open_checkpoint(base) as model,
+        pytest.raises(CheckpointError, match="does not fit") as caught,
+    ):
+        open_adapted(tmp_path / "adapter", model)
+    assert "the base model has no text_model.encoder.layers.0.mlp.fc1.weight" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "is a LoRA adapter, which changes a model"),
+        ({"key": "x", "base": "base.safetensors"}, "--key does not apply"),
+    ],
+)
+def test_options_are_checked(
+    tmp_path: Path, monkeypatch: Any, options: dict[str, Any], message: str
+) -> None:
+    make_adapter(tmp_path, "CLIPModel")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        convert_checkpoint("adapter", "out.safetensors", **options)
+    with pytest.raises(UsageError, match="--base does not apply"):
+        convert_checkpoint("base.safetensors", "out.safetensors", base="expected.safetensors")
+    assert not Path("out.safetensors").exists()

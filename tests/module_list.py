@@ -6,8 +6,10 @@ import ast
 import re
 from pathlib import Path
 
+import wiseft_cli
+
 ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "wiseft_cli"
+PACKAGE = Path(wiseft_cli.__file__).parent
 PAGE = ROOT / "docs" / "architecture.md"
 ROOMS = (
     "cli",
@@ -17,6 +19,7 @@ ROOMS = (
     "model",
     "data",
     "merging",
+    "convert",
     "reporting",
     "prompts",
     "checkpoint",

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "wiseft_cli"
+import wiseft_cli
+
+PACKAGE = Path(wiseft_cli.__file__).parent
 
 MAY_IMPORT = {
     "errors": set(),

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from wiseft_cli.data.image_folder import list_image_folder
-from wiseft_cli.data.image_set import ImageRecord, data_fingerprint
+from wiseft_cli.data.image_set import data_fingerprint
+from wiseft_cli.data.records import ImageRecord
 from wiseft_cli.errors import DatasetError
 
 

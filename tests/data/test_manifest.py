@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from tests.data.test_image_folder import put
 from wiseft_cli.data.image_folder import list_image_folder
-from wiseft_cli.data.image_set import ImageRecord, ImageSet, data_fingerprint
+from wiseft_cli.data.image_set import ImageSet, data_fingerprint
 from wiseft_cli.data.manifest import Columns, RowFaults, list_manifest, read_rows
+from wiseft_cli.data.records import ImageRecord
 from wiseft_cli.errors import DatasetError
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wiseft_cli.data.image_set import ImageRecord, ImageSet, data_fingerprint
+from wiseft_cli.data.image_set import ImageSet, data_fingerprint
+from wiseft_cli.data.records import ImageRecord, ImageRecords
 from wiseft_cli.data.subsets import few_shot, stratified_split
 from wiseft_cli.errors import DatasetError, UsageError
 
@@ -20,7 +21,7 @@ def make_set(**counts: int) -> ImageSet:
         for label, count in counts.items()
         for at in range(count)
     ]
-    return ImageSet("train", Path("/data"), tuple(records), ("a note",))
+    return ImageSet("train", Path("/data"), ImageRecords(records), ("a note",))
 
 
 def paths(image_set: ImageSet) -> list[str]:
@@ -74,7 +75,7 @@ def test_subsets_do_not_depend_on_the_order_of_records(seed: int, shuffler: rand
     whole = make_set(a=12, b=7)
     records = list(whole.records)
     shuffler.shuffle(records)
-    shuffled = replace(whole, records=tuple(records))
+    shuffled = replace(whole, records=ImageRecords(records))
     for select in (
         lambda images: few_shot(images, 3, seed).images,
         lambda images: stratified_split(images, 0.25, seed).val,

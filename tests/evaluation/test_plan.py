@@ -13,6 +13,7 @@ from tests.reporting.lines import line
 from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.data.image_set import JoinOptions, data_fingerprint
+from wiseft_cli.data.records import ImageRecords
 from wiseft_cli.data.sources import open_image_set
 from wiseft_cli.errors import DatasetError, UsageError
 from wiseft_cli.evaluation.plan import Job, find_held, plan_evaluation, plan_jobs
@@ -36,7 +37,7 @@ def test_metrics_depend_on_classes_and_groups_and_the_set_chooses_its_primary(
     )
     (job,) = plan_jobs(rows, [replace(images, join_options=JoinOptions(primary="macro_f1"))])
     assert job.line.primary == "macro_f1"
-    grouped = tuple(replace(record, group="g") for record in images.records)
+    grouped = ImageRecords(replace(record, group="g") for record in images.records)
     (job,) = plan_jobs(rows, [replace(images, records=grouped)])
     assert [*job.line.metrics][-1] == "worst_group"
     with pytest.raises(UsageError, match="'worst_group', which it does not have; it has top1, top"):

@@ -25,10 +25,11 @@ from tests.evaluation.tiny import (
 )
 from wiseft_cli.data import loading as loading_module
 from wiseft_cli.data.image_folder import list_image_folder
-from wiseft_cli.data.image_set import ImageRecord, ImageSet
+from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.images import load_image
 from wiseft_cli.data.label_join import LabelJoin, join_image_set, join_labels
 from wiseft_cli.data.loading import ImageBatch
+from wiseft_cli.data.records import ImageRecord, ImageRecords
 from wiseft_cli.data.sources import open_image_set
 from wiseft_cli.errors import DatasetError, ModelError
 from wiseft_cli.evaluation.metrics import AnchorCount, SetAccuracy
@@ -66,7 +67,7 @@ def set_with(
         for at, (target, group) in enumerate(zip(targets, groups, strict=True))
     ]
     records += [ImageRecord(f"unread {label}", label, 1) for label in labels]
-    image_set = ImageSet("set", Path("/"), tuple(records))
+    image_set = ImageSet("set", Path("/"), ImageRecords(records))
     assert image_set.labels == tuple(labels)
     return image_set
 
@@ -233,7 +234,7 @@ def test_label_that_no_column_accepts_is_never_right() -> None:
 
 def frames(n: int, neighbourhoods: dict[int, tuple[int, ...]]) -> ImageSet:
     names = {str(at): tuple(map(str, around)) for at, around in neighbourhoods.items()}
-    records = tuple(ImageRecord(str(at), "a", 1) for at in range(n))
+    records = ImageRecords(ImageRecord(str(at), "a", 1) for at in range(n))
     return ImageSet("video", Path("/"), records, neighbourhoods=names)
 
 

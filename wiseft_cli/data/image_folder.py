@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from wiseft_cli.data.files import is_folder_entry, walk_files
@@ -12,7 +13,8 @@ from wiseft_cli.data.image_formats import (
     is_image_name,
     is_picture_name,
 )
-from wiseft_cli.data.image_set import ImageRecord, ImageSet
+from wiseft_cli.data.image_set import ImageSet
+from wiseft_cli.data.records import ImageRecord, ImageRecords
 from wiseft_cli.data.suggestions import parent_of
 from wiseft_cli.errors import DatasetError, counted, did_you_mean_path, list_some
 
@@ -32,21 +34,26 @@ def list_image_folder(root: Path, *, name: str | None = None) -> ImageSet:
     """
     name = name if name is not None else Path(os.path.abspath(root)).name
     class_folders, n_loose = _scan_root(root)
-    records: list[ImageRecord] = []
     unusable: list[str] = []
     empty: list[str] = []
     ignored = IgnoredFiles()
-    for label in class_folders:
-        found = []
-        for path, size in walk_files(root / label, label):
-            if is_image_name(path):
-                found.append((path, size))
-            else:
-                ignored.add(path)
-        if not found:
-            empty.append(label)
-        records += [ImageRecord(path, label, size) for path, size in found if size is not None]
-        unusable += [str(root / path) for path, size in found if size is None]
+
+    def walk() -> Iterator[ImageRecord]:
+        for label in class_folders:
+            n_found = 0
+            for path, size in walk_files(root / label, label):
+                if not is_image_name(path):
+                    ignored.add(path)
+                    continue
+                n_found += 1
+                if size is None:
+                    unusable.append(str(root / path))
+                else:
+                    yield ImageRecord(path, label, size)
+            if not n_found:
+                empty.append(label)
+
+    records = ImageRecords(walk())
     if unusable:
         raise DatasetError(
             f"image set {name!r} has {len(unusable)} images that are broken links or not regular"
@@ -56,13 +63,12 @@ def list_image_folder(root: Path, *, name: str | None = None) -> ImageSet:
         )
     if not records:
         raise _no_images(name, root, class_folders, n_loose, ignored)
-    records.sort(key=lambda record: record.path)
     n_ignored = ignored.counts.total()
     warnings = (f"image set {name!r}: {counted(n_ignored, 'file')} ignored: {ignored}",)
     return ImageSet(
         name,
         root,
-        tuple(records),
+        records.sorted_by_path(),
         _notes(name, empty, n_loose),
         warnings=warnings if n_ignored else (),
     )

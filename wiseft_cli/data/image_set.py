@@ -1,4 +1,4 @@
-"""Labelled image sets: image records, how labels join a head's classes, and the data fingerprint.
+"""Labelled image sets: how labels join a head's classes, and the data fingerprint.
 
 `image_folder.py`, `manifest.py`, `shards.py` and the modules of `layouts/` list image sets. No
 image is decoded here; `images.py` does that.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,33 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from wiseft_cli.checkpoint.card import APPLY_ORIENTATION, EXIF_ORIENTATION
 from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.data.label_map import LabelMap
+from wiseft_cli.data.records import ImageRecord, ImageRecords
 from wiseft_cli.errors import DatasetError
 
 if TYPE_CHECKING:
     from PIL import Image
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRecord:
-    """One image of a set.
-
-    Attributes:
-        path: Path below the root, with `/` between parts; for an image in a shard, the shard's
-            path and the name of the member.
-        label: Name of the image's class in the set.
-        size_bytes: Size of the encoded image.
-        group: Group of the image, for `worst_group` accuracy; None without groups.
-        container: Path of the shard below the root; None for an image in a file of its own.
-        offset: Position of the image in its container: the first byte in a shard, the row in an
-            array.
-    """
-
-    path: str
-    label: str
-    size_bytes: int
-    group: str | None = None
-    container: str | None = None
-    offset: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +74,7 @@ class ImageSet:
 
     name: str
     root: Path
-    records: tuple[ImageRecord, ...]
+    records: ImageRecords
     notes: tuple[str, ...] = ()
     join_options: JoinOptions = field(default_factory=JoinOptions)
     warnings: tuple[str, ...] = ()
@@ -108,7 +86,7 @@ class ImageSet:
     @property
     def labels(self) -> tuple[str, ...]:
         """Distinct labels of the images, sorted."""
-        return tuple(sorted({record.label for record in self.records}))
+        return tuple(sorted(self.records.labels))
 
     @property
     def accepted_labels(self) -> tuple[str, ...]:
@@ -120,7 +98,7 @@ class ImageSet:
     @property
     def groups(self) -> tuple[str, ...]:
         """Distinct groups of the images, sorted; empty for a set without groups."""
-        return tuple(sorted({record.group for record in self.records if record.group is not None}))
+        return tuple(sorted(self.records.groups))
 
     def preprocess(self, of_checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         """Return a checkpoint's preprocessing as it applies to the images of this set."""
@@ -135,7 +113,7 @@ class ImageSet:
 
     def name_of(self, index: int) -> str:
         """Return the name of an image in messages: its path, including its shard if it has one."""
-        return str(self.root / self.records[index].path)
+        return str(self.root / self.records.path(index))
 
     def source(self, index: int) -> Path | io.BytesIO | Image.Image:
         """Return the input of `load_image`: a file, the bytes of a shard member, or an image.
@@ -176,15 +154,17 @@ def data_fingerprint(image_set: ImageSet) -> str:
     Returns:
         `sha256:` and 64 hexadecimal digits.
     """
-    lines: list[list[Any]] = []
-    if image_set.crop_border:
-        lines.append(["crop_border", image_set.crop_border])
-    for anchor, neighbours in sorted(image_set.neighbourhoods.items()):
-        lines.append(["neighbourhood", anchor, sorted(neighbours)])
-    for record in sorted(image_set.records, key=lambda record: record.path):
-        group = [] if record.group is None else [record.group]
-        lines.append([record.path, record.size_bytes, record.label, *group])
     digest = hashlib.sha256()
-    for line in lines:
+    for line in _fingerprint_lines(image_set):
         digest.update(canonical_json(line).encode("ascii") + b"\n")
     return f"sha256:{digest.hexdigest()}"
+
+
+def _fingerprint_lines(image_set: ImageSet) -> Iterator[list[Any]]:
+    if image_set.crop_border:
+        yield ["crop_border", image_set.crop_border]
+    for anchor, neighbours in sorted(image_set.neighbourhoods.items()):
+        yield ["neighbourhood", anchor, sorted(neighbours)]
+    for record in image_set.records.sorted_by_path():
+        group = [] if record.group is None else [record.group]
+        yield [record.path, record.size_bytes, record.label, *group]

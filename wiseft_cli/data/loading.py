@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -94,7 +95,7 @@ class ImageDataset(Dataset[ImageItem | UnreadableImage]):
         if len(targets) != len(image_set.records):
             raise ValueError(f"{len(targets)} targets for {len(image_set.records)} images")
         self._image_set = image_set
-        self._targets = list(targets)
+        self._targets = np.asarray(targets, np.int32)  # small, and forks share it
         self._transform = transform
 
     def __len__(self) -> int:
@@ -107,7 +108,7 @@ class ImageDataset(Dataset[ImageItem | UnreadableImage]):
         except DatasetError as error:
             return UnreadableImage(index, error.message)
         is_rotated = exif_orientation(image) != UPRIGHT
-        return ImageItem(transformed, self._targets[index], index, is_rotated)
+        return ImageItem(transformed, int(self._targets[index]), index, is_rotated)
 
 
 def collate_images(items: Sequence[ImageItem | UnreadableImage]) -> ImageBatch:

@@ -17,7 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,8 @@ from wiseft_cli.data.files import (
     is_tar_file,
     look_up_files,
 )
-from wiseft_cli.data.image_set import ImageRecord, ImageSet
+from wiseft_cli.data.image_set import ImageSet
+from wiseft_cli.data.records import ImageRecord, ImageRecords
 from wiseft_cli.errors import DatasetError, counted, list_some
 from wiseft_cli.prompts.documents import read_text
 
@@ -101,11 +102,11 @@ def list_manifest(
     faults.raise_if_any()
     if not unique:
         raise DatasetError(f"{path}: contains no images", hint="expected one row per image")
-    records = [
+    unique.sort(key=attrgetter("path"))
+    records = ImageRecords(
         ImageRecord(row.path, row.label, found[row.path].size_bytes, row.group) for row in unique
-    ]
-    records.sort(key=lambda record: record.path)
-    return ImageSet(name, path.parent, tuple(records), _notes(name, records, n_repeated))
+    )
+    return ImageSet(name, path.parent, records, _notes(name, records, n_repeated))
 
 
 class RowFaults:
@@ -224,7 +225,7 @@ def _unique_rows(
     return list(by_file.values()), n_repeated
 
 
-def _notes(name: str, records: list[ImageRecord], n_repeated: int) -> tuple[str, ...]:
+def _notes(name: str, records: Sequence[ImageRecord], n_repeated: int) -> tuple[str, ...]:
     notes = []
     if n_repeated:
         rows = counted(n_repeated, "repeated row")

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from wiseft_cli.data.image_formats import is_image_name, remedy_for
-from wiseft_cli.data.image_set import ImageRecord, ImageSet
+from wiseft_cli.data.image_set import ImageSet
+from wiseft_cli.data.records import ImageRecord, ImageRecords
 from wiseft_cli.errors import DatasetError, counted, did_you_mean_path, list_some
 from wiseft_cli.prompts.documents import read_text
 
@@ -64,10 +65,12 @@ def list_shards(pattern: str, *, name: str | None = None) -> ImageSet:
             hint="a pattern names each shard: 'data-{000..127}.tar' stands for 128 shards",
         )
     root = Path(os.path.commonpath([os.path.dirname(path) or "." for path in paths]))
-    records: list[ImageRecord] = []
     faults: list[str] = []
-    for path in paths:
-        records += _index_shard(root, os.path.relpath(path, root), faults)
+    records = ImageRecords(
+        record
+        for path in paths
+        for record in _index_shard(root, os.path.relpath(path, root), faults)
+    )
     if faults:
         raise DatasetError(
             f"image set {name!r}: {counted(len(faults), 'sample')} cannot be used",
@@ -79,7 +82,7 @@ def list_shards(pattern: str, *, name: str | None = None) -> ImageSet:
         raise DatasetError(
             f"image set {name!r}: {counted(len(paths), 'shard')} without a single sample"
         )
-    return _with_class_names(ImageSet(name, root, tuple(records)))
+    return _with_class_names(ImageSet(name, root, records))
 
 
 def _default_name(pattern: str) -> str:
@@ -127,7 +130,9 @@ def _with_class_names(images: ImageSet) -> ImageSet:
             f" which has {counted(len(names), 'class name')}",
             faults=beyond,
         )
-    records = tuple(replace(record, label=names[int(record.label)]) for record in images.records)
+    records = ImageRecords(
+        replace(record, label=names[int(record.label)]) for record in images.records
+    )
     note = f"image set {images.name!r}: labels are numbers; their names are taken from {path}"
     return replace(images, records=records, notes=(*images.notes, note))
 

@@ -22,6 +22,7 @@ from wiseft_cli.data.label_join import to_nfc
 from wiseft_cli.data.label_map import LabelMap, read_label_map
 from wiseft_cli.data.manifest import MANIFEST_SUFFIXES, list_manifest
 from wiseft_cli.data.published_set import open_published_set
+from wiseft_cli.data.records import ImageRecords
 from wiseft_cli.data.shards import list_shards
 from wiseft_cli.data.spec import NO_CARD, SetOptions, SetSpec, parse_spec
 from wiseft_cli.data.suggestions import published_set_of
@@ -259,7 +260,7 @@ def _without_left_out(images: ImageSet, label_map: LabelMap) -> ImageSet:
     absent = {to_nfc(label) for label in label_map.leave_out}
     if not absent:
         return images
-    kept = tuple(record for record in images.records if to_nfc(record.label) not in absent)
+    kept = ImageRecords(record for record in images.records if to_nfc(record.label) not in absent)
     if not kept:
         raise DatasetError(
             f"{label_map.path}: leaves out every label of image set {images.name!r}:"

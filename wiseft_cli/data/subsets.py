@@ -130,7 +130,7 @@ def _random_rank(image_set: ImageSet, *, purpose: str, seed: int) -> Callable[[i
     prefix = f"{purpose}/{seed}/".encode()
 
     def rank(index: int) -> bytes:
-        path = image_set.records[index].path.encode("utf-8", "surrogateescape")
+        path = image_set.records.path(index).encode("utf-8", "surrogateescape")
         return hashlib.sha256(prefix + path).digest()
 
     return rank
@@ -140,8 +140,9 @@ def _ranked_by_label(image_set: ImageSet, *, purpose: str, seed: int) -> dict[st
     """Return the positions of each label's images in random order; labels sorted."""
     rank = _random_rank(image_set, purpose=purpose, seed=seed)
     by_label: dict[str, list[int]] = {label: [] for label in image_set.labels}
-    for index, record in enumerate(image_set.records):
-        by_label[record.label].append(index)
+    records = image_set.records
+    for index, label in enumerate(records.label_indices):
+        by_label[records.labels[label]].append(index)
     return {label: sorted(indices, key=rank) for label, indices in by_label.items()}
 
 
@@ -158,5 +159,4 @@ def _shares(counts: Mapping[str, int], fraction: float) -> dict[str, int]:
 
 
 def _subset(image_set: ImageSet, indices: Sequence[int]) -> ImageSet:
-    records = tuple(image_set.records[index] for index in indices)
-    return replace(image_set, records=records, neighbourhoods={})
+    return replace(image_set, records=image_set.records.take(indices), neighbourhoods={})

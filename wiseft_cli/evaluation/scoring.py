@@ -119,7 +119,7 @@ def load_images(
         DatasetError: A worker process died.
     """
     position = {label: at for at, label in enumerate(image_set.labels)}
-    targets = [position[record.label] for record in image_set.records]
+    targets = image_set.records.map_labels(position)
     return load_batches(
         ImageDataset(image_set, targets, eval_transform(image_set.preprocess(preprocess))),
         processes.share_of_batches(len(image_set.records), batch_size),

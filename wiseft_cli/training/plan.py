@@ -72,7 +72,7 @@ class LabelledSet:
     @property
     def targets(self) -> list[int]:
         """Class index of each image."""
-        return [self.join.index[record.label] for record in self.images.records]
+        return self.images.records.map_labels(self.join.index)
 
     @property
     def images_per_class(self) -> Counter[int]:

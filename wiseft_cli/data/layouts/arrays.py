@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from wiseft_cli.data.image_set import ImageRecord, ImageSet
+from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.local_copy import LocalCopy
+from wiseft_cli.data.records import ImageRecord, ImageRecords
 from wiseft_cli.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def list_arrays(copy: LocalCopy) -> ImageSet:
     labels = _labels(copy, numbers, len(reader.pictures))
     size_bytes = reader.pictures[0].nbytes
     width = len(str(len(labels) - 1))
-    records = tuple(
+    records = ImageRecords(
         ImageRecord(f"{files[0]}/{row:0{width}}", label, size_bytes, container=files[0], offset=row)
         for row, label in enumerate(labels)
     )

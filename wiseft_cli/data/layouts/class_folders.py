@@ -14,6 +14,7 @@ from wiseft_cli.data.dataset_card import DatasetCard
 from wiseft_cli.data.image_folder import list_image_folder
 from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.local_copy import LocalCopy, archives_in, none_of
+from wiseft_cli.data.records import ImageRecords
 from wiseft_cli.errors import counted, list_some
 
 
@@ -36,7 +37,7 @@ def list_class_folders(copy: LocalCopy) -> ImageSet:
             faults=unknown,
             hint=f"is it laid out as at {card.source}? ?card=none reads it as a plain folder",
         )
-    records = tuple(
+    records = ImageRecords(
         replace(record, label=label_of(record.label) or record.label) for record in images.records
     )
     return replace(images, records=records)
@@ -79,7 +80,7 @@ def _require_class_folder(copy: LocalCopy, folder: Path, is_class: Callable[[str
 
 def _without_labels(copy: LocalCopy, images: ImageSet, left_out: set[str]) -> ImageSet:
     """Leave out the images of some labels, with a note."""
-    kept = tuple(record for record in images.records if record.label not in left_out)
+    kept = ImageRecords(record for record in images.records if record.label not in left_out)
     n_left_out = len(images.records) - len(kept)
     if not n_left_out:
         return images

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from wiseft_cli.data.files import is_regular_file
 from wiseft_cli.data.image_formats import is_image_name
-from wiseft_cli.data.image_set import ImageRecord, ImageSet
+from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.class_folders import list_class_folders
 from wiseft_cli.data.layouts.local_copy import LocalCopy
 from wiseft_cli.data.layouts.tables import read_columns, reject_faults
+from wiseft_cli.data.records import ImageRecord, ImageRecords
 from wiseft_cli.errors import DatasetError, counted, list_some
 from wiseft_cli.prompts.documents import read_text
 
@@ -56,7 +57,7 @@ def list_ilsvrc(copy: LocalCopy) -> ImageSet:
         raise DatasetError(
             f"{truth}: not classes of {copy.card.title}: {', '.join(list_some(unknown))}"
         )
-    records = tuple(ImageRecord(path, label, sizes[path]) for path, label in labels.items())
+    records = ImageRecords(ImageRecord(path, label, sizes[path]) for path, label in labels.items())
     note = (
         f"image set {copy.name!r}: {counted(n_others, 'image')} ignored, whose names are not those"
         " of validation images"

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wiseft_cli.data.files import file_sizes, is_regular_file
-from wiseft_cli.data.image_set import ImageRecord, ImageSet, JoinOptions
+from wiseft_cli.data.image_set import ImageSet, JoinOptions
 from wiseft_cli.data.layouts.local_copy import LocalCopy
+from wiseft_cli.data.records import ImageRecord, ImageRecords
 from wiseft_cli.data.torchvision_sets import (
     TorchvisionSet,
     TorchvisionSplit,
@@ -102,7 +103,9 @@ def list_torchvision_set(copy: LocalCopy) -> ImageSet:
     records.sort(key=lambda record: record.path)
     # Where the card has no classes, those that torchvision names compete.
     join_options = JoinOptions(competing=found.names or ())
-    return ImageSet(copy.name, folder, tuple(records), join_options=join_options, reader=reader)
+    return ImageSet(
+        copy.name, folder, ImageRecords(records), join_options=join_options, reader=reader
+    )
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wiseft_cli.data.files import file_sizes, is_regular_file
-from wiseft_cli.data.image_set import ImageRecord, ImageSet, JoinOptions
+from wiseft_cli.data.image_set import ImageSet, JoinOptions
 from wiseft_cli.data.layouts.local_copy import LocalCopy
 from wiseft_cli.data.layouts.tables import items_at, read_columns, read_object, reject_faults
+from wiseft_cli.data.records import ImageRecord, ImageRecords
 from wiseft_cli.errors import DatasetError
 
 YTBB_FILES = ("anchor_labels.json", "pmk_labels.json", "ytbb_robustness_test_anchors_full.csv")
@@ -125,7 +126,7 @@ def _frame_set(
     return ImageSet(
         copy.name,
         folder,
-        tuple(ImageRecord(path, labels[path], sizes[path]) for path in sizes),
+        ImageRecords(ImageRecord(path, labels[path], sizes[path]) for path in sizes),
         join_options=JoinOptions(label_map=replace(copy.card.label_map, any_of=any_of)),
         neighbourhoods=neighbourhoods,
     )

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wiseft_cli.data.files import file_sizes
-from wiseft_cli.data.image_set import ImageRecord, ImageSet
+from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.layouts.local_copy import LocalCopy
 from wiseft_cli.data.layouts.tables import read_columns, reject_faults
+from wiseft_cli.data.records import ImageRecord, ImageRecords
 
 _FMOW_SPLITS = ("train", "val", "test", "seq")
 _OTHER = "Other"
@@ -201,7 +202,7 @@ def _image_set(copy: LocalCopy, table: Path, rows: Sequence[_Row], faults: list[
     reject_faults(table, faults, unit="row", hint=hint)
     if not first:
         raise copy.error(f"{table} has no row of split {copy.split.name!r}")
-    records = tuple(
+    records = ImageRecords(
         ImageRecord(path, first[path].label, sizes[path], first[path].group)
         for path in sorted(first)
     )

@@ -139,7 +139,7 @@ def test_new_reference_is_written_to_the_file_without_a_run(
         (
             (PAIR[0], "--alpha", "0.5", "--data", "val"),
             2,
-            "error: --alpha interpolates between exactly two checkpoints, 1 given\n",
+            "error: --alpha and --method merge at least two checkpoints, 1 given\n",
         ),
         ((*PAIR, "--alpha", "2", "--data", "val"), 2, "error: alpha 2 is outside [0, 1]"),
         (

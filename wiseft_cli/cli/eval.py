@@ -252,6 +252,8 @@ def eval_command(
             print_message(
                 f"wrote {merge_best}: the merge at alpha {text}, the best on {select_on!r}"
             )
+        elif merge_best is not None:
+            print_message(f"wrote {merge_best}: the merge, by a method without alpha")
         _report_gates(plan, evaluation)
 
 

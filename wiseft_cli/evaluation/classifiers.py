@@ -1,9 +1,10 @@
 """The classifiers of an evaluation, with few weight sets in memory at a time.
 
-A pair with alphas needs three weight sets in memory, whatever the number of alphas. Of other
-checkpoints the first few stay loaded; the rest are read from their files again for each chunk of
-images, which costs far less than evaluating a chunk. Interpolated weights have the bits that
-`wiseft merge` writes.
+Merges need one weight set in memory, that of the classifier, whatever the number of alphas; their
+inputs are mapped (`merged_weights.py`). On a GPU both checkpoints of a plain interpolation are
+kept there too. Of other checkpoints the first few stay loaded; the rest are read from their files
+again for each chunk of images, which costs far less than evaluating a chunk. Merged weights have
+the bits that `wiseft merge` writes.
 
 Each file is read and hashed once before it is evaluated. A file whose tensors do not match its
 card is rejected: its result would be stored under the digest of other weights.
@@ -21,23 +22,26 @@ import torch
 
 from wiseft_cli.checkpoint.digest import canonical_json, content_digest, new_hash
 from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint, require_card_digest
-from wiseft_cli.evaluation.weight_sets import NamedCheckpoint, WeightSet
-from wiseft_cli.merging.arithmetic import interpolate_arrays
+from wiseft_cli.evaluation.merged_weights import MappedFile, MergedWeights
+from wiseft_cli.evaluation.weight_sets import PLAIN, NamedCheckpoint, WeightSet
+from wiseft_cli.merging.fisher_file import fisher_info, open_fisher, require_own_digest
 from wiseft_cli.model.classifier import ImageClassifier, load_classifier
 
 MAX_LOADED = 3
-"""Checkpoints in memory at a time, as many weight sets as a pair with alphas needs."""
+"""Checkpoints in memory at a time beside those of a merge."""
 
 _CHUNK_BYTES = 1 << 20
 
-Pair = tuple[np.ndarray, np.ndarray]
+SetTensor = Callable[[str, torch.Tensor], None]
+"""Writes a tensor of the wanted weights, by name, into a tensor of the classifier."""
 
 
 class ClassifierPool:
     """Provides the classifier of each weight set, and loads it at its first use.
 
     Args:
-        weight_sets: All weight sets that will be used.
+        weight_sets: All checkpoints that will be used, alone or in a merge. Other merges of the
+            same checkpoints may be asked for later.
         device: Where the classifiers run.
     Raises:
         CheckpointError: A file cannot be read, or its tensors do not match its card.
@@ -47,31 +51,34 @@ class ClassifierPool:
         self._device = device
         parts = [part for weights in weight_sets for part in weights.parts]
         checkpoints = {item.path: item for part in parts for item in part.checkpoints}
+        self._threads = torch.get_num_threads()
         self._digests: Mapping[Path, Mapping[str, str]] = {
-            path: tensor_digests(path, threads=torch.get_num_threads()) for path in checkpoints
+            path: tensor_digests(path, threads=self._threads) for path in checkpoints
         }
-        self._pairs = dict.fromkeys(part.paths for part in parts if part.alpha is not None)
-        in_pairs = {path for pair in self._pairs for path in pair}
-        alone = [path for path in checkpoints if path not in in_pairs]
+        for path in dict.fromkeys(fisher.path for part in parts for fisher in part.fishers):
+            _check_fisher(path, threads=self._threads)
+        merged = {path for part in parts if part.is_merged for path in part.paths}
+        alone = [path for path in checkpoints if path not in merged]
         self._kept = frozenset(alone if len(alone) <= MAX_LOADED else alone[: MAX_LOADED - 1])
         self._loaded: dict[Path, ImageClassifier] = {}
-        self._interpolated: dict[tuple[Path, ...], InterpolatedClassifier] = {}
-        self._reloaded = _ReloadedClassifier(self._digests, device)
-        self.changes_weights = bool(self._pairs) or len(alone) > MAX_LOADED
+        self._files: dict[Path, MappedFile] = {}
+        self._merges: dict[str, _Merge] = {}
+        self._changing = _ChangingClassifier(device)
+        self.changes_weights = bool(merged) or len(alone) > MAX_LOADED
         """Whether weights are set again for each chunk of images."""
 
     def encoder_key(self, part: WeightSet) -> Hashable:
         """Return a key that two weight sets share only if their image encoders are equal.
 
         Args:
-            part: A checkpoint, or a point between two; not an ensemble.
+            part: A checkpoint or a merge; not an ensemble.
         """
         encoders = [self._encoder_digest(checkpoint) for checkpoint in part.checkpoints]
-        if part.alpha is None or encoders[0] == encoders[-1]:
+        if len(set(encoders)) == 1:
             return encoders[0]
-        if part.alpha.value == 1.0:
-            return encoders[1]
-        return (*encoders, part.alpha.value)
+        alpha = None if part.alpha is None else part.alpha.value
+        is_pair = part.settings == PLAIN and len(encoders) == 2
+        return encoders[1] if is_pair and alpha == 1.0 else (part.merge_key, alpha)
 
     def _encoder_digest(self, checkpoint: NamedCheckpoint) -> str:
         tensors = self._digests[checkpoint.path]
@@ -82,115 +89,140 @@ class ClassifierPool:
         """Return the classifier with these weights, valid until the next call.
 
         Args:
-            part: A checkpoint, or a point between two; not an ensemble.
+            part: A checkpoint or a merge; not an ensemble.
         """
-        if part.alpha is not None:
-            return self._interpolated_of(part.paths).at(part.alpha.value)
-        (path,) = part.paths
-        for pair in self._pairs:
-            if path in pair:
-                return self._interpolated_of(pair).unmerged(pair.index(path))
-        if path not in self._kept:
-            return self._reloaded.with_weights_of(part.checkpoints[0])
-        if path not in self._loaded:
-            self._loaded[path], _ = load_classifier(path, device=self._device)
-        return self._loaded[path]
-
-    def _interpolated_of(self, pair: tuple[Path, ...]) -> InterpolatedClassifier:
-        if pair not in self._interpolated:
-            theta_0, theta_1 = pair
-            digests = (self._digests[theta_0], self._digests[theta_1])
-            self._interpolated[pair] = InterpolatedClassifier(
-                theta_0, theta_1, digests, device=self._device
+        first = part.checkpoints[0]
+        if part.is_merged:
+            merge = self._merge_of(part)
+            return self._change_to(
+                first,
+                self._ids_of_merge(part),
+                lambda name, out: merge.set_tensor(name, part, out),
             )
-        return self._interpolated[pair]
+        if first.path not in self._kept:
+            file = self._open(first.path)
+            return self._change_to(
+                first,
+                self._digests[first.path],
+                lambda name, out: _copy(file.array(name), out),
+            )
+        if first.path not in self._loaded:
+            self._loaded[first.path], _ = load_classifier(first.path, device=self._device)
+        return self._loaded[first.path]
+
+    def _change_to(
+        self, first: NamedCheckpoint, ids: Mapping[str, str], set_tensor: SetTensor
+    ) -> ImageClassifier:
+        shapes, own_ids = self._open(first.path).shapes, self._digests[first.path]
+        return self._changing.show(first, ids, set_tensor, shapes=shapes, own_ids=own_ids)
+
+    def _open(self, path: Path) -> MappedFile:
+        if path not in self._files:
+            self._files[path] = MappedFile(path)
+        return self._files[path]
+
+    def _merge_of(self, part: WeightSet) -> _Merge:
+        key = part.merge_key
+        if key not in self._merges:
+            weights = MergedWeights(part, self._open, threads=self._threads)
+            self._merges[key] = _Merge(weights, self._device)
+        return self._merges[key]
+
+    def _ids_of_merge(self, part: WeightSet) -> dict[str, str]:
+        """Return an identity of each tensor; of one that all inputs share, its digest."""
+        inputs = [self._digests[path] for path in part.paths]
+        alpha = "" if part.alpha is None else part.alpha.text
+        merged = f"{part.merge_key} {alpha}"
+        return {
+            name: digest if all(other[name] == digest for other in inputs) else merged
+            for name, digest in inputs[0].items()
+        }
 
 
-class InterpolatedClassifier:
-    """A classifier that takes the weights at any point between two checkpoints.
+class _Merge:
+    """Sets tensors of a classifier to those of a merge.
 
-    Both checkpoints stay in memory beside the classifier; tensors that are equal in both are set
-    and kept once. On the CPU the kernel of `wiseft merge` computes the weights. On a GPU both
-    checkpoints are kept there, and float32 tensors are computed there with the same roundings.
-
-    Args:
-        theta_0: Zero-shot checkpoint.
-        theta_1: Fine-tuned checkpoint with the same tensors.
-        digests: Digest of each tensor of both, by name.
-        device: Where the classifier runs.
-    Raises:
-        CheckpointError: A file cannot be read, or is not the classifier that its card describes.
+    On a GPU, float32 tensors of a plain interpolation are kept and computed there.
     """
 
-    def __init__(
+    def __init__(self, weights: MergedWeights, device: torch.device) -> None:
+        self._weights, self._device = weights, device
+        self._on_device: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def set_tensor(self, name: str, part: WeightSet, out: torch.Tensor) -> None:
+        if _interpolates_on(self._device) and name not in self._on_device:
+            pair = self._weights.pair(name)
+            if pair is not None:
+                theta_0, theta_1 = (torch.from_numpy(at.copy()).to(self._device) for at in pair)
+                self._on_device[name] = theta_0, theta_1
+        if name in self._on_device:
+            alpha = self._weights.alpha_of(name, part.alpha)
+            interpolate_tensors(*self._on_device[name], alpha, out=out)
+        else:
+            _copy(self._weights.value(name, part.alpha), out)
+
+
+def _copy(values: np.ndarray, out: torch.Tensor) -> None:
+    """Copy an array into a tensor as classifiers are loaded: float32 for every floating type."""
+    dtype = values.dtype if values.dtype.kind in "iub" else np.dtype(np.float32)
+    out.copy_(torch.from_numpy(np.array(values, dtype)))
+
+
+class _ChangingClassifier:
+    """One classifier that takes one set of weights after another.
+
+    Only tensors that differ from the current ones are set. A model of another architecture or
+    number of classes is built anew.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._kind: tuple[Any, ...] | None = None
+        self._current: dict[str, str] = {}
+        self._classifier: ImageClassifier | None = None
+
+    def show(
         self,
-        theta_0: Path,
-        theta_1: Path,
-        digests: tuple[Mapping[str, str], Mapping[str, str]],
+        checkpoint: NamedCheckpoint,
+        ids: Mapping[str, str],
+        set_tensor: SetTensor,
         *,
-        device: torch.device,
-    ) -> None:
-        self._classifier, _ = load_classifier(theta_0, device=device)
-        self._state = self._classifier.state_dict()
-        self._host: dict[str, Pair] = {}
-        self._device: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        with open_checkpoint(theta_0) as reader_0, open_checkpoint(theta_1) as reader_1:
-            for name in reader_0.tensors:
-                if digests[0][name] == digests[1][name]:
-                    continue
-                # As stored, not widened: a merge rounds to the stored type.
-                pair = (reader_0.read_array(name), reader_1.read_array(name))
-                if _interpolates_on(device) and pair[0].dtype == np.float32:
-                    self._device[name] = (
-                        torch.from_numpy(pair[0]).to(device),
-                        torch.from_numpy(pair[1]).to(device),
-                    )
-                else:
-                    self._host[name] = pair
-        self._current: tuple[str, float] | None = None
-
-    def at(self, alpha: float) -> ImageClassifier:
-        """Return the classifier with the weights at `alpha`; the next call changes them."""
-        if self._current != ("merge", alpha):
-            self._current = None
-            for name, on_device in self._device.items():
-                interpolate_tensors(*on_device, alpha, out=self._state[name])
-            self._set_from_host(lambda pair: interpolate_arrays(*pair, alpha))
-            self._current = ("merge", alpha)
-        return self._classifier
-
-    def unmerged(self, index: int) -> ImageClassifier:
-        """Return the classifier with the weights of one checkpoint, its integers included.
+        shapes: Mapping[str, tuple[int, ...]],
+        own_ids: Mapping[str, str],
+    ) -> ImageClassifier:
+        """Return the classifier with other weights.
 
         Args:
-            index: 0 for theta_0, 1 for theta_1.
+            checkpoint: A checkpoint with the model, the classes and the tensors of the weights.
+            ids: The identity of each tensor of the weights.
+            set_tensor: Sets one of these tensors; called from several threads.
+            shapes: The shape of each tensor.
+            own_ids: The identity of each tensor of the checkpoint itself.
         """
-        if self._current != ("unmerged", index):
-            self._current = None
-            for name, on_device in self._device.items():
-                self._state[name].copy_(on_device[index])
-            self._set_from_host(lambda pair: pair[index])
-            self._current = ("unmerged", index)
-        return self._classifier
+        kind = (canonical_json(checkpoint.model_config), shapes)
+        if self._classifier is None or self._kind != kind:
+            self._classifier = None  # frees its memory before the next one is loaded
+            self._classifier, _ = load_classifier(checkpoint.path, device=self._device)
+            self._kind, self._current = kind, dict(own_ids)
+        state = self._classifier.state_dict()
 
-    def _set_from_host(self, value: Callable[[Pair], np.ndarray]) -> None:
-        def compute(name: str) -> tuple[str, np.ndarray]:
-            return name, _as_loaded(value(self._host[name]))
+        def set_one(name: str) -> None:
+            self._current[name] = ""  # in case it fails
+            with torch.inference_mode():  # a setting of each thread
+                set_tensor(name, state[name])
+            self._current[name] = ids[name]
 
+        changed = [name for name in ids if self._current[name] != ids[name]]
         # numpy releases the interpreter's lock, so threads work in parallel.
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            for name, values in pool.map(compute, self._host):
-                self._state[name].copy_(torch.from_numpy(values))
+            for _ in pool.map(set_one, changed):
+                pass  # raises what a thread raised
+        return self._classifier
 
 
 def _interpolates_on(device: torch.device) -> bool:
     """Return whether the device computes in float64 fast enough."""
     return device.type == "cuda"
-
-
-def _as_loaded(values: np.ndarray) -> np.ndarray:
-    """Return an array as classifiers are loaded: float32 for every floating type."""
-    return values if values.dtype.kind in "iub" else values.astype(np.float32, copy=False)
 
 
 def interpolate_tensors(
@@ -217,44 +249,6 @@ def interpolate_tensors(
     out.copy_(value)
 
 
-class _ReloadedClassifier:
-    """One classifier that takes the weights of one file after another.
-
-    Only tensors that differ from the current ones are read. A model of another architecture or
-    number of classes is built anew.
-    """
-
-    def __init__(self, digests: Mapping[Path, Mapping[str, str]], device: torch.device) -> None:
-        self._digests = digests
-        self._device = device
-        self._shape: tuple[Any, ...] | None = None
-        self._current: dict[str, str] = {}
-        self._classifier: ImageClassifier | None = None
-
-    def with_weights_of(self, checkpoint: NamedCheckpoint) -> ImageClassifier:
-        digests = self._digests[checkpoint.path]
-        shape = (
-            canonical_json(checkpoint.model_config),
-            len(checkpoint.card.classes),
-            digests.keys(),
-        )
-        if self._classifier is None or self._shape != shape:
-            self._classifier = None  # frees its memory before the next one is loaded
-            self._classifier, _ = load_classifier(checkpoint.path, device=self._device)
-            self._shape, self._current = shape, dict(digests)
-            return self._classifier
-        state = self._classifier.state_dict()
-        with open_checkpoint(checkpoint.path) as reader:
-            if any(info.shape != state[name].shape for name, info in reader.tensors.items()):
-                load_classifier(checkpoint.path)  # raises, and names the tensors
-            for name, digest in digests.items():
-                if self._current[name] != digest:
-                    self._current[name] = ""  # in case reading fails
-                    state[name].copy_(torch.from_numpy(_as_loaded(reader.read_array(name))))
-                    self._current[name] = digest
-        return self._classifier
-
-
 def tensor_digests(path: Path, *, threads: int) -> Mapping[str, str]:
     """Return the hash of each tensor of a checkpoint, with its type and shape.
 
@@ -263,14 +257,27 @@ def tensor_digests(path: Path, *, threads: int) -> Mapping[str, str]:
     Raises:
         CheckpointError: The file cannot be read, or its tensors do not match its card.
     """
-    with open_checkpoint(path) as reader, ThreadPoolExecutor(threads) as pool:
+    with open_checkpoint(path) as reader:
+        rows = _hash_tensors(reader, threads=threads)
+        require_card_digest(reader, content_digest(rows, reader.digest_algorithm))
+    return {name: f"{dtype} {shape} {data_hash}" for name, dtype, shape, data_hash in rows}
+
+
+def _check_fisher(path: Path, *, threads: int) -> None:
+    with open_fisher(path) as reader:
+        digest = content_digest(_hash_tensors(reader, threads=threads), reader.digest_algorithm)
+        require_own_digest(reader, fisher_info(reader), digest)
+
+
+def _hash_tensors(
+    reader: CheckpointReader, *, threads: int
+) -> list[tuple[str, str, tuple[int, ...], str]]:
+    with ThreadPoolExecutor(threads) as pool:
         hashes = pool.map(lambda name: _hash_tensor(reader, name), reader.tensors)
-        rows = [
+        return [
             (info.name, info.dtype, info.shape, data_hash)
             for info, data_hash in zip(reader.tensors.values(), hashes, strict=True)
         ]
-        require_card_digest(reader, content_digest(rows, reader.digest_algorithm))
-    return {name: f"{dtype} {shape} {data_hash}" for name, dtype, shape, data_hash in rows}
 
 
 def _hash_tensor(reader: CheckpointReader, name: str) -> str:

@@ -19,9 +19,9 @@ from typing import Any
 from wiseft_cli.compute.workers import default_workers
 from wiseft_cli.evaluation.plan import EvalPlan, Job, plan_evaluation
 from wiseft_cli.evaluation.request import EvalRequest
-from wiseft_cli.evaluation.weight_sets import WeightSet, descent_warnings
+from wiseft_cli.evaluation.weight_sets import PLAIN, WeightSet, descent_warnings
 from wiseft_cli.merging.alpha import Alpha, parse_alphas
-from wiseft_cli.merging.merge import merge_checkpoints
+from wiseft_cli.merging.merge import MergeReport, merge_checkpoints, soup_checkpoints
 from wiseft_cli.reporting.alpha_selection import alpha_choices, render_choices, selected_alpha
 from wiseft_cli.reporting.comparison import (
     Comparison,
@@ -50,6 +50,7 @@ class Evaluation:
             such a set or without alphas.
         verdicts: One per gate.
         comparisons: Paired differences between rows; empty without saved predictions.
+        default_alpha: The default of the merge method; None if it has no alpha.
         warnings: What is doubtful about the data, the checkpoints and the results.
     """
 
@@ -58,10 +59,12 @@ class Evaluation:
     verdicts: tuple[Verdict, ...]
     warnings: tuple[str, ...]
     comparisons: tuple[Comparison, ...] = ()
+    default_alpha: str | None = PLAIN.spec.default_alpha
 
     def table(self) -> str:
         """Return the table of accuracies in per cent, the choices of alpha, and comparisons."""
-        blocks = [[render_table(self.lines)], render_choices(self.lines), self._paired()]
+        choices = render_choices(self.lines, default=self.default_alpha)
+        blocks = [[render_table(self.lines)], choices, self._paired()]
         return "\n\n".join("\n".join(block) for block in blocks if block)
 
     def _paired(self) -> list[str]:
@@ -71,7 +74,7 @@ class Evaluation:
 
     def documents(self) -> list[dict[str, Any]]:
         """Return the results lines as JSON objects, with the `choice` of alpha."""
-        choices = alpha_choices(self.lines)
+        choices = alpha_choices(self.lines, default=self.default_alpha)
         return [
             result_document(line)
             | ({"choice": list(choice)} if choice else {})
@@ -140,6 +143,7 @@ def run_evaluation(
         verdicts=_judge(plan, lines, folder),
         warnings=implausible_results(lines),
         comparisons=_compare(plan, lines, folder),
+        default_alpha=(plan.request.settings or PLAIN).spec.default_alpha,
     )
 
 
@@ -245,14 +249,29 @@ def merge_selected(plan: EvalPlan, evaluation: Evaluation) -> tuple[str, ...]:
         CheckpointError: The checkpoints changed since they were evaluated.
         OutputError: The file cannot be written.
     """
-    alpha, output = evaluation.selected_alpha, plan.request.merge_best
-    if alpha is None or output is None:
+    output, settings = plan.request.merge_best, plan.request.settings
+    if output is None or settings is None:
         return ()
-    theta_0, theta_1 = next(
-        job.weights.checkpoints for job in plan.jobs if job.weights.alpha is not None
+    alpha = evaluation.selected_alpha
+    if alpha is None and settings.spec.default_alpha is not None:
+        return ()
+    row = next(job.weights for job in plan.jobs if job.weights.is_merged)
+    known = descent_warnings(row.checkpoints, has_base=settings.spec.has_base)
+    done = write_merge(replace(row, alpha=alpha), Path(output), force=plan.request.force)
+    return (*(text for text in done.warnings if text not in known), *done.notes)
+
+
+def write_merge(weights: WeightSet, output: Path, *, force: bool) -> MergeReport:
+    """Write a merge as `wiseft merge` or `wiseft soup` would."""
+    if not weights.settings.spec.has_base:
+        soup_weights = [weight.text for weight in weights.settings.weights]
+        return soup_checkpoints(weights.paths, output, weights=soup_weights, force=force)
+    theta_0, *finetuned = weights.paths
+    return merge_checkpoints(
+        theta_0,
+        finetuned,
+        [(weights.alpha, output)],
+        settings=weights.settings,
+        fishers=[fisher.path for fisher in weights.fishers],
+        force=force,
     )
-    known = descent_warnings(theta_0, theta_1)
-    done = merge_checkpoints(
-        theta_0.path, theta_1.path, [(alpha, Path(output))], force=plan.request.force
-    )
-    return tuple(warning for warning in done.warnings if warning not in known)

@@ -141,11 +141,18 @@ def plan_evaluation(request: EvalRequest, launch: Launch | None = None) -> EvalP
         WiseftError: The request cannot be fulfilled.
     """
     launch = launch or Launch()
-    alphas, gates = request.alphas, tuple(map(parse_gate, request.gates))
+    gates = tuple(map(parse_gate, request.gates))
     gate_alpha = request.check_options()
     checkpoints, baseline = _read_checkpoints(request)
     request.check_outputs()
-    rows = plan_weight_sets(checkpoints, alphas, output_ensemble=request.output_ensemble)
+    settings = request.settings
+    rows = plan_weight_sets(
+        checkpoints,
+        request.alphas,
+        settings=settings,
+        fishers=request.fisher_paths,
+        output_ensemble=request.output_ensemble,
+    )
     judged = _judged_row(rows, baseline, gate_alpha) if gates else None
     suite = open_suite(request.suite, request.suite_root) if request.suite is not None else ()
     image_sets = [*suite, *(at for spec in request.data_specs for at in open_image_sets(spec))]
@@ -185,7 +192,7 @@ def plan_evaluation(request: EvalRequest, launch: Launch | None = None) -> EvalP
         predictions=_plan_predictions(request, jobs, launch),
         warnings=(
             *(note for images in image_sets for note in (*images.notes, *images.warnings)),
-            *(descent_warnings(*checkpoints) if alphas else ()),
+            *(descent_warnings(checkpoints, has_base=settings.spec.has_base) if settings else ()),
             *_omission_notes(rows, image_sets, jobs),
             *overlap_warnings([job.line for job in jobs]),
             *trained_on_warnings((job.image_set, job.weights.checkpoints) for job in jobs),
@@ -290,6 +297,7 @@ def _jobs_of_set(
             precision=precision,
             version=__version__,
             ensemble=weights.is_ensemble,
+            merged_by=weights.merged_by,
             protocol=_protocol(weights, image_set, join),
             extra=_fine_tuning(weights),
             **roles,

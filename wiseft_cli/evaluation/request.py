@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +12,9 @@ from wiseft_cli.checkpoint.atomic import check_output
 from wiseft_cli.compute.precision import require_precision
 from wiseft_cli.errors import OutputError, UsageError
 from wiseft_cli.merging.alpha import Alpha, parse_alphas
+from wiseft_cli.merging.layers import parse_layer_alpha
+from wiseft_cli.merging.methods import DEFAULT_METHOD, METHODS
+from wiseft_cli.merging.settings import LayerAlpha, MergeSettings, resolve_alphas, resolve_settings
 
 PathLike = str | Path
 Item = TypeVar("Item", str, str | float, str | Path)
@@ -31,13 +34,20 @@ class EvalRequest:
         suite: Several image sets, before those of `data`: the name of a suite that ships with
             wiseft, or a file.
         root: Folder that holds the sets of the suite.
-        alpha: Evaluate the points between two checkpoints, zero-shot and fine-tuned, at these
-            weights of the fine-tuned one: numbers, lists `0,0.5,1` or ranges `0:1:0.1`.
+        alpha: Evaluate merges of the checkpoints, zero-shot first, at these weights of the
+            fine-tuned ones: numbers, lists `0,0.5,1` or ranges `0:1:0.1`.
+        method: How to merge, as in `wiseft merge`; `soup` averages checkpoints without a zero-shot
+            one. Without `alpha`, the default of the method is used.
+        weights: Weight of each fine-tuned checkpoint; equal weights by default.
+        layer_alpha: `PATTERN=ALPHA`: alpha of the tensors whose names match, instead of `alpha`.
+        options: Options of the method by name, such as `{"density": 0.2}`.
+        fisher: The Fisher file of each checkpoint, for the method fisher.
         output_ensemble: Add a row that averages the logits of the two checkpoints.
         reference: Name of the in-distribution set; by default the first one.
         select_on: Name of the validation set; it is not counted as a shift. With `alpha` it
             chooses alpha.
-        merge_best: File for the merge at the chosen alpha.
+        merge_best: File for the merge at the chosen alpha, or for the one merge of a method that
+            has no alpha.
         fail_under: Gates, such as `val:top1>=0.77` or `shifts:primary>=baseline-0.01`.
         gate_alpha: The alpha that gates judge, if there are several.
         baseline: Checkpoint that gates compare with; it has a row too.
@@ -60,6 +70,11 @@ class EvalRequest:
     suite: str | None = None
     root: PathLike | None = None
     alpha: str | float | Sequence[str | float] = ()
+    method: str | None = None
+    weights: str | float | Sequence[str | float] = ()
+    layer_alpha: str | Sequence[str] = ()
+    options: Mapping[str, str | float | None] = field(default_factory=dict)
+    fisher: PathLike | Sequence[PathLike] = ()
     output_ensemble: bool = False
     reference: str | None = None
     select_on: str | None = None
@@ -90,14 +105,66 @@ class EvalRequest:
         return [str(item) for item in _as_list(self.data)]
 
     @property
-    def alphas(self) -> tuple[Alpha, ...]:
-        """The interpolation coefficients; empty if no weights are interpolated.
+    def settings(self) -> MergeSettings | None:
+        """How the checkpoints are merged, apart from alpha; None if they are not merged.
 
         Raises:
-            UsageError: One cannot be parsed, or is outside [0, 1].
+            UsageError: The method does not exist, or does not take these checkpoints and options.
         """
+        layer_alphas = [parse_layer_alpha(text) for text in _as_list(self.layer_alpha)]
+        weights = [part for item in _as_list(self.weights) for part in str(item).split(",")]
+        is_merged = self.method is not None or bool(_as_list(self.alpha))
+        if not is_merged:
+            self._reject_options_of_merges(weights, layer_alphas)
+            return None
+        method, n_checkpoints = self.method or DEFAULT_METHOD, len(self.checkpoint_paths)
+        if n_checkpoints < 2:
+            raise UsageError(
+                f"--alpha and --method merge at least two checkpoints, {n_checkpoints} given",
+                hint="wiseft eval --alpha 0:1:0.1 ZEROSHOT FINETUNED --data DIR",
+            )
+        has_base = method not in METHODS or METHODS[method].has_base
+        return resolve_settings(
+            method,
+            n_finetuned=n_checkpoints - 1 if has_base else n_checkpoints,
+            weights=weights,
+            layer_alphas=layer_alphas,
+            options={
+                name: None if value is None else str(value) for name, value in self.options.items()
+            },
+            has_base=has_base,
+        )
+
+    def _reject_options_of_merges(
+        self, weights: Sequence[str], layer_alphas: Sequence[LayerAlpha]
+    ) -> None:
+        given = {
+            "--weights": weights,
+            "--layer-alpha": layer_alphas,
+            "--fisher": self.fisher_paths,
+            **{f"--{name.replace('_', '-')}": at for name, at in self.options.items()},
+        }
+        named = [option for option, value in given.items() if value not in (None, [])]
+        if named:
+            raise UsageError(f"{named[0]} needs --method or --alpha, which merge the checkpoints")
+
+    @property
+    def alphas(self) -> tuple[Alpha, ...]:
+        """The alphas of the merges; empty if nothing is merged, or if the method has no alpha.
+
+        Raises:
+            UsageError: One cannot be parsed, is outside [0, 1], or the method has no alpha.
+        """
+        settings = self.settings
+        if settings is None:
+            return ()
         texts = [str(item) for item in _as_list(self.alpha)]
-        return parse_alphas(texts) if texts else ()
+        return tuple(alpha for alpha in resolve_alphas(settings, texts) if alpha is not None)
+
+    @property
+    def fisher_paths(self) -> list[Path]:
+        """The Fisher files."""
+        return [Path(item) for item in _as_list(self.fisher)]
 
     @property
     def gates(self) -> list[str]:
@@ -123,11 +190,17 @@ class EvalRequest:
         require_precision(self.precision)
         if not self.data_specs and self.suite is None:
             raise UsageError("no image sets are named", hint="name them with --data or --suite")
-        has_alphas = bool(self.alphas)
+        has_alphas, settings = bool(self.alphas), self.settings
+        has_no_alpha = settings is not None and settings.spec.default_alpha is None
         for value, option, needs, is_there in (
             (self.root, "--root", "--suite", self.suite is not None),
-            (self.merge_best, "--merge-best", "--select-on", self.select_on is not None),
-            (self.merge_best, "--merge-best", "--alpha", has_alphas),
+            (
+                self.merge_best,
+                "--merge-best",
+                "--select-on",
+                self.select_on is not None or has_no_alpha,
+            ),
+            (self.merge_best, "--merge-best", "--alpha", has_alphas or has_no_alpha),
             (self.gate_alpha, "--gate-alpha", "--alpha", has_alphas),
             (self.gate_alpha, "--gate-alpha", "--fail-under", bool(self.gates)),
         ):
@@ -150,7 +223,11 @@ class EvalRequest:
             UsageError: Two outputs are the same file.
             OutputError: An output exists, is an input, or cannot be written.
         """
-        inputs = self.checkpoint_paths + ([] if self.baseline is None else [Path(self.baseline)])
+        inputs = (
+            self.checkpoint_paths
+            + self.fisher_paths
+            + ([] if self.baseline is None else [Path(self.baseline)])
+        )
         if self.results_path is not None:
             _check_output(self.results_path, "--results", force=True, inputs=inputs)
         if self.merge_best is not None:

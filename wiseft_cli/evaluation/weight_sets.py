@@ -1,4 +1,4 @@
-"""The weights to evaluate: checkpoints, points between two, output ensembles.
+"""The weights to evaluate: checkpoints, merges of several, output ensembles.
 
 Everything is decided from headers and cards; no tensor is read and torch is not imported.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,28 @@ from wiseft_cli.checkpoint.card import (
     ClassEntry,
     canonical_preprocess,
 )
-from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
+from wiseft_cli.checkpoint.digest import canonical_json
+from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint, read_card
 from wiseft_cli.checkpoint.shards import FILE_SUFFIX, INDEX_SUFFIX
-from wiseft_cli.errors import CheckpointError, UsageError
-from wiseft_cli.merging import compatibility
+from wiseft_cli.errors import CheckpointError, UsageError, counted
 from wiseft_cli.merging.alpha import Alpha
+from wiseft_cli.merging.arithmetic import INTERPOLATED_DTYPES
+from wiseft_cli.merging.fisher_file import open_fisher, require_fisher_of
+from wiseft_cli.merging.inputs import (
+    choose_copied,
+    doubts,
+    require_compatible_inputs,
+    require_zeroshot_first,
+)
+from wiseft_cli.merging.model_merge import ModelMerge
+from wiseft_cli.merging.settings import MergeSettings
+from wiseft_cli.reporting.results import MergedBy, name_checkpoints
 
 _HINT = "evaluate a checkpoint written by wiseft zeroshot-head, finetune or merge"
+
+
+PLAIN = MergeSettings()
+"""The interpolation of two checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +65,59 @@ class NamedCheckpoint:
 
 
 @dataclass(frozen=True)
+class NamedFisher:
+    """The Fisher file of a checkpoint, and the content digest of its tensors."""
+
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True)
 class WeightSet:
-    """The weights of a row: a checkpoint, a point between two, an output ensemble.
+    """The weights of a row: a checkpoint, a merge, an output ensemble.
 
     Attributes:
-        checkpoints: One; or two, theta_0 and theta_1.
-        alpha: The weight of theta_1; None if no weights are interpolated. Two checkpoints without
-            alpha are an output ensemble, the average of their logits.
+        checkpoints: One; or the inputs of a merge, theta_0 first if the method has a base; or the
+            two of an output ensemble, whose logits are averaged.
+        alpha: Alpha of the merge; None if nothing is merged, or if the method has no alpha.
+        settings: How the checkpoints are merged, apart from alpha.
+        fishers: The Fisher file of each checkpoint, if the method needs them.
     """
 
     checkpoints: tuple[NamedCheckpoint, ...]
     alpha: Alpha | None = None
+    settings: MergeSettings = PLAIN
+    fishers: tuple[NamedFisher, ...] = ()
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether the checkpoints are merged."""
+        return self.alpha is not None or self.settings.spec.default_alpha is None
 
     @property
     def is_ensemble(self) -> bool:
         """Whether the logits of the two checkpoints are averaged."""
-        return self.alpha is None and len(self.checkpoints) > 1
+        return not self.is_merged and len(self.checkpoints) > 1
+
+    @property
+    def merged_by(self) -> MergedBy | None:
+        """The merge as results lines state it; None for the interpolation of two checkpoints."""
+        n_finetuned = len(self.checkpoints) - self.settings.spec.has_base
+        document = self.settings.document(n_finetuned) if self.is_merged else {}
+        if not document:
+            return None
+        return MergedBy(
+            document["method"],
+            document.get("method_options", {}),
+            tuple(document.get("weights", ())),
+            tuple(fisher.digest for fisher in self.fishers),
+        )
+
+    @property
+    def merge_key(self) -> str:
+        """Identity of the merge, apart from alpha; equal for all alphas of one sweep."""
+        files = [str(path) for path in (*self.paths, *(at.path for at in self.fishers))]
+        return canonical_json([files, self.merged_by.key if self.merged_by else ""])
 
     @property
     def parts(self) -> tuple[WeightSet, ...]:
@@ -80,19 +134,18 @@ class WeightSet:
     @property
     def name(self) -> str:
         """Display name in messages."""
-        names = " to ".join(checkpoint.name for checkpoint in self.checkpoints)
-        if self.is_ensemble:
-            return f"output ensemble of {names}"
-        return names if self.alpha is None else f"{names} at alpha {self.alpha.text}"
+        names = [checkpoint.name for checkpoint in self.checkpoints]
+        name = name_checkpoints(names, is_ensemble=self.is_ensemble, merged_by=self.merged_by)
+        return name if self.alpha is None else f"{name} at alpha {self.alpha.text}"
 
     @property
     def classes(self) -> tuple[ClassEntry, ...]:
-        """The classes of the head, the same for both checkpoints of a pair."""
+        """The classes of the head, the same for all checkpoints of a merge."""
         return self.checkpoints[0].card.classes
 
     @property
     def preprocess(self) -> Mapping[str, Any]:
-        """open_clip's preprocessing fields, the same for both checkpoints of a pair."""
+        """open_clip's preprocessing fields, the same for all checkpoints of a merge."""
         return self.checkpoints[0].preprocess
 
 
@@ -160,48 +213,89 @@ def plan_weight_sets(
     checkpoints: Sequence[NamedCheckpoint],
     alphas: Sequence[Alpha],
     *,
+    settings: MergeSettings | None = None,
+    fishers: Sequence[Path] = (),
     output_ensemble: bool = False,
 ) -> tuple[WeightSet, ...]:
-    """Return the checkpoints, or the points between exactly two, as weight sets.
+    """Return the checkpoints, or their merges at each alpha, as weight sets.
 
     Args:
+        alphas: Alphas of the merges; empty if nothing is merged, or if the method has no alpha.
+        settings: How to merge; None for the interpolation of the checkpoints if there are alphas.
+        fishers: The Fisher file of each checkpoint, in their order.
         output_ensemble: Add the average of the two checkpoints' logits as the last weight set.
     Raises:
-        UsageError: Alphas or an ensemble without exactly two checkpoints.
-        IncompatibleCheckpointsError: The two have different models, preprocessing, classes or
-            tensors.
-        CheckpointError: The zero-shot checkpoint is the second.
+        UsageError: An ensemble without exactly two checkpoints, a wrong number of Fisher files, or
+            a pattern of `--layer-alpha` that is not used.
+        IncompatibleCheckpointsError: The checkpoints have different models, preprocessing, classes
+            or tensors, or a Fisher file belongs to another checkpoint.
+        CheckpointError: The zero-shot checkpoint is not the first.
     """
-    if alphas:
-        _require_pair(checkpoints, "--alpha interpolates between", "--alpha 0:1:0.1")
-        _require_mergeable(*checkpoints, example="--alpha 0:1:0.1")
+    inputs = tuple(checkpoints)
+    rows = tuple(WeightSet((at,)) for at in inputs)
+    if alphas or settings is not None:
+        how = settings or PLAIN
+        _require_mergeable(inputs, how)
+        named = _read_fishers(inputs, fishers, how)
+        rows = tuple(WeightSet(inputs, alpha, how, named) for alpha in alphas or (None,))
     if output_ensemble:
-        _require_pair(checkpoints, "--output-ensemble averages", "--output-ensemble")
-        _require_same_task(*checkpoints)
-    pair = tuple(checkpoints)
-    rows = [WeightSet(pair, alpha) for alpha in alphas] or [WeightSet((at,)) for at in checkpoints]
-    return (*rows, WeightSet(pair)) if output_ensemble else tuple(rows)
+        _require_pair(inputs)
+        _require_same_task(*inputs)
+        rows = (*rows, WeightSet(inputs))
+    return rows
 
 
-def _require_pair(checkpoints: Sequence[NamedCheckpoint], what: str, example: str) -> None:
+def _require_pair(checkpoints: Sequence[NamedCheckpoint]) -> None:
     if len(checkpoints) != 2:
         raise UsageError(
-            f"{what} exactly two checkpoints, {len(checkpoints)} given",
-            hint=f"wiseft eval {example} ZEROSHOT FINETUNED --data DIR",
+            f"--output-ensemble averages exactly two checkpoints, {len(checkpoints)} given",
+            hint="wiseft eval --output-ensemble ZEROSHOT FINETUNED --data DIR",
         )
 
 
-def _require_mergeable(theta_0: NamedCheckpoint, theta_1: NamedCheckpoint, *, example: str) -> None:
-    with open_checkpoint(theta_0.path) as reader_0, open_checkpoint(theta_1.path) as reader_1:
-        try:
-            compatibility.require_roles_in_order(reader_0, reader_1)
-        except CheckpointError as error:
-            command = ["wiseft", "eval", str(theta_1.path), str(theta_0.path)]
-            raise CheckpointError(
-                error.message,
-                hint=f"name the zero-shot checkpoint first: {shlex.join(command)} {example} ...",
-            ) from None
-        compatibility.require_compatible(reader_0, reader_1)
+def _require_mergeable(checkpoints: Sequence[NamedCheckpoint], settings: MergeSettings) -> None:
+    """Reject checkpoints that `wiseft merge` would reject."""
+    with ExitStack() as stack:
+        inputs = [stack.enter_context(open_checkpoint(at.path)) for at in checkpoints]
+        if settings.spec.has_base:
+            _require_zeroshot_first(inputs)
+        require_compatible_inputs(inputs, converts=False, copies_missing=False)
+        choose_copied(inputs, has_base=settings.spec.has_base)
+        sizes = {
+            name: prod(info.shape)
+            for name, info in inputs[0].tensors.items()
+            if info.dtype in INTERPOLATED_DTYPES
+        }
+        # Raises if a pattern of --layer-alpha is not used, or if the model has no blocks.
+        ModelMerge(settings, len(inputs) - settings.spec.has_base, sizes)
+
+
+def _require_zeroshot_first(inputs: Sequence[CheckpointReader]) -> None:
+    try:
+        require_zeroshot_first(inputs)
+    except CheckpointError as error:
+        hint = f"{error.hint} --alpha 0:1:0.1 ...".replace("wiseft merge", "wiseft eval")
+        raise CheckpointError(error.message, hint=hint) from None
+
+
+def _read_fishers(
+    checkpoints: Sequence[NamedCheckpoint], paths: Sequence[Path], settings: MergeSettings
+) -> tuple[NamedFisher, ...]:
+    """Check that there is one Fisher file per checkpoint if the method needs them, else none."""
+    n_expected = len(checkpoints) if settings.spec.takes_fisher else 0
+    if len(paths) != n_expected:
+        raise UsageError(
+            f"method {settings.method}: {counted(len(paths), 'file')} given with --fisher, expected"
+            f" {n_expected}",
+            hint="give one --fisher per checkpoint, in their order; `wiseft fisher` computes them"
+            if n_expected
+            else "only the method fisher takes --fisher",
+        )
+    named = []
+    for checkpoint, path in zip(checkpoints, paths, strict=bool(paths)):
+        with open_fisher(path) as fisher, open_checkpoint(checkpoint.path) as reader:
+            named.append(NamedFisher(path, require_fisher_of(fisher, reader).digest))
+    return tuple(named)
 
 
 def _require_same_task(theta_0: NamedCheckpoint, theta_1: NamedCheckpoint) -> None:
@@ -226,7 +320,14 @@ def _require_same_task(theta_0: NamedCheckpoint, theta_1: NamedCheckpoint) -> No
         )
 
 
-def descent_warnings(theta_0: NamedCheckpoint, theta_1: NamedCheckpoint) -> tuple[str, ...]:
-    """Return reasons to doubt that the second was fine-tuned from the first."""
-    with open_checkpoint(theta_0.path) as reader_0, open_checkpoint(theta_1.path) as reader_1:
-        return tuple(compatibility.descent_warnings(reader_0, reader_1))
+def descent_warnings(
+    checkpoints: Sequence[NamedCheckpoint], *, has_base: bool = True
+) -> tuple[str, ...]:
+    """Return reasons to doubt that the checkpoints of a merge belong together.
+
+    Args:
+        has_base: Whether the first one is the zero-shot checkpoint of the others.
+    """
+    with ExitStack() as stack:
+        inputs = [stack.enter_context(open_checkpoint(at.path)) for at in checkpoints]
+        return tuple(doubts(inputs, has_base=has_base))

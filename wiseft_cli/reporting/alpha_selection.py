@@ -38,11 +38,14 @@ def best_alpha(lines: Sequence[ResultLine], set_name: str) -> str:
     return max(candidates)[2]
 
 
-def alpha_choices(lines: Sequence[ResultLine]) -> list[tuple[str, ...]]:
+def alpha_choices(
+    lines: Sequence[ResultLine], *, default: str | None = DEFAULT_ALPHA
+) -> list[tuple[str, ...]]:
     """Return the choices that each line is: `default`, `selected`, `oracle`.
 
     Args:
         lines: Lines of one evaluation.
+        default: The default alpha of the merge method.
     """
     selected = selected_alpha(lines)
     set_names = {line.set_name for line in lines if line.alpha is not None}
@@ -51,7 +54,7 @@ def alpha_choices(lines: Sequence[ResultLine]) -> list[tuple[str, ...]]:
         tuple(
             kind
             for kind, alpha in (
-                ("default", DEFAULT_ALPHA),
+                ("default", default),
                 ("selected", selected),
                 ("oracle", oracle.get(line.set_name)),
             )
@@ -61,10 +64,16 @@ def alpha_choices(lines: Sequence[ResultLine]) -> list[tuple[str, ...]]:
     ]
 
 
-def render_choices(lines: Sequence[ResultLine]) -> list[str]:
+def render_choices(
+    lines: Sequence[ResultLine], *, default: str | None = DEFAULT_ALPHA
+) -> list[str]:
     """Return one sentence per choice of alpha; empty for fewer than two alphas.
 
     The oracle is only shown below a choice that can be made without the test sets.
+
+    Args:
+        lines: Lines of one evaluation.
+        default: The default alpha of the merge method.
     """
     rows: dict[str, dict[str, ResultLine]] = {}
     for line in lines:
@@ -73,9 +82,8 @@ def render_choices(lines: Sequence[ResultLine]) -> list[str]:
     if len(rows) < 2:
         return []
     texts: list[str] = []
-    if DEFAULT_ALPHA in rows:
-        row = rows[DEFAULT_ALPHA]
-        texts.append(f"alpha {DEFAULT_ALPHA}, the default: {_describe(row)}")
+    if default in rows:
+        texts.append(f"alpha {default}, the default: {_describe(rows[default])}")
     alpha = selected_alpha(lines)
     if alpha is not None:
         name = selection_set(lines)

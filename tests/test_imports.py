@@ -47,6 +47,7 @@ COMMANDS = (
     "fisher",
     "eval",
     "plot",
+    "report",
     "predict",
     "export",
     "convert",

@@ -321,3 +321,21 @@ def test_gate_on_a_paired_difference_needs_saved_predictions(run_here: RunHere) 
     done = run_here(*words, "--fail-under", "a:top1>=baseline@95")
     assert done.returncode == 2
     assert "a:top1>=baseline@95: a paired difference needs --save-predictions DIR" in done.stderr
+
+
+def test_summary_is_appended_with_the_gates(run_here: RunHere, tmp_path: Path) -> None:
+    summary = tmp_path / "summary.md"
+    summary.write_text("earlier step\n")
+    words = ("eval", PAIR[1], *SETS, "--baseline", PAIR[0], "--summary", summary)
+    done = run_here(*words, "--fail-under", "shifts:top1>=baseline+1")
+    assert done.returncode == 3
+    text = summary.read_text()
+    assert text.startswith("earlier step\n\n## Evaluation\n\nFine-tuning ")
+    assert "**1 of 1 gates failed**" in text
+    assert "| finetuned | " in text
+    assert run_here(*words).returncode == 0
+    assert summary.read_text().startswith(text)
+    refused = run_here(*words, "--results", summary)
+    assert (refused.returncode, "--summary and --results" in refused.stderr) == (2, True)
+    missing = run_here(*words[:-1], tmp_path / "no" / "s.md")
+    assert (missing.returncode, "its folder" in missing.stderr) == (1, True)

@@ -31,6 +31,7 @@ COMMANDS = {
     "fisher": "fisher:fisher",
     "eval": "eval:eval_command",
     "plot": "plot:plot",
+    "report": "report:report",
     "predict": "predict:predict",
     "export": "export:export",
     "convert": "convert:convert",
@@ -161,7 +162,12 @@ def _print_error(error: WiseftError) -> int:
     return error.exit_code
 
 
-_PACKAGE_NAMES = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch"}
+_PACKAGE_NAMES = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "open_clip": "open_clip_torch",
+    "vl_convert": "vl-convert-python",
+}
 """Names of packages on the index, where modules have another name."""
 
 

@@ -137,6 +137,14 @@ def eval_command(
             " and set. Computes again what --results already holds.",
         ),
     ] = None,
+    summary: Annotated[
+        Path | None,
+        _output_option(
+            metavar="FILE",
+            help="Append the results and gates as Markdown to a file, such as"
+            " $GITHUB_STEP_SUMMARY.",
+        ),
+    ] = None,
     force: Annotated[
         bool,
         _output_option(
@@ -202,7 +210,7 @@ def eval_command(
     """
     # lazy: --help of other commands must not wait for numpy
     from wiseft_cli.cli.torchrun import rank_zero_output
-    from wiseft_cli.evaluation.evaluate import merge_selected
+    from wiseft_cli.evaluation.evaluate import merge_selected, write_summary
     from wiseft_cli.evaluation.plan import plan_evaluation
     from wiseft_cli.evaluation.request import EvalRequest
 
@@ -221,6 +229,7 @@ def eval_command(
         baseline=baseline,
         results=results,
         save_predictions=save_predictions,
+        summary=summary,
         all_classes=all_classes,
         labels_are_indices=labels_are_indices,
         max_bad=max_bad,
@@ -245,6 +254,7 @@ def eval_command(
             print_block(evaluation.table())
         for warning in evaluation.warnings:
             warn(warning)
+        write_summary(plan, evaluation)
         for warning in merge_selected(plan, evaluation):
             warn(warning)
         if merge_best is not None and evaluation.selected_alpha is not None:

@@ -31,6 +31,7 @@ from wiseft_cli.reporting.comparison import (
     comparison_documents,
 )
 from wiseft_cli.reporting.gates import Verdict, judge_gate
+from wiseft_cli.reporting.report import append_summary
 from wiseft_cli.reporting.results import (
     PREDICTIONS,
     ResultLine,
@@ -101,6 +102,7 @@ def evaluate(
     plan = plan_evaluation(request)
     evaluation = run_evaluation(plan, on_progress=on_progress)
     assert evaluation is not None, "a single process is the first one"
+    write_summary(plan, evaluation)
     merge_warnings = merge_selected(plan, evaluation)
     return replace(evaluation, warnings=(*plan.warnings, *evaluation.warnings, *merge_warnings))
 
@@ -238,6 +240,23 @@ def _lines_of(
         for job, line in zip(plan.jobs, lines, strict=True)
         if job.weights == weights
     }
+
+
+def write_summary(plan: EvalPlan, evaluation: Evaluation) -> None:
+    """Append the results and gates as Markdown to the file of `summary`, if there is one.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    if plan.request.summary is not None:
+        baseline = None if plan.baseline is None else plan.baseline.name
+        append_summary(
+            Path(plan.request.summary),
+            evaluation.lines,
+            baseline=baseline,
+            verdicts=evaluation.verdicts,
+            comparisons=evaluation.comparisons,
+        )
 
 
 def merge_selected(plan: EvalPlan, evaluation: Evaluation) -> tuple[str, ...]:

@@ -53,6 +53,7 @@ class EvalRequest:
         baseline: Checkpoint that gates compare with; it has a row too.
         results: File of results lines to add to; what it holds already is not computed again.
         save_predictions: Folder for files with the prediction for each image.
+        summary: File that the results are appended to as Markdown, with the gates.
         all_classes: Score over all classes of the head, not only those of each set.
         labels_are_indices: Labels are positions among the head's classes, from 0.
         max_bad: Maximum number of unreadable images per set; they are left out.
@@ -84,6 +85,7 @@ class EvalRequest:
     baseline: PathLike | None = None
     results: PathLike | None = None
     save_predictions: PathLike | None = None
+    summary: PathLike | None = None
     all_classes: bool = False
     labels_are_indices: bool = False
     max_bad: int = 0
@@ -230,6 +232,11 @@ class EvalRequest:
         )
         if self.results_path is not None:
             _check_output(self.results_path, "--results", force=True, inputs=inputs)
+        if self.summary is not None:
+            summary = Path(self.summary)
+            if self.results_path is not None and _is_same_place(summary, self.results_path):
+                raise UsageError(f"--summary and --results both name {self.results_path}")
+            _check_output(summary, "--summary", force=True, inputs=inputs)
         if self.merge_best is not None:
             merged = Path(self.merge_best)
             if self.results_path is not None and _is_same_place(merged, self.results_path):

@@ -67,12 +67,12 @@ def collect_curves(
     """
     latest = list({line.key: line for line in lines}.values())
     names = tuple(dict.fromkeys(line.set_name for line in latest))
-    reference = _find_reference(latest, names, reference)
+    reference = find_reference(latest, names, reference)
     selection = {line.set_name for line in latest if line.selection}
     named = (reference, *shifts)
-    shifts = _find_shifts(names, reference, shifts, selection)
+    shifts = find_shifts(names, reference, shifts, selection)
     shown = [line for line in latest if line.set_name in (reference, *shifts)]
-    rows, notes = _complete_rows(_group_by_weights(shown), (reference, *shifts))
+    rows, notes = _complete_rows(group_by_weights(shown), (reference, *shifts))
     pairs: dict[WeightsKey, list[Row]] = {}
     singles = []
     for row in rows:
@@ -90,7 +90,7 @@ def collect_curves(
         ),
         singles=tuple(singles),
         metrics=_primary_metrics(shown),
-        notes=(*notes, *_selection_notes(selection, named, shifts), *_repeated_sets(shown)),
+        notes=(*notes, *_selection_notes(selection, named, shifts), *repeated_sets(shown)),
     )
 
 
@@ -106,7 +106,7 @@ def _selection_notes(
     ]
 
 
-def _repeated_sets(lines: Sequence[ResultLine]) -> list[str]:
+def repeated_sets(lines: Sequence[ResultLine]) -> list[str]:
     """Report sets with different names and the same images."""
     names: dict[str, dict[str, None]] = {}
     for line in lines:
@@ -119,7 +119,12 @@ def _repeated_sets(lines: Sequence[ResultLine]) -> list[str]:
     ]
 
 
-def _find_reference(lines: Sequence[ResultLine], names: Sequence[str], wanted: str | None) -> str:
+def find_reference(lines: Sequence[ResultLine], names: Sequence[str], wanted: str | None) -> str:
+    """Return the name of the in-distribution set.
+
+    Raises:
+        ResultsError: The lines mark none or several, or do not have the wanted one.
+    """
     if not lines:
         raise ResultsError("the results hold no line", hint="run wiseft eval --results FILE first")
     if wanted is not None:
@@ -136,9 +141,14 @@ def _find_reference(lines: Sequence[ResultLine], names: Sequence[str], wanted: s
     return marked[0]
 
 
-def _find_shifts(
+def find_shifts(
     names: Sequence[str], reference: str, wanted: Sequence[str], selection: Collection[str]
 ) -> tuple[str, ...]:
+    """Return the names of the distribution shifts.
+
+    Raises:
+        ResultsError: There is none, or a wanted one is unknown or the reference.
+    """
     unknown = [name for name in wanted if name not in names]
     if unknown:
         raise ResultsError(f"--shifts {', '.join(unknown)}: not in the results: {', '.join(names)}")
@@ -156,7 +166,12 @@ def _find_shifts(
     return shifts
 
 
-def _group_by_weights(lines: Sequence[ResultLine]) -> list[Row]:
+def group_by_weights(lines: Sequence[ResultLine]) -> list[Row]:
+    """Return the rows, in the order of their first lines.
+
+    Raises:
+        ResultsError: The same weights have two measurements on a set.
+    """
     by_weights: dict[object, dict[str, ResultLine]] = {}
     repeated = []
     for line in lines:

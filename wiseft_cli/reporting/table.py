@@ -36,10 +36,10 @@ def render_table(lines: Sequence[ResultLine]) -> str:
     Args:
         lines: At least one; not every weight set needs a line for every set.
     """
-    return "\n\n".join(map(_render, _split_tables(lines)))
+    return "\n\n".join(map(_render, split_tables(lines)))
 
 
-def _split_tables(lines: Sequence[ResultLine]) -> list[list[ResultLine]]:
+def split_tables(lines: Sequence[ResultLine]) -> list[list[ResultLine]]:
     """Split the lines so that no set and no weights are in two tables."""
     sets_of: dict[object, set[str]] = {}
     for line in lines:

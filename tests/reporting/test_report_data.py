@@ -7,7 +7,7 @@ import pytest
 from tests.reporting.lines import FINETUNED, ZEROSHOT, digest, line, sweep_lines
 from wiseft_cli.errors import ResultsError
 from wiseft_cli.reporting.report_data import arrange_report, first_line, thin_rows
-from wiseft_cli.reporting.results import CheckpointName, ResultLine
+from wiseft_cli.reporting.results import CheckpointName, MergedBy, ResultLine
 
 
 def test_headline_says_what_fine_tuning_gained_and_lost_and_what_the_merge_keeps() -> None:
@@ -115,3 +115,13 @@ def test_baseline_is_a_row_by_name() -> None:
     assert first_line(arrange_report(lines, baseline="old").baseline or {}).value == 0.5
     with pytest.raises(ResultsError, match="--baseline 'olf' is not in the results"):
         arrange_report(lines, baseline="olf")
+
+
+def test_curves_of_a_merge_method_have_their_own_headline_with_the_same_end_points() -> None:
+    by_method = [
+        replace(line(name, count, alpha="0.5", reference=name == "val"), merged_by=MergedBy("ties"))
+        for name, count in (("val", 790), ("shift-a", 600), ("shift-b", 520))
+    ]
+    plain, ties = arrange_report([*sweep_lines(), *by_method]).headlines
+    assert "77.00 % on val" in plain
+    assert "79.00 % on val (in-distribution) (+19.00 points against zero-shot" in ties

@@ -18,7 +18,7 @@ from wiseft_cli.reporting.curves import (
 )
 from wiseft_cli.reporting.gates import Gate, Verdict
 from wiseft_cli.reporting.paired import format_points
-from wiseft_cli.reporting.results import Metric, ResultLine
+from wiseft_cli.reporting.results import SOUP, Metric, ResultLine
 
 AVERAGE = "average"
 """Column of the mean of the in-distribution value and the mean over the shifts."""
@@ -147,8 +147,7 @@ def row_label(row: Row) -> tuple[str, str]:
 def curve_key(row: Row) -> object:
     """Return the identity of the curve over alpha that a row is on."""
     line = first_line(row)
-    digests = tuple(checkpoint.digest for checkpoint in line.checkpoints)
-    return digests, line.ensemble, getattr(line, "method", line.extra.get("method"))
+    return line.weights_key._replace(alpha=None), line.ensemble
 
 
 def arrange_report(
@@ -278,7 +277,7 @@ def _families(rows: Sequence[Row], alpha: str | None) -> list[Family]:
             curves.setdefault(curve_key(row), []).append(row)
         elif len(line.checkpoints) == 1:
             singles.append(row)
-    families = [_family_of_curve(curve, singles, alpha) for curve in curves.values()]
+    families = [_family_of_curve(curve, rows, alpha) for curve in curves.values()]
     if alpha is not None and not any(family.merge for family in families):
         raise ResultsError(
             f"--alpha {alpha}: no row of the results has this alpha",
@@ -287,17 +286,29 @@ def _families(rows: Sequence[Row], alpha: str | None) -> list[Family]:
     return families or _family_of_singles(singles)
 
 
-def _family_of_curve(curve: Sequence[Row], singles: Sequence[Row], alpha: str | None) -> Family:
+def _family_of_curve(curve: Sequence[Row], rows: Sequence[Row], alpha: str | None) -> Family:
     by_alpha = {Decimal(first_line(row).alpha or "0"): row for row in curve}
-    first, *_, last = first_line(curve[0]).checkpoints
-    by_digest = {first_line(row).checkpoints[0].digest: row for row in singles}
     merge, reason = _choose(by_alpha, alpha)
+    line = first_line(curve[0])
+    first, *others = (checkpoint.digest for checkpoint in line.checkpoints)
+    is_soup = line.merged_by is not None and line.merged_by.method == SOUP
     return Family(
-        zeroshot=by_alpha.get(Decimal(0), by_digest.get(first.digest)),
-        finetuned=by_alpha.get(Decimal(1), by_digest.get(last.digest)),
+        zeroshot=None if is_soup else _end_point(rows, first, 0),
+        finetuned=_end_point(rows, others[-1], 1) if len(others) == 1 else None,
         merge=merge,
         reason=reason,
     )
+
+
+def _end_point(rows: Sequence[Row], digest: str, at: int) -> Row | None:
+    """Return the row with the weights of one checkpoint: at an end of a plain curve, or alone."""
+    for row in rows:
+        line = first_line(row)
+        is_end = line.alpha is not None and Decimal(line.alpha) == at and line.merged_by is None
+        is_alone = line.alpha is None and len(line.checkpoints) == 1
+        if (is_end or is_alone) and line.checkpoints[-at if is_end else 0].digest == digest:
+            return row
+    return None
 
 
 def _choose(by_alpha: Mapping[Decimal, Row], alpha: str | None) -> tuple[Row | None, str]:
@@ -427,9 +438,9 @@ def thin_rows(report: Report, limit: int) -> tuple[list[Row], int]:
         for family in report.families
         for end in (family.zeroshot, family.finetuned, family.merge)
     ]
-    named = [row for row in (*named, report.baseline) if row is not None][:limit]
-    others = [row for row in rows if not any(row is end for end in named)]
-    n_others = max(0, limit - len(named))
+    ends = [row for row in (*named, report.baseline) if row is not None][:limit]
+    others = [row for row in rows if not any(row is end for end in ends)]
+    n_others = max(0, limit - len(ends))
     chosen = [others[at * len(others) // n_others] for at in range(n_others)]
-    kept = [row for row in rows if any(row is at for at in (*named, *chosen))]
+    kept = [row for row in rows if any(row is at for at in (*ends, *chosen))]
     return kept, len(rows) - len(kept)

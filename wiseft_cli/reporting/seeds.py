@@ -90,7 +90,7 @@ def _group_key(line: ResultLine) -> str:
     if not run:
         return repr(line.key)
     roles = [at.digest if at.role == "zeroshot" else at.role for at in line.checkpoints]
-    method = getattr(line, "method", line.extra.get("method"))
+    method = line.merged_by.key if line.merged_by else ""
     of_line = [line.set_name, line.data_fingerprint, line.alpha, line.ensemble, line.precision]
     what = [roles, method, line.protocol, line.join, run.get("recipe"), run.get("train")]
     return canonical_json([*of_line, *what])

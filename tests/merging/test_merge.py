@@ -31,6 +31,11 @@ from wiseft_cli.merging.alpha import parse_alphas
 from wiseft_cli.merging.arithmetic import BLOCK, interpolate_arrays
 from wiseft_cli.merging.merge import MergeReport, merge_checkpoints
 
+HEAD_WARNING = (
+    "classification_head.weight: nothing in {} says that its 2 rows are the same classes in the "
+    "same order as in the other file"
+)
+
 
 def merge(zeroshot: Path, finetuned: Path, out: Path, alpha: str = "0.3", **options) -> MergeReport:
     outputs = [(parsed, out) for parsed in parse_alphas([alpha], extrapolate=True)]
@@ -144,6 +149,7 @@ def test_a_foreign_finetuned_file_takes_the_zero_shot_card_with_a_warning(
     report = merge(zeroshot, foreign, tmp_path / "out")
     assert report.warnings == (
         f"{foreign} has no wiseft card: the result takes its classes and model from the other file",
+        HEAD_WARNING.format(foreign),
     )
     assert read_card(tmp_path / "out").classes == zeroshot_card().classes
 
@@ -260,6 +266,7 @@ def test_extra_tensors_remove_model_and_classes_from_the_card(
     assert report.warnings == (
         f"{full} has no wiseft card, and 1 tensor that {zeroshot} lacks: the result is not a "
         "classifier, and its card has no model",
+        HEAD_WARNING.format(full),
     )
 
 

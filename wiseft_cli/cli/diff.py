@@ -43,6 +43,15 @@ def diff(
             "every tensor, the largest first.",
         ),
     ] = False,
+    match_names: Annotated[
+        bool,
+        typer.Option(
+            "--match-names",
+            rich_help_panel="Content",
+            help="Match tensors whose names differ only in spelling: wrappers such as module., "
+            "prefixes, and the names of transformers, timm and open_clip.",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Compare two checkpoints and name the likely cause of differences.
@@ -51,18 +60,21 @@ def diff(
     The exit code is 0 whether or not they differ.
     """
     # lazy: numpy takes a tenth of a second, and --help does not need it
-    from wiseft_cli.checkpoint.reader import open_checkpoint
+    from wiseft_cli.convert.matching import NameMatcher
     from wiseft_cli.merging.compatibility import compare
+    from wiseft_cli.merging.merge import open_inputs
 
-    with (
-        open_checkpoint(a, allow_shards=True) as theta_0,
-        open_checkpoint(b, allow_shards=True) as theta_1,
-    ):
+    matcher = NameMatcher()
+    opens = matcher.open if match_names else open_inputs
+    with opens([a, b]) as (theta_0, theta_1):
         found = compare(theta_0, theta_1)
         distances = _measure(theta_0, theta_1) if values else None
     if json:
-        print_json(_document(found, distances))
+        matched = {"matched": matcher.notes} if match_names else {}
+        print_json(_document(found, distances) | matched)
     else:
+        for note in matcher.notes:
+            print_result(f"matched: {note}")
         _print(found, distances)
 
 

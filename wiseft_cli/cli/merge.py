@@ -90,6 +90,16 @@ def merge(
             help="Refuse inputs with different tensors, or copy tensors that only one input has.",
         ),
     ] = Missing.refuse,
+    match_names: Annotated[
+        bool,
+        typer.Option(
+            "--match-names",
+            rich_help_panel=_INTERPOLATION,
+            help="Match tensors whose names differ only in spelling: wrappers such as module., "
+            "prefixes, and the names of transformers, timm and open_clip. The result has the "
+            "names of FINETUNED, or of the only input with a card.",
+        ),
+    ] = False,
     extrapolate: Annotated[
         bool,
         typer.Option(
@@ -122,8 +132,9 @@ def merge(
     file it writes.
     """
     # lazy: numpy takes a tenth of a second, and --help does not need it
+    from wiseft_cli.convert.matching import NameMatcher
     from wiseft_cli.merging.alpha import parse_alphas
-    from wiseft_cli.merging.merge import merge_checkpoints
+    from wiseft_cli.merging.merge import merge_checkpoints, open_inputs
     from wiseft_cli.merging.outputs import list_companions, require_model_folder
 
     alphas = parse_alphas(alpha or ["0.5"], extrapolate=extrapolate)
@@ -131,6 +142,7 @@ def merge(
     writes_folders = output is not None and output.endswith("/")
     if writes_folders:
         require_model_folder(finetuned)
+    matcher = NameMatcher()
     with ExitStack() as stack:
         report = merge_checkpoints(
             zeroshot,
@@ -143,8 +155,11 @@ def merge(
             force=force,
             writes_folders=writes_folders,
             creates_parents=output is not None and "{alpha}" in dirname(output.rstrip("/")),
+            opens=matcher.open if match_names else open_inputs,
             on_progress=_Bar(stack),
         )
+    for note in matcher.notes:
+        print_message(f"matched: {note}")
     _print_messages(report)
     if not writes_folders and (companions := list_companions(finetuned)):
         shown = ", ".join(list_some([path.name for path in companions], limit=3))
@@ -153,7 +168,8 @@ def merge(
             f"{shown}; -o DIR/ writes a folder with them"
         )
     if json:
-        results = [_result(file, report) for file in report.files]
+        matched = {"matched": matcher.notes} if match_names else {}
+        results = [_result(file, report) | matched for file in report.files]
         print_json(results if len(results) > 1 else results[0])
     else:
         for file in report.files:

@@ -8,12 +8,16 @@ print.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wiseft_cli.checkpoint.reader import open_checkpoint, require_card_digest
+from wiseft_cli.checkpoint.reader import (
+    CheckpointReader,
+    open_checkpoint,
+    require_card_digest,
+)
 from wiseft_cli.errors import CheckpointError, UsageError, counted, list_some
 from wiseft_cli.merging.alpha import Alpha
 from wiseft_cli.merging.compatibility import require_equal_bytes
@@ -24,6 +28,7 @@ from wiseft_cli.merging.fisher_file import (
     require_fisher_of,
     require_own_digest,
 )
+from wiseft_cli.merging.head_rows import head_warnings
 from wiseft_cli.merging.inputs import (
     choose_copied,
     doubts,
@@ -150,6 +155,17 @@ def merge(
     return replace(report.files[0], warnings=report.warnings)
 
 
+OpenInputs = Callable[[Sequence[Path]], AbstractContextManager[Sequence[CheckpointReader]]]
+"""Opens the inputs of a merge, theta_0 first."""
+
+
+@contextmanager
+def open_inputs(paths: Sequence[Path]) -> Iterator[Sequence[CheckpointReader]]:
+    """Open checkpoints, each a file, an index of shards, or a folder with one of them."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(open_checkpoint(path, allow_shards=True)) for path in paths]
+
+
 def merge_checkpoints(
     zeroshot: Path,
     finetuned: Path | Sequence[Path],
@@ -164,6 +180,7 @@ def merge_checkpoints(
     force: bool = False,
     writes_folders: bool = False,
     creates_parents: bool = False,
+    opens: OpenInputs = open_inputs,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
     """Merge checkpoints at one or several alphas.
@@ -182,6 +199,7 @@ def merge_checkpoints(
         writes_folders: Write each output as a folder, with the files beside the weights of the
             last fine-tuned input.
         creates_parents: Create missing folders of the outputs.
+        opens: Opens the inputs, for example under other names.
         on_progress: Called with the number of bytes of all inputs, and the number of bytes done
             since the last call.
     Raises:
@@ -202,6 +220,7 @@ def merge_checkpoints(
         force=force,
         writes_folders=writes_folders,
         creates_parents=creates_parents,
+        opens=opens,
         on_progress=on_progress,
     )
 
@@ -259,12 +278,13 @@ def _merge_inputs(
     force: bool,
     writes_folders: bool,
     creates_parents: bool = False,
+    opens: OpenInputs = open_inputs,
     on_progress: Callable[[int, int], None] | None,
 ) -> MergeReport:
     has_base = settings.spec.has_base
     _require_fishers(settings, fishers, len(paths))
     with ExitStack() as stack:
-        inputs = [stack.enter_context(open_checkpoint(path, allow_shards=True)) for path in paths]
+        inputs = list(stack.enter_context(opens(paths)))
         of_fisher = [stack.enter_context(open_fisher(path)) for path in fishers]
         targets = MergeOutputs(
             outputs,
@@ -279,7 +299,10 @@ def _merge_inputs(
         require_compatible_inputs(inputs, converts=dtype is not None, copies_missing=copies_missing)
         for fisher, reader in zip(of_fisher, inputs, strict=False):
             require_fisher_of(fisher, reader)
-        warnings = doubts(inputs, has_base=has_base)
+        warnings = [
+            *doubts(inputs, has_base=has_base),
+            *(text for other in inputs[1:] for text in head_warnings(inputs[0], other)),
+        ]
         _raise_if_strict(is_strict, warnings)
         plan = plan_merge(
             inputs,

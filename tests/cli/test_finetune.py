@@ -143,12 +143,9 @@ def test_linear_classifier_needs_no_other_option(folder, capsys):
             "error: --lr is -1e-05, expected a number above 0, at most 1e+06\n",
         ),
         (
-            ["--warmup", "10"],
-            1,
-            "error: warmup is 10 steps, expected fewer than the run's 10"
-            " (10 epochs of 12 images, batch size 512)\n"
-            "hint: give --warmup as a fraction of the run, such as 0.1, train longer, or use"
-            " smaller batches\n",
+            ["--spd", "1"],
+            2,
+            "error: --spd is 1 with weight_decay 0.1: SPD replaces weight decay\n",
         ),
         (
             ["--freeze", "encoder", "--augment", "crop"],

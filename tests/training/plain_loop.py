@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
@@ -47,24 +49,51 @@ def load_all(train: Path, family: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train_plainly(
-    zeroshot: Path, train: Path, family: str, *, in_our_order: bool
+    zeroshot: Path,
+    train: Path,
+    family: str,
+    *,
+    in_our_order: bool = True,
+    loss: Callable[[PlainClassifier, PlainClassifier, torch.Tensor], torch.Tensor] | None = None,
+    after: Callable[[PlainClassifier, PlainClassifier, PlainClassifier], None] | None = None,
+    lr_scale: Callable[[str], float] = lambda _: 1.0,
+    min_lr: float = 0.0,
+    weight_decay: float = 0.1,
 ) -> PlainClassifier:
     """Return the trained classifier, in torch's default precision.
 
     Args:
         in_our_order: Whether the images of a step have the order of our batches; otherwise they
             are sorted by path.
+        loss: From the model, the model at the start and the images to what is added to the loss.
+        after: Called with the model after a step, before it (with gradients), and at the start.
+        lr_scale: Factor on the learning rate by the name of a tensor.
+        min_lr: Learning rate at the end of the cosine.
     """
     model = PlainClassifier(zeroshot, family).to(torch.get_default_dtype()).train()
+    start = copy.deepcopy(model).eval().requires_grad_(False)
     images, labels = load_all(train, family)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    groups = [
+        {"params": [parameter], "scale": lr_scale(name)}
+        for name, parameter in model.named_parameters()
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=weight_decay)
     recipe = resolve(Recipe(**KEYS), 12)
     for step in range(6):
         order = epoch_order(recipe, step) if in_our_order else torch.arange(12)
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * step / 6))
+            rate = min_lr + (1e-3 - min_lr) * 0.5 * (1 + math.cos(math.pi * step / 6))
+            group["lr"] = rate * group["scale"]
         optimizer.zero_grad()
-        nn.CrossEntropyLoss()(model(images[order]), labels[order]).backward()
+        total = nn.CrossEntropyLoss()(model(images[order]), labels[order])
+        if loss:
+            total = total + loss(model, start, images[order])
+        total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        before = copy.deepcopy(model)
+        for parameter, trained in zip(before.parameters(), model.parameters(), strict=True):
+            parameter.grad = trained.grad.clone()
         optimizer.step()
+        if after:
+            after(model, before, start)
     return model.eval()

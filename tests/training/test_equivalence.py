@@ -68,6 +68,8 @@ def steps_of(
     )
     run = open_run(plan, processes)
     run.classifier.double()
+    if run.anchor is not None:
+        run.anchor.double()
     steps: list[StepReport] = []
     notes: list[str] = []
     callbacks = Callbacks(on_step=steps.append, on_note=notes.append)
@@ -110,7 +112,12 @@ def test_divided_batch_makes_the_same_steps(folder, keys):
     assert_same(steps_of(folder, **keys)[:2], whole)
 
 
-DIVIDED = ({"micro_batch_size": 2}, {"freeze": "encoder"})
+DIVIDED = (
+    {"micro_batch_size": 2},
+    {"freeze": "encoder"},
+    {"micro_batch_size": 2, "l2_sp": 0.1, "distill": 0.5, "layer_decay": 0.7, "min_lr": 1e-4},
+    {"micro_batch_size": 2, "spd": 1.0, "weight_decay": 0.0},
+)
 
 
 def work(rank: int) -> None:

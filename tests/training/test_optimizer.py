@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,13 +71,25 @@ def test_constant_schedule_stays_at_the_peak_after_the_warmup():
     assert rates(warmup=2, steps=5, peak=0.5, schedule="constant") == [0.25, 0.5, 0.5, 0.5, 0.5]
 
 
-@pytest.mark.parametrize(
-    ("step", "warmup", "steps"), [(-1, 0, 5), (5, 0, 5), (0, 5, 5), (0, -1, 5)]
-)
-def test_step_or_warmup_outside_the_run_raises(step, warmup, steps):
-    recipe = replace(resolve(Recipe(steps=steps), 1), warmup=warmup)
-    with pytest.raises(ValueError, match=f"step {step} with warm-up {warmup} in a run of {steps}"):
-        learning_rate(step, recipe)
+@pytest.mark.parametrize("step", [-1, 5])
+def test_step_outside_the_run_raises(step):
+    with pytest.raises(ValueError, match=f"step {step} in a run of 5 steps"):
+        learning_rate(step, resolve(Recipe(steps=5), 1))
+
+
+@pytest.mark.parametrize("warmup", [5, 500])
+def test_warmup_as_long_as_the_run_only_rises(warmup):
+    recipe = resolve(Recipe(steps=5, warmup=warmup, lr=1.0), 1)
+    rates = [learning_rate(step, recipe) for step in range(5)]
+    assert rates == pytest.approx([(step + 1) / warmup for step in range(5)])
+
+
+def test_cosine_falls_to_min_lr():
+    recipe = resolve(Recipe(steps=1000, warmup=0, lr=1.0, min_lr=0.25), 1)
+    rates = [learning_rate(step, recipe) for step in range(1000)]
+    assert rates[0] == 1.0
+    assert rates[500] == pytest.approx(0.625)
+    assert 0.25 < rates[-1] < 0.25001
 
 
 @pytest.mark.parametrize(("bound", "expected"), [(1.0, 1.0), (10.0, 5.0), (0.0, 5.0)])

@@ -50,18 +50,31 @@ def test_default_warmup_is_a_tenth_of_the_steps_and_at_most_500(n_images, warmup
     assert recipe.warmup == warmup
 
 
-def test_warmup_that_is_not_shorter_than_the_run_is_rejected():
-    assert resolve(Recipe(epochs=2, batch_size=5, warmup=3), 10).warmup == 3
-    with pytest.raises(RecipeError) as caught:
-        resolve(Recipe(epochs=2, batch_size=5, warmup=4), 10)
-    assert caught.value.message == (
-        "warmup is 4 steps, expected fewer than the run's 4 (2 epochs of 10 images, batch size 5)"
+@pytest.mark.parametrize(("warmup", "percent"), [(4, "100"), (5, "80"), (500, "0.8")])
+def test_warmup_as_long_as_the_run_is_a_warning(warmup, percent):
+    recipe = resolve(Recipe(epochs=2, batch_size=5, warmup=warmup), 10)
+    assert recipe.warmup == warmup
+    assert recipe_warnings(recipe)[0] == (
+        f"the warm-up of {warmup} steps is not shorter than the run of 4: the learning rate rises"
+        f" to {percent} % of lr and never falls; --warmup 0.1 would be a tenth of the run"
     )
-    assert caught.value.hint == (
-        "give --warmup as a fraction of the run, such as 0.1, train longer, or use smaller batches"
+    assert "warm-up" not in recipe_warnings(resolve(Recipe(steps=4, warmup=3), 10))[0]
+
+
+def test_methods_are_in_the_card_only_if_they_are_on():
+    default = resolve(Recipe(), 1000).as_mapping()
+    on = resolve(Recipe(ema=0.5, l2_sp=0.25), 1000)
+    assert on.methods == ("ema", "l2_sp")
+    assert on.as_mapping() == {**default, "ema": 10, "l2_sp": 0.25}
+    assert resolve(Recipe(ema=0.001), 1000).ema == 1
+
+
+def test_half_life_longer_than_the_run_is_a_warning():
+    warnings = recipe_warnings(resolve(Recipe(steps=100, batch_size=4, ema=101), 10))
+    assert warnings == (
+        "the half-life of ema, 101 steps, is longer than the run of 100: the average is close to"
+        " the plain mean of all steps",
     )
-    with pytest.raises(RecipeError, match=r"\(1 epoch of 10 images"):
-        resolve(Recipe(epochs=1, batch_size=5, warmup=4), 10)
 
 
 def test_last_batch_of_an_epoch_is_kept():
@@ -128,6 +141,33 @@ def test_frozen_encoder_decides_augmentation_and_batch_norm():
         (
             {"epochs": 3, "steps": 4},
             "recipe: epochs is 3 and steps is 4; give one of the two, not both",
+        ),
+        (
+            {"min_lr": 1e-6, "schedule": "constant"},
+            "recipe: min_lr is 1e-6 with schedule constant: there is no cosine to end",
+        ),
+        ({"min_lr": 1e-3}, "recipe: min_lr is 0.001 with lr 3e-5: the cosine falls"),
+        (
+            {"spd": 1.0},
+            "recipe: spd is 1 with weight_decay 0.1: SPD replaces weight decay",
+        ),
+        (
+            {"spd": 1.0, "weight_decay": 0.0, "l2_sp": 0.1},
+            "recipe: spd is 1 with l2_sp 0.1: SPD is the selective form of L2-SP",
+        ),
+        (
+            {"layer_decay": 0.0},
+            "recipe: layer_decay is 0.0, expected a number above 0, at most 1 (1 for none)",
+        ),
+        (
+            {"ema": 1.5},
+            "recipe: ema is 1.5, expected a number of steps, or a fraction of the run below 1"
+            " (0 for none)",
+        ),
+        (
+            {"freeze": "encoder", "distill": 0.5},
+            "recipe: distill is 0.5 with freeze 'encoder', expected 0.0:"
+            " the encoder is not trained",
         ),
         ({"schedule": "step"}, "recipe: schedule is 'step', expected one of cosine, constant"),
         ({"precision": "fp8"}, "recipe: precision is 'fp8', expected one of fp32, bf16, fp16"),

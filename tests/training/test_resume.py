@@ -106,6 +106,27 @@ def test_stopped_run_resumes_to_the_same_bytes(folder, family, keys, stop_after)
     assert not state_folder(folder / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("keys", "stop_after"),
+    [
+        ({"ema": 3, "l2_sp": 0.1}, 4),
+        ({"ema": 0.2, "freeze": "encoder"}, 2),
+        ({"spd": 1.0, "weight_decay": 0.0, "distill": 0.5, "layer_decay": 0.7}, 5),
+    ],
+)
+def test_run_with_a_method_resumes_to_the_same_bytes(folder, keys, stop_after):
+    whole = plan_of(folder, output="whole", **keys)
+    go(whole)
+    assert isinstance(go(plan_of(folder, **keys), stop_after=stop_after), Stopped)
+    resumed = plan_of(folder, resume=True, **keys)
+    go(resumed)
+    pairs = zip(
+        (whole.output, *whole.other_outputs), (resumed.output, *resumed.other_outputs), strict=True
+    )
+    for path, other in pairs:
+        assert other.read_bytes() == path.read_bytes(), path
+
+
 def test_states_do_not_depend_on_the_number_of_workers(folder):
     go(plan_of(folder), stop_after=4)
     go(plan_of(folder, output="other"), stop_after=4, workers=2)

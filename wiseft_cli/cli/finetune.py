@@ -29,7 +29,8 @@ from wiseft_cli.errors import (
     OutputError,
     UsageError,
 )
-from wiseft_cli.training.recipe import RECIPE_KEYS, Recipe, RecipeKey
+from wiseft_cli.training.recipe import RECIPE_KEYS, Recipe
+from wiseft_cli.training.recipe_keys import RecipeKey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,9 +45,9 @@ wiseft finetune zeroshot.safetensors --train photos/train --val photos/val -o fi
 wiseft finetune zeroshot.safetensors --train photos/train -o finetuned.safetensors --dry-run
 """
 
-_data, _recipe, _compute, _output = (
+_data, _recipe, _methods, _compute, _output = (
     partial(typer.Option, rich_help_panel=heading)
-    for heading in ("Data", "Recipe", "Compute", "State and output")
+    for heading in ("Data", "Recipe", "Methods", "Compute", "State and output")
 )
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -64,7 +65,7 @@ def _with_recipe_options(command: Command) -> Command:
 def _recipe_option(key: RecipeKey) -> inspect.Parameter:
     """Return the option of a recipe key; None, if it is not given, leaves the key to the recipe."""
     is_switch, is_pair = isinstance(key.default, bool), isinstance(key.default, tuple)
-    option = _recipe(
+    option = (_methods if key.is_method else _recipe)(
         f"{key.option}/--no-{key.option[2:]}" if is_switch else key.option,
         metavar=key.metavar or None,
         help=key.help,
@@ -131,8 +132,8 @@ def finetune(
         _recipe(
             "--recipe",
             metavar="NAME|FILE",
-            help="wise-ft, wise-ft-16shot, linear-classifier, patching, model-soups, or a YAML"
-            " file. The options below replace its values.",
+            help="A built-in recipe (wise-ft, wise-ft-16shot, linear-classifier, patching,"
+            " model-soups, ema, l2-sp, spd) or a YAML file. The options below replace its values.",
             show_default="wise-ft",
             autocompletion=complete_recipe,
         ),

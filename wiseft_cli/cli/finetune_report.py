@@ -15,13 +15,15 @@ from wiseft_cli.compute.torchrun import Launch
 from wiseft_cli.errors import counted
 from wiseft_cli.training.callbacks import Callbacks, EpochReport, StartReport, StepReport
 from wiseft_cli.training.plan import FinetunePlan, LabelledSet
-from wiseft_cli.training.recipe import RECIPE_KEYS, describe_value
+from wiseft_cli.training.recipe import RECIPE_KEYS
+from wiseft_cli.training.recipe_keys import describe_value
 
 if TYPE_CHECKING:
     import torch
 
+    from wiseft_cli.data.images import DecodedSample
     from wiseft_cli.evaluation.metrics import SetAccuracy
-    from wiseft_cli.training.estimate import DecodedSample, Estimate
+    from wiseft_cli.training.estimate import Estimate
     from wiseft_cli.training.finetune import Stopped
 
 RECENT_STEPS = 20
@@ -57,7 +59,7 @@ def print_plan(plan: FinetunePlan, *, n_processes: int = 1) -> None:
         f"steps    {recipe.steps} {length},"
         f" batch size {recipe.batch_size}{parts}, warm-up {recipe.warmup}"
     )
-    keys = [key for key, row in RECIPE_KEYS.items() if row.in_plan]
+    keys = [key for key, row in RECIPE_KEYS.items() if row.in_plan or key in recipe.methods]
     values = [f"{key.replace('_', ' ')} {describe_value(getattr(recipe, key))}" for key in keys]
     print_message(f"recipe   AdamW, {', '.join(values)}")
     for note in plan.notes:

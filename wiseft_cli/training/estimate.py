@@ -215,7 +215,8 @@ def decode_samples(
 
 def sample_warnings(plan: FinetunePlan, samples: Sequence[DecodedSample]) -> list[str]:
     """Return warnings about images of a sample: unreadable, or rotated by an ignored EXIF tag."""
-    preprocess, found = plan.card.preprocess or {}, []
+    preprocess = plan.card.preprocess or {}
+    found: list[str] = []
     for labelled, sample in zip((plan.train, *plan.val), samples, strict=True):
         found += sample.unreadable
         if sample.n_rotated and labelled.images.misses_orientation(preprocess):

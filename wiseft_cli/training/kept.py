@@ -3,6 +3,7 @@
     OUT                 the weights after the last step, or with `--keep best:VAL` those after the
                         epoch that has the highest accuracy on the validation set VAL
     OUT-epoch-N         with `--keep epochs`, the weights after each epoch
+    OUT-ema             with the recipe key `ema`, the moving average after the last step
 
 No torch is needed here.
 """
@@ -18,6 +19,7 @@ from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.errors import UsageError
 
 LAST, BEST, EPOCHS = "last", "best", "epochs"
+EMA = "ema"
 SELECTION = "selection"
 """Key of a history entry's options: the validation set that chose the weights."""
 
@@ -88,6 +90,11 @@ def find_selection_set(keep: Keep, names: Sequence[str]) -> str | None:
 def epoch_path(output: Path, epoch: int) -> Path:
     """Return the path of the checkpoint of an epoch, counted from 1."""
     return output.with_stem(f"{output.stem}-epoch-{epoch}")
+
+
+def ema_path(output: Path) -> Path:
+    """Return the path of the moving average of the weights."""
+    return output.with_stem(f"{output.stem}-{EMA}")
 
 
 def written_card(card: Card, *, n_unreadable: int = 0, **results: Any) -> Card:

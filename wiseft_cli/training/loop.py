@@ -29,9 +29,16 @@ from wiseft_cli.training.images import (
     black_image,
     load_training_batches,
 )
+from wiseft_cli.training.methods import (
+    ADDS_LOSS,
+    AddedLoss,
+    AnchoredWeights,
+    forward_outputs,
+)
 from wiseft_cli.training.modes import set_training_modes, with_single_images
-from wiseft_cli.training.outputs import keep_epoch
+from wiseft_cli.training.outputs import average_weights, keep_epoch
 from wiseft_cli.training.plan import FinetunePlan
+from wiseft_cli.training.recipe import ResolvedRecipe
 from wiseft_cli.training.saving import StateSaver
 from wiseft_cli.training.state import Run
 from wiseft_cli.training.step import Batches, Logits, run_steps, wrap_ddp
@@ -95,6 +102,8 @@ def train(
         processes=processes,
         first_step=run.steps_done,
         scaler=run.scaler,
+        added_loss=_build_added_loss(run, recipe),
+        anchored=_build_anchored_weights(run, recipe),
         stop=lambda: bool(stop),
     )
     with nullcontext() if stop is None else stop:
@@ -103,6 +112,8 @@ def train(
                 unreadable.share()
             _count_step(run, step, plan)
             run.unreadable = unreadable.positions
+            if processes.is_first:
+                average_weights(run, plan)
             callbacks.on_step(step)
             is_stopped, warning = step.is_stopped, None
             if saver and not is_stopped:
@@ -119,6 +130,20 @@ def train(
                 return False
     _require_update(run, plan)
     return True
+
+
+def _build_added_loss(run: Run, recipe: ResolvedRecipe) -> AddedLoss | None:
+    if run.anchor is None or not set(recipe.methods) & set(ADDS_LOSS):
+        return None
+    return AddedLoss(recipe, run.anchor)
+
+
+def _build_anchored_weights(run: Run, recipe: ResolvedRecipe) -> AnchoredWeights | None:
+    if run.anchor is None or not (recipe.l2_sp or recipe.spd):
+        return None
+    anchors = dict(run.anchor.named_parameters())
+    weights = list(run.trainable.values())
+    return AnchoredWeights(recipe, weights, [anchors[name].detach() for name in run.trainable])
 
 
 def _count_unreadable(
@@ -172,7 +197,9 @@ def _open_image_batches(
     augment = cast(Literal["crop", "none"], recipe.augment)
     transform = train_transform(preprocess, augment=augment)
     placeholder = black_image(preprocess).to(processes.device)
-    forward = partial(run.classifier, precision=recipe.precision)
+    forward: Logits = partial(run.classifier, precision=recipe.precision)
+    if set(recipe.methods) & set(ADDS_LOSS):
+        forward = partial(forward_outputs, run.classifier, precision=recipe.precision)
     if recipe.batch_norm == "train":
         forward = with_single_images(forward, run.classifier, on_warning)
     batches = load_training_batches(

@@ -62,7 +62,8 @@ def with_single_images(
         classifier: Its BatchNorm layers are in training mode.
         on_warning: Called with a sentence the first time.
     """
-    layers, warned = _batch_norms(classifier), []
+    layers = _batch_norms(classifier)
+    warned: list[bool] = []
     if not layers:
         return forward
 

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.errors import list_some
 from wiseft_cli.model.classifier import state_arrays
-from wiseft_cli.training.kept import BEST, EPOCHS, SELECTION, epoch_path, written_card
+from wiseft_cli.training.kept import (
+    BEST,
+    EMA,
+    EPOCHS,
+    SELECTION,
+    ema_path,
+    epoch_path,
+    written_card,
+)
+from wiseft_cli.training.methods import update_average
 from wiseft_cli.training.plan import FinetunePlan
 from wiseft_cli.training.state import Run
 
@@ -38,11 +47,13 @@ def write_weights(
 
 
 def write_output(run: Run, plan: FinetunePlan) -> str:
-    """Write the output of a finished run, and return its content digest.
+    """Write the output of a finished run and its average, and return the output's digest.
 
     Raises:
         OutputError: The file cannot be written.
     """
+    if plan.recipe.ema:
+        write_weights(ema_path(plan.output), run, plan, copy=EMA, weights=EMA)
     if plan.selection_set is None:
         return write_weights(plan.output, run, plan)
     results = {SELECTION: dict(run.selection)}
@@ -60,6 +71,17 @@ def describe_outputs(run: Run, plan: FinetunePlan) -> list[str]:
     if plan.other_outputs:
         texts.append(f"also written: {', '.join(list_some(list(map(str, plan.other_outputs))))}")
     return texts
+
+
+def average_weights(run: Run, plan: FinetunePlan) -> None:
+    """Move the average of the weights towards those after the step that was just taken."""
+    if not plan.recipe.ema:
+        return
+    if EMA not in run.copies:
+        run.copy_weights(EMA)
+    update_average(
+        run.copies[EMA], run.weights(), steps_done=run.steps_done, half_life=plan.recipe.ema
+    )
 
 
 def keep_epoch(

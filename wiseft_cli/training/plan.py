@@ -33,6 +33,7 @@ from wiseft_cli.evaluation.data_overlap import contains_training_images, trainin
 from wiseft_cli.training.kept import (
     EPOCHS,
     Keep,
+    ema_path,
     epoch_path,
     find_selection_set,
     written_card,
@@ -129,7 +130,8 @@ class FinetunePlan:
     def other_outputs(self) -> tuple[Path, ...]:
         """The files that are written beside `output`."""
         n_epochs = self.recipe.epochs if self.keep.kind == EPOCHS else 0
-        return tuple(epoch_path(self.output, epoch + 1) for epoch in range(n_epochs))
+        epochs = tuple(epoch_path(self.output, epoch + 1) for epoch in range(n_epochs))
+        return (*epochs, ema_path(self.output)) if self.recipe.ema else epochs
 
 
 def make_plan(

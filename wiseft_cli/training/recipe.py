@@ -9,14 +9,25 @@ arXiv 2109.01903, section D.2) and those of the authors' code. No torch is neede
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from typing import Any
 
 from wiseft_cli.compute.precision import PRECISIONS
 from wiseft_cli.errors import RecipeError, counted
+from wiseft_cli.training.recipe_keys import (
+    RecipeKey,
+    choice,
+    describe_value,
+    integer,
+    number,
+    parse_betas,
+    parse_length,
+    recipe_key,
+    strength,
+    switch,
+)
 
 DEFAULT_EPOCHS = 10
 MAX_DEFAULT_WARMUP_STEPS = 500
@@ -28,121 +39,6 @@ MAX_LR = 1e6
 
 
 @dataclass(frozen=True)
-class RecipeKey:
-    """A row of the table.
-
-    Attributes:
-        default: Value of a recipe that does not set the key; None if `resolve` chooses it.
-        help: Help text of the option.
-        parse: Returns the value that a text stands for, or raises ValueError.
-        is_valid: Whether a value of the right type is in range.
-        expected: The range in words.
-        metavar: Placeholder of the value in the help; empty for a switch.
-        default_text: The default as the help shows it; empty for none.
-        choices: The allowed words; empty if the value is not one of a few words.
-        in_plan: Whether the recipe line of a printed plan has the key.
-        frozen_encoder: The only value that `freeze: encoder` allows, and the reason.
-        name: Name of the key in a file; the option is `--name` with hyphens.
-    """
-
-    default: Any
-    help: str
-    parse: Callable[[str], Any]
-    is_valid: Callable[[Any], bool]
-    expected: str
-    metavar: str = ""
-    default_text: str = ""
-    choices: tuple[str, ...] = ()
-    in_plan: bool = False
-    frozen_encoder: tuple[Any, str] | None = None
-    name: str = ""
-
-    @property
-    def option(self) -> str:
-        """The key as a command-line option."""
-        return "--" + self.name.replace("_", "-")
-
-    def allows(self, value: Any) -> bool:
-        """Whether a recipe may hold this value."""
-        return self.default is None if value is None else self.is_valid(value)
-
-
-def describe_value(value: Any) -> str:
-    """Return a value of a recipe as an option takes it: `3e-5`, `0.9 0.999`, `cosine`."""
-    if isinstance(value, tuple):
-        return " ".join(map(describe_value, value))
-    return f"{value:g}".replace("e-0", "e-") if isinstance(value, float) else str(value)
-
-
-def _key(default: Any, help_text: str, **columns: Any) -> Any:
-    if default is not None:
-        columns.setdefault("default_text", describe_value(default))
-    return field(default=default, metadata={"key": RecipeKey(default, help_text, **columns)})
-
-
-def _integer(
-    default: int | None,
-    help_text: str,
-    *,
-    minimum: int = 1,
-    maximum: int | None = None,
-    **more: Any,
-) -> Any:
-    return _key(
-        default,
-        help_text,
-        parse=_parse_integer,
-        is_valid=lambda value: minimum <= value <= (maximum or value),
-        expected=f"an integer from {minimum} to {maximum}"
-        if maximum
-        else f"an integer of at least {minimum}",
-        metavar="N",
-        **more,
-    )
-
-
-def _number(default: float, help_text: str, **more: Any) -> Any:
-    return _key(default, help_text, parse=float, metavar="X", **more)
-
-
-def _choice(default: str | None, help_text: str, choices: tuple[str, ...], **more: Any) -> Any:
-    expected = f"one of {', '.join(choices)}"
-    more |= {"choices": choices, "metavar": "|".join(choices), "expected": expected}
-    return _key(default, help_text, parse=str, is_valid=choices.__contains__, **more)
-
-
-def _switch(help_text: str, **more: Any) -> Any:
-    more |= {"expected": "true or false", "default_text": "off", "parse": _parse_switch}
-    return _key(False, help_text, is_valid=lambda value: isinstance(value, bool), **more)
-
-
-def _parse_integer(text: str) -> int:
-    if not re.fullmatch(r"[+-]?[0-9]+", text):  # int() accepts 1_000 and digits of other scripts
-        raise ValueError(text)
-    return int(text)
-
-
-def _parse_switch(text: str) -> bool:
-    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-    if text.lower() not in words:
-        raise ValueError(text)
-    return words[text.lower()]
-
-
-def _parse_betas(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in re.split(r"[\s,]+", text.strip("[]() ")))
-
-
-def _parse_warmup(text: str) -> int | float:
-    if re.fullmatch(r"[+-]?[0-9]+", text):
-        return int(text)
-    fraction = float(text)
-    if fraction >= 1:
-        raise ValueError(text)
-    return fraction
-
-
-@dataclass(frozen=True)
 class Recipe:
     """The keys of a recipe; None leaves a value to `resolve`.
 
@@ -150,72 +46,72 @@ class Recipe:
         RecipeError: Names every key that is out of range or contradicts another.
     """
 
-    epochs: int | None = _integer(
+    epochs: int | None = integer(
         None, "Passes over the training images.", default_text=f"{DEFAULT_EPOCHS}"
     )
-    steps: int | None = _integer(
+    steps: int | None = integer(
         None, "Optimizer steps of the run, instead of epochs. The last epoch may be cut short."
     )
-    batch_size: int = _integer(
+    batch_size: int = integer(
         512,
         "Images per optimizer step, over all processes. The last batch of an epoch may be smaller.",
     )
-    micro_batch_size: int | None = _integer(
+    micro_batch_size: int | None = integer(
         None,
         "Images per forward pass. Fewer images need less memory and make the same update.",
         default_text="the batch size",
     )
-    lr: float = _number(
+    lr: float = number(
         3e-5,
         "Peak learning rate of AdamW.",
         is_valid=lambda lr: 0 < lr <= MAX_LR,
         expected=f"a number above 0, at most {MAX_LR:g}",
         in_plan=True,
     )
-    weight_decay: float = _number(
+    weight_decay: float = number(
         0.1,
         "Decoupled weight decay of every trainable tensor, biases and norms included.",
         is_valid=lambda decay: 0 <= decay < math.inf,
         expected="a number of at least 0",
         in_plan=True,
     )
-    betas: tuple[float, float] = _key(
+    betas: tuple[float, float] = recipe_key(
         (0.9, 0.999),
         "Decay rates of AdamW's two moments.",
-        parse=_parse_betas,
+        parse=parse_betas,
         is_valid=lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
         expected="two numbers in [0, 1)",
         metavar="X X",
     )
-    eps: float = _number(
+    eps: float = number(
         1e-8,
         "Term that keeps AdamW's denominator away from zero.",
         is_valid=lambda eps: 0 < eps < math.inf,
         expected="a number above 0",
     )
-    warmup: int | float | None = _key(
+    warmup: int | float | None = recipe_key(
         None,
         "Linear warm-up: a number of steps, or a fraction of the run below 1.",
-        parse=_parse_warmup,
+        parse=parse_length,
         is_valid=lambda warmup: warmup >= 0 and (isinstance(warmup, int) or warmup < 1),
         expected="a number of steps, or a fraction of the run below 1",
         metavar="STEPS|FRACTION",
         default_text=f"0.1, at most {MAX_DEFAULT_WARMUP_STEPS} steps",
     )
-    schedule: str = _choice(
+    schedule: str = choice(
         "cosine",
         "Learning rate after the warm-up: a cosine to zero, or constant.",
         ("cosine", "constant"),
         in_plan=True,
     )
-    clip_grad_norm: float = _number(
+    clip_grad_norm: float = number(
         1.0,
         "Largest global gradient norm; larger gradients are scaled down to it. 0 for none.",
         is_valid=lambda norm: 0 <= norm < math.inf,
         expected="at least 0 (0 for none)",
         in_plan=True,
     )
-    label_smoothing: float = _number(
+    label_smoothing: float = number(
         0.0,
         "Part of the target that is spread evenly over the classes, in [0, 1).",
         is_valid=lambda share: 0 <= share < 1,
@@ -223,13 +119,13 @@ class Recipe:
         in_plan=True,
     )
     # `head` is PAINT: Ilharco et al. 2022, arXiv 2208.05592.
-    freeze: str = _choice(
+    freeze: str = choice(
         "none",
         "The part that is not trained. encoder: train a linear classifier on features that are"
         " computed once; head: train the image encoder alone.",
         ("none", "encoder", "head"),
     )
-    batch_norm: str | None = _choice(
+    batch_norm: str | None = choice(
         None,
         "Whether BatchNorm layers use the statistics of each batch, or keep their running"
         " statistics. Their affine weights train in both cases.",
@@ -238,7 +134,7 @@ class Recipe:
         in_plan=True,
         frozen_encoder=("frozen", "the encoder is not trained"),
     )
-    augment: str | None = _choice(
+    augment: str | None = choice(
         None,
         "Random crops of 90 to 100 % of the area, or the preprocessing of `wiseft eval`.",
         ("crop", "none"),
@@ -246,23 +142,62 @@ class Recipe:
         in_plan=True,
         frozen_encoder=("none", "each image's features are computed once"),
     )
-    precision: str = _choice(
+    precision: str = choice(
         "fp32",
         "Precision of the image encoder's arithmetic. Weights, head and loss are always float32.",
         PRECISIONS,
     )
-    grad_checkpointing: bool = _switch(
+    grad_checkpointing: bool = switch(
         "Recompute activations in the backward pass: less memory, about a third more time.",
         frozen_encoder=(False, "no gradient passes through the encoder"),
     )
-    seed: int = _integer(
+    # Methods, each off by default. `methods.py` and `optimizer.py` hold their formulas.
+    min_lr: float = strength(
+        "Learning rate at the end of the cosine.",
+        "Loshchilov & Hutter 2017, arXiv 1608.03983",
+        is_valid=lambda lr: 0 <= lr <= MAX_LR,
+        expected=f"a number from 0 to {MAX_LR:g}",
+    )
+    layer_decay: float = strength(
+        "Factor on the learning rate per block, from the head down to the first layer.",
+        "Clark et al. 2020, arXiv 2003.10555; Bao et al. 2022, arXiv 2106.08254",
+        off=1.0,
+        is_valid=lambda decay: 0 < decay <= 1,
+        expected="a number above 0, at most 1 (1 for none)",
+        frozen_encoder=(1.0, "the head is the only layer that is trained"),
+    )
+    ema: int | float = strength(
+        "Also write the moving average of the weights, as OUT-ema: its half-life in steps, or as"
+        " a fraction of the run below 1.",
+        "Polyak & Juditsky 1992; Wortsman et al. 2021, arXiv 2109.01903, section C.3",
+        off=0,
+        parse=parse_length,
+        is_valid=lambda ema: ema >= 0 and (isinstance(ema, int) or ema < 1),
+        expected="a number of steps, or a fraction of the run below 1 (0 for none)",
+        metavar="STEPS|FRACTION",
+    )
+    l2_sp: float = strength(
+        "Add X/2 times the squared distance from the starting weights to the loss.",
+        "Li et al. 2018, arXiv 1802.01483",
+    )
+    spd: float = strength(
+        "Pull a tensor back towards its starting weights in steps that lead away from them while"
+        " the loss falls towards them; 1 is the paper's strength. It replaces weight decay.",
+        "Tian et al. 2024, arXiv 2411.01713",
+    )
+    distill: float = strength(
+        "Add X times the divergence of the predictions from those of the starting weights.",
+        "Hinton et al. 2015, arXiv 1503.02531; Wortsman et al. 2021, arXiv 2109.01903, section C.3",
+        frozen_encoder=(0.0, "the encoder is not trained"),
+    )
+    seed: int = integer(
         0,
         "Seed of shuffling, augmentation, random layers, --val-fraction and --shots.",
         minimum=0,
         maximum=MAX_SEED,
         in_plan=True,
     )
-    deterministic: bool = _switch(
+    deterministic: bool = switch(
         "Use deterministic algorithms on a GPU. A CPU always gives the same result."
     )
 
@@ -289,6 +224,7 @@ class ResolvedRecipe(Recipe):
         epochs: Passes over the training set; `steps` may cut the last one short.
         steps: Optimizer steps of the whole run.
         warmup: Steps with a rising learning rate.
+        ema: Half-life of the average of the weights in steps; 0 for none.
     """
 
     n_images: int
@@ -296,11 +232,17 @@ class ResolvedRecipe(Recipe):
     steps: int
     micro_batch_size: int
     warmup: int
+    ema: int
     batch_norm: str
     augment: str
 
     def __post_init__(self) -> None:
         """Accept both epochs and steps; the recipe was checked before it was resolved."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the methods that are on, in the order of the table."""
+        return tuple(key for key, row in RECIPE_KEYS.items() if row.is_on(getattr(self, key)))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -322,7 +264,8 @@ class ResolvedRecipe(Recipe):
         values = {**asdict(self), "betas": list(self.betas), "optimizer": "adamw"}
         values["warmup_steps"] = values.pop("warmup")
         del values["n_images"], values["seed"]
-        return values
+        off = [key for key, row in RECIPE_KEYS.items() if row.is_method and key not in self.methods]
+        return {key: value for key, value in values.items() if key not in off}
 
 
 def resolve(recipe: Recipe, n_images: int) -> ResolvedRecipe:
@@ -330,9 +273,6 @@ def resolve(recipe: Recipe, n_images: int) -> ResolvedRecipe:
 
     The default warm-up is min(500, 10 % of the steps); the defaults of augmentation and BatchNorm
     depend on `freeze`.
-
-    Raises:
-        RecipeError: The warm-up is not shorter than the run.
     """
     steps_per_epoch = math.ceil(n_images / recipe.batch_size)
     steps = recipe.steps or (recipe.epochs or DEFAULT_EPOCHS) * steps_per_epoch
@@ -340,7 +280,10 @@ def resolve(recipe: Recipe, n_images: int) -> ResolvedRecipe:
     chosen = {
         "epochs": math.ceil(steps / steps_per_epoch),
         "steps": steps,
-        "warmup": _warmup_steps(recipe, steps, n_images),
+        "warmup": _length_in_steps(recipe.warmup, steps)
+        if recipe.warmup is not None
+        else min(MAX_DEFAULT_WARMUP_STEPS, steps // 10),
+        "ema": max(1, _length_in_steps(recipe.ema, steps)) if recipe.ema else 0,
         "micro_batch_size": recipe.micro_batch_size or recipe.batch_size,
         "batch_norm": recipe.batch_norm or ("frozen" if is_probe else "train"),
         "augment": recipe.augment or ("none" if is_probe else "crop"),
@@ -348,21 +291,11 @@ def resolve(recipe: Recipe, n_images: int) -> ResolvedRecipe:
     return ResolvedRecipe(n_images=n_images, **{**vars(recipe), **chosen})
 
 
-def _warmup_steps(recipe: Recipe, steps: int, n_images: int) -> int:
-    if recipe.warmup is None:
-        return min(MAX_DEFAULT_WARMUP_STEPS, steps // 10)
-    if isinstance(recipe.warmup, float):
-        # The decimal that was written: in binary, 0.29 of 100 steps would be 28.
-        return int(Fraction(str(recipe.warmup)) * steps)
-    if recipe.warmup < steps:
-        return recipe.warmup
-    length = "" if recipe.steps else f"{counted(recipe.epochs or DEFAULT_EPOCHS, 'epoch')} of "
-    raise RecipeError(
-        f"warmup is {recipe.warmup} steps, expected fewer than the run's {steps}"
-        f" ({length}{n_images} images, batch size {recipe.batch_size})",
-        hint="give --warmup as a fraction of the run, such as 0.1, train longer, or use smaller"
-        " batches",
-    )
+def _length_in_steps(length: int | float, steps: int) -> int:
+    if isinstance(length, int):
+        return length
+    # The decimal that was written: in binary, 0.29 of 100 steps would be 28.
+    return int(Fraction(str(length)) * steps)
 
 
 @dataclass(frozen=True)
@@ -410,7 +343,31 @@ def _find_contradictions(values: Mapping[str, Any], names: Mapping[str, str]) ->
                 text = f"{names[key]} is {values[key]!r} with {names['freeze']} 'encoder'"
                 text += f", expected {expected!r}: {reason}"
                 faults.append(Fault((key, "freeze"), text))
-    return faults
+    return faults + _find_conflicts(values, names)
+
+
+_Contradicts = Callable[[Mapping[str, Any]], bool]
+_CONFLICTS: tuple[tuple[str, str, _Contradicts, str], ...] = (
+    ("min_lr", "schedule", lambda at: at["schedule"] == "constant", "there is no cosine to end"),
+    ("min_lr", "lr", lambda at: at["min_lr"] > at["lr"], "the cosine falls"),
+    ("spd", "weight_decay", lambda at: at["weight_decay"] > 0, "SPD replaces weight decay"),
+    ("spd", "l2_sp", lambda at: at["l2_sp"] > 0, "SPD is the selective form of L2-SP"),
+)
+"""A method, another key, whether their values contradict each other, and why."""
+
+
+def _find_conflicts(values: Mapping[str, Any], names: Mapping[str, str]) -> list[Fault]:
+    return [
+        Fault(
+            (method, other),
+            f"{names[method]} is {describe_value(values[method])} with {names[other]}"
+            f" {describe_value(values[other])}: {reason}",
+        )
+        for method, other, contradicts, reason in _CONFLICTS
+        if RECIPE_KEYS[method].is_on(values.get(method))
+        and values.get(other) is not None
+        and contradicts(values)
+    ]
 
 
 def recipe_warnings(recipe: ResolvedRecipe) -> tuple[str, ...]:
@@ -420,6 +377,18 @@ def recipe_warnings(recipe: ResolvedRecipe) -> tuple[str, ...]:
         found.append(
             f"the batch size {recipe.batch_size} is larger than the training set"
             f" ({recipe.n_images} images): every step uses all of it"
+        )
+    if recipe.warmup >= recipe.steps:
+        peak = min(1.0, recipe.steps / recipe.warmup)
+        found.append(
+            f"the warm-up of {counted(recipe.warmup, 'step')} is not shorter than the run of"
+            f" {recipe.steps}: the learning rate rises to {100 * peak:.3g} % of lr and never falls;"
+            " --warmup 0.1 would be a tenth of the run"
+        )
+    if recipe.ema > recipe.steps:
+        found.append(
+            f"the half-life of ema, {recipe.ema} steps, is longer than the run of {recipe.steps}:"
+            " the average is close to the plain mean of all steps"
         )
     if recipe.steps < FEW_STEPS:
         steps = counted(recipe.steps, "optimizer step")

@@ -6,6 +6,7 @@ A mistake is reported where it was made: at a line of a file, or at an option.
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from wiseft_cli.training.recipe import (
     ResolvedRecipe,
     find_faults,
 )
+from wiseft_cli.training.recipe_keys import RecipeKey
 
 DEFAULT_RECIPE = "wise-ft"
 SOURCE = "source"
@@ -213,6 +215,8 @@ def _suggest(found: str, known: Iterable[str]) -> str:
 def render_recipe(recipe: Recipe, resolved: ResolvedRecipe | None = None) -> str:
     """Return a recipe as YAML that `read_recipe_file` reads back to the same run.
 
+    A comment above each key explains it.
+
     Args:
         recipe: The recipe.
         resolved: The recipe resolved for known training data; without it, values that depend on
@@ -224,7 +228,16 @@ def render_recipe(recipe: Recipe, resolved: ResolvedRecipe | None = None) -> str
     else:
         values["epochs"] = recipe.epochs or DEFAULT_EPOCHS
         del values["steps"]
-    return "".join(f"{key}: {_render_value(value)}\n" for key, value in values.items())
+    return "".join(
+        f"{_render_comment(RECIPE_KEYS[key])}{key}: {_render_value(value)}\n"
+        for key, value in values.items()
+    )
+
+
+def _render_comment(key: RecipeKey) -> str:
+    text = f"{key.help} ({key.source})" if key.source else key.help
+    lines = textwrap.wrap(text, width=98, break_long_words=False, break_on_hyphens=False)
+    return "".join(f"# {line}\n" for line in lines)
 
 
 def _render_value(value: Any) -> str:

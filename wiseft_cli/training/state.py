@@ -7,6 +7,7 @@ and their augmentation are functions of the step.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from wiseft_cli.compute.precision import build_scaler
 from wiseft_cli.compute.process_group import ProcessGroup
 from wiseft_cli.errors import CheckpointError
 from wiseft_cli.model.classifier import ImageClassifier, load_classifier
+from wiseft_cli.training.kept import EMA
+from wiseft_cli.training.methods import USES_ANCHOR, layer_lr_scales
 from wiseft_cli.training.modes import (
     enable_grad_checkpointing,
     freeze_parameters,
@@ -58,6 +61,7 @@ class Run:
         selection: Epoch and accuracy of the best weights so far; empty if there are none.
         copies: Copies of the weights by purpose, such as `best`, in the process that writes.
         n_copies: Number of copies that the run makes.
+        anchor: The classifier as it was before the first step, for methods that compare with it.
         trainable: The trainable parameters by name.
     """
 
@@ -71,6 +75,7 @@ class Run:
     selection: Mapping[str, Any] = field(default_factory=dict)
     copies: dict[str, Tensors] = field(default_factory=dict)
     n_copies: int = 0
+    anchor: ImageClassifier | None = None
     trainable: dict[str, torch.nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -104,9 +109,10 @@ class Run:
         return {name: tensor for name, tensor in state.items() if name not in frozen}
 
     def copy_weights(self, purpose: str) -> None:
-        """Copy the weights to the CPU's memory, in place of an earlier copy."""
+        """Copy the weights, in place of an earlier copy; the average stays on the device."""
+        device = self.device if purpose == EMA else torch.device("cpu")
         self.copies[purpose] = {
-            name: tensor.detach().to("cpu", copy=True) for name, tensor in self.weights().items()
+            name: tensor.detach().to(device, copy=True) for name, tensor in self.weights().items()
         }
 
     def moments(self) -> dict[str, torch.Tensor]:
@@ -154,9 +160,15 @@ def open_run(plan: FinetunePlan, processes: ProcessGroup) -> Run:
         # Into torch's own memory: the last bits of a sum depend on the alignment of the data.
         tensor.data = tensor.data.clone()
     trainable = freeze_parameters(classifier, recipe.freeze)
-    optimizer = build_optimizer(trainable, recipe)
+    anchor = copy.deepcopy(classifier) if set(recipe.methods) & set(USES_ANCHOR) else None
+    scales = None
+    if recipe.layer_decay != 1:
+        names = [name for name, at in classifier.named_parameters() if at.requires_grad]
+        scales = layer_lr_scales(names, recipe.layer_decay)
+    optimizer = build_optimizer(trainable, recipe, lr_scales=scales)
     scaler = build_scaler(recipe.precision, device)
-    return Run(classifier, optimizer, scaler, n_copies=int(plan.selection_set is not None))
+    n_copies = (plan.selection_set is not None) + bool(recipe.ema)
+    return Run(classifier, optimizer, scaler, n_copies=n_copies, anchor=anchor)
 
 
 def resume_run(run: Run, state: SavedState | None, processes: ProcessGroup) -> None:
@@ -247,8 +259,8 @@ def _named_tensors(run: Run) -> Iterator[tuple[str, torch.Tensor]]:
         yield f"weights.{name}", tensor
     for name, tensor in run.moments().items():
         yield f"adamw.{name}", tensor
-    for purpose, copy in run.copies.items():
-        for name, tensor in copy.items():
+    for purpose, tensors in run.copies.items():
+        for name, tensor in tensors.items():
             yield f"copy.{purpose}.{name}", tensor
     yield "random.cpu", torch.get_rng_state()
     if run.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""One optimizer step of fine-tuning: forward, cross-entropy, backward, clipping, AdamW.
+"""One optimizer step of fine-tuning: forward, loss, backward, clipping, AdamW.
 
 Source: Wortsman et al. 2021, arXiv 2109.01903, section D.2; wise-ft src/models/finetune.py. A
 model is any function from inputs to logits here; images and files are not known.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,11 +28,12 @@ from wiseft_cli.training.batches import (
     span_of,
 )
 from wiseft_cli.training.callbacks import StepReport
+from wiseft_cli.training.methods import AddedLoss, AnchoredWeights
 from wiseft_cli.training.optimizer import clip_gradients, learning_rate, scale_gradients
 from wiseft_cli.training.recipe import ResolvedRecipe
 
-Logits = Callable[[torch.Tensor], torch.Tensor]
-"""A forward pass, from inputs (B, ...) to logits (B, C)."""
+Logits = Callable[[torch.Tensor], Any]
+"""A forward pass, from inputs (B, ...) to logits (B, C), or to `Outputs` for an added loss."""
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 """Inputs (B, ...) and class indices (B,) of each forward pass, on the model's device.
@@ -50,6 +52,8 @@ def run_steps(
     processes: ProcessGroup = SINGLE_PROCESS,
     first_step: int = 0,
     scaler: torch.amp.GradScaler | None = None,
+    added_loss: AddedLoss | None = None,
+    anchored: AnchoredWeights | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepReport]:
     """Take the optimizer steps of a run one by one, each when its report is requested.
@@ -73,6 +77,8 @@ def run_steps(
         processes: The processes that share the steps.
         first_step: The first step.
         scaler: From `build_scaler`; a new one if None.
+        added_loss: Loss besides cross-entropy; `logits_of` then returns `Outputs`.
+        anchored: The trainable tensors with the anchors of L2-SP and SPD.
         stop: Called in each step; whether it should be the last one. All processes stop if one
             of them wants to.
     Yields:
@@ -86,22 +92,51 @@ def run_steps(
         position = (step, processes.rank) if processes.rank else (step,)
         seed = derive_seed(recipe.seed, Purpose.STOCHASTIC_LAYERS, *position)
         seed_device_generators(seed, processes.device)
-        yield _take_step(step, logits_of, optimizer, passes, recipe, processes, scaler, stop)
+        forward = _Objective(logits_of, recipe, added_loss)
+        yield _take_step(
+            step, forward, optimizer, passes, recipe, processes, scaler, anchored, stop
+        )
+
+
+@dataclass(frozen=True)
+class _Objective:
+    """A forward pass, and the loss of its outputs."""
+
+    logits_of: Logits
+    recipe: ResolvedRecipe
+    added_loss: AddedLoss | None
+
+    def loss(self, inputs: torch.Tensor, targets: torch.Tensor, n_images: int) -> torch.Tensor:
+        """Return the part of a step's mean loss that a pass has, shape ().
+
+        Args:
+            inputs: Shape (B, ...); those beyond the targets are a placeholder.
+            targets: Shape (B,) or, as probabilities, (B, C).
+            n_images: Number of images of the whole step.
+        """
+        outputs, n_targets = self.logits_of(inputs), len(targets)
+        logits = outputs if self.added_loss is None else outputs.logits
+        smoothing = self.recipe.label_smoothing
+        loss = mean_loss_share(logits[:n_targets], targets, n_images, label_smoothing=smoothing)
+        if self.added_loss is None or not n_targets:
+            return loss
+        return loss + self.added_loss(outputs, inputs) / n_images
 
 
 def _take_step(
     step: int,
-    logits_of: Logits,
+    objective: _Objective,
     optimizer: torch.optim.Optimizer,
     passes: Iterator[tuple[torch.Tensor, torch.Tensor]],
     recipe: ResolvedRecipe,
     processes: ProcessGroup,
     scaler: torch.amp.GradScaler,
+    anchored: AnchoredWeights | None,
     stop: Callable[[], bool],
 ) -> StepReport:
     span = span_of(step, recipe)
     optimizer.zero_grad()
-    loss, n_images = _accumulate_gradients(logits_of, passes, span, recipe, processes, scaler)
+    loss, n_images = _accumulate_gradients(objective, passes, span, recipe, processes, scaler)
     is_stopped = stop()
     if not processes.is_single:
         total, count, requests = processes.sum([float(loss), n_images, is_stopped])
@@ -113,6 +148,8 @@ def _take_step(
         if n_images < span.n_images:  # the loss was divided by the number of images planned
             loss *= span.n_images / n_images
             scale_gradients(optimizer, span.n_images / n_images)
+        if anchored:
+            anchored.add_gradients()
         grad_norm = clip_gradients(optimizer, recipe.clip_grad_norm)
     # One transfer for both numbers; on a GPU it waits for the backward pass.
     mean_loss, norm = torch.stack([loss, grad_norm]).tolist()
@@ -122,9 +159,13 @@ def _take_step(
     lr = learning_rate(step, recipe)
     if n_images:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        if anchored:
+            anchored.before_update()
         scaler.step(optimizer)  # skips the update if gradients overflow
         scaler.update()
+        if anchored:
+            anchored.after_update()
     return StepReport(
         step=step,
         epoch=span.epoch,
@@ -140,7 +181,7 @@ def _take_step(
 
 
 def _accumulate_gradients(
-    logits_of: Logits,
+    objective: _Objective,
     passes: Iterator[tuple[torch.Tensor, torch.Tensor]],
     span: StepSpan,
     recipe: ResolvedRecipe,
@@ -156,13 +197,8 @@ def _accumulate_gradients(
         is_exchange = not processes.is_single and number == len(share)
         if not len(targets) and not is_exchange:
             continue
-        with gradient_exchange(logits_of, enabled=is_exchange):
-            loss = mean_loss_share(
-                logits_of(inputs)[: len(targets)],
-                targets,
-                span.n_images,
-                label_smoothing=recipe.label_smoothing,
-            )
+        with gradient_exchange(objective.logits_of, enabled=is_exchange):
+            loss = objective.loss(inputs, targets, span.n_images)
             scaler.scale(loss * processes.world_size).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
         n_images += len(targets)
@@ -179,7 +215,7 @@ def mean_loss_share(
 
     Args:
         logits: Shape (B, C).
-        targets: Class indices, int64, shape (B,).
+        targets: Class indices, int64, shape (B,), or probabilities (B, C).
         n_images: Number of images of the whole step.
         label_smoothing: Part of the target that is spread evenly over the classes.
     """
@@ -230,7 +266,7 @@ class _Forward(torch.nn.Module):
         self.module = module
         self._logits_of = logits_of
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: torch.Tensor) -> Any:
         return self._logits_of(inputs)
 
 
@@ -239,7 +275,9 @@ def _has_unused_parameters(
 ) -> bool:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     with evaluation_mode(module):
-        gradients = torch.autograd.grad(logits_of(example).sum(), parameters, allow_unused=True)
+        outputs = logits_of(example)
+        logits = outputs[0] if isinstance(outputs, tuple) else outputs
+        gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
     return any(gradient is None for gradient in gradients)
 
 

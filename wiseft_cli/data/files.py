@@ -157,7 +157,9 @@ def is_tar_file(path: Path) -> bool:
 
 def expand_home(path: str) -> str:
     """Replace `~` at the start of a path, which shells leave alone after `NAME=`."""
-    return os.path.expanduser(path) if path.startswith("~") and not os.path.exists(path) else path
+    if not path.startswith("~") or "\0" in path or os.path.exists(path):
+        return path
+    return os.path.expanduser(path)
 
 
 def find_unicode_spellings(root: Path, paths: Iterable[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import struct
 import tarfile
 from collections.abc import Callable, Iterable
@@ -214,6 +215,65 @@ def _torch_weights(folder: Path, data: bytes) -> object:
     return None
 
 
+def _torch_file(folder: Path, data: bytes) -> object:
+    from wiseft_cli.convert.torch_files import open_torch_weights
+
+    reader, notes = open_torch_weights(_write(folder, "case.pt", data))
+    with reader:
+        for info in reader.tensors.values():
+            if info.nbytes <= 1 << 20:
+                reader.read_into(info.name, memoryview(bytearray(info.nbytes)))
+    return notes
+
+
+def _pickle(folder: Path, data: bytes) -> object:
+    from wiseft_cli.convert.pickles import load_pickle
+
+    load_pickle(io.BytesIO(data), folder / "case.pt")
+    return None
+
+
+def _adapter(folder: Path, data: bytes) -> object:
+    from wiseft_cli.checkpoint.reader import open_checkpoint
+    from wiseft_cli.convert.lora import open_adapter
+
+    shapes = {
+        "base_model.model.a.b.lora_A.weight": (1, 2),
+        "base_model.model.a.b.lora_B.weight": (2, 1),
+    }
+    base = _write(folder, "base.safetensors", _zeros({"a.b.weight": (2, 2)}))
+    _write(folder, "adapter_model.safetensors", _zeros(shapes))
+    _write(folder, "adapter_config.json", data)
+    with open_checkpoint(base) as reader, open_adapter(folder, reader) as adapted:
+        for info in adapted.tensors.values():
+            adapted.read_into(info.name, memoryview(bytearray(info.nbytes)))
+    return None
+
+
+def _transformers_config(folder: Path, data: bytes) -> object:
+    from wiseft_cli.convert.configs import (
+        open_clip_model_config,
+        read_preprocess,
+        read_transformers_config,
+    )
+
+    config, _, processor = data.partition(b"\n---\n")
+    path = _write(folder, "config.json", config)
+    if processor:
+        _write(folder, "preprocessor_config.json", processor)
+    found = read_transformers_config(folder)
+    json.dumps([open_clip_model_config(found, path), read_preprocess(folder, found)])
+    return None
+
+
+def _zeros(shapes: dict[str, tuple[int, int]]) -> bytes:
+    header, end = {}, 0
+    for name, shape in sorted(shapes.items()):
+        begin, end = end, end + 4 * shape[0] * shape[1]
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    return _safetensors_file(header, end)
+
+
 def _tar_file(members: Iterable[tuple[str, bytes]]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -230,7 +290,7 @@ def _png() -> bytes:
     return buffer.getvalue()
 
 
-def _torch_file() -> bytes:
+def _saved_by_torch() -> bytes:
     import torch
 
     buffer = io.BytesIO()
@@ -382,7 +442,42 @@ TARGETS = {
     "training-state": Target(
         _state, (_safetensors_file({"a": _TENSOR}, 8),), "wiseft_cli.training.state_dir"
     ),
-    "torch-weights": Target(_torch_weights, (_torch_file(),), "wiseft_cli.model.weights_file"),
+    "torch-weights": Target(_torch_weights, (_saved_by_torch(),), "wiseft_cli.model.weights_file"),
+    "torch-file": Target(_torch_file, (_saved_by_torch(),), "wiseft_cli.convert.torch_files"),
+    "pickle": Target(
+        _pickle,
+        (
+            *(pickle.dumps({"a": [1, 2.0, None], "b": {1, 2}}, protocol) for protocol in range(6)),
+            b"cos\nsystem\n(S'id'\ntR.",
+        ),
+        "wiseft_cli.convert.pickles",
+        (b"cos\nsystem\n", b"R", b"ctorch\nFloatStorage\n", b"\x93", b"h\x00", b"q\x00", b"2" * 30),
+    ),
+    "lora-adapter": Target(
+        _adapter,
+        (
+            b'{"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["b"]}',
+            b'{"peft_type": "LORA", "r": 8, "rank_pattern": {"a.b": 1}, "use_rslora": true}',
+        ),
+        "wiseft_cli.convert.lora_config",
+        (
+            b'"rank_pattern": {"(a|aa)+$": 1}',
+            b'"alpha_pattern": {"a.*": 1}',
+            b'"fan_in_fan_out": true',
+        ),
+    ),
+    "transformers-config": Target(
+        _transformers_config,
+        (
+            b'{"model_type": "clip", "vision_config": {"hidden_size": 64}, "projection_dim": 8}'
+            b'\n---\n{"size": {"shortest_edge": 224}, "image_mean": [0.5, 0.5, 0.5],'
+            b' "image_std": [0.5, 0.5, 0.5], "resample": 3, "do_center_crop": true,'
+            b' "do_resize": true, "crop_size": 224}',
+            b'{"model_type": "siglip", "vision_config": {}, "text_config": {}}',
+        ),
+        "wiseft_cli.convert.configs",
+        (b'"quantization_config": 1', b'"num_attention_heads": 0', b'"layer_norm_eps": "x"'),
+    ),
 }
 
 

@@ -180,7 +180,9 @@ def _patterns(
 ) -> dict[str, Any]:
     patterns = _checked(document, name, dict, {})
     for pattern in patterns:
-        if len(pattern) > _MAX_PATTERN or re.search(r"[+*}]\)*[+*{]", pattern):
+        # A repeated group, or many repetitions, can take forever to match.
+        n_repeated = len(re.findall(r"[+*{]", pattern))
+        if len(pattern) > _MAX_PATTERN or n_repeated > 3 or re.search(r"[)+*}][+*{]", pattern):
             raise ValueError(f"{name}: the pattern {brief(pattern)} is too complex")
         re.compile(pattern)
     return {pattern: check(value, name) for pattern, value in patterns.items()}

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("wiseft_cli", "tests", "docs", ".ci")
+FOLDERS = ("wiseft_cli", "tests", "docs", ".ci", ".github")
 FILES = ("CHANGELOG.md", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml")
 EPOCH = 315_532_800
 """1980-01-01, the first time that a zip file can hold."""

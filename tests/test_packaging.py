@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 import wiseft_cli
-from tests.packages import EPOCH, FILES, build_packages
+from tests.packages import EPOCH, FILES, FOLDERS, build_packages
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(wiseft_cli.__file__).parent
@@ -145,7 +145,7 @@ def test_package_holds_modules_and_known_types_of_data() -> None:
 
 
 def test_sdist_contains_the_package_tests_and_documents(packages: Packages) -> None:
-    expected = set().union(*map(files_below, ("wiseft_cli", "tests", "docs", ".ci")))
+    expected = set().union(*map(files_below, FOLDERS))
     assert packages.sdist_names() == {*expected, *FILES, *OF_SETUPTOOLS}
 
 

@@ -14,6 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
+import wiseft_cli
 from tests.evaluation.tiny import PREPROCESS, make_pair
 from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.checkpoint.reader import open_checkpoint
@@ -84,6 +85,25 @@ def steps_of_the_job() -> list[str]:
     (job,) = re.findall(r"^```yaml\n(.*?)^```$", (DOCS / "ci.md").read_text(), re.M | re.S)
     steps = [step for job in yaml.safe_load(job)["jobs"].values() for step in job["steps"]]
     return [step["run"] for step in steps if "run" in step and "pip install" not in step["run"]]
+
+
+def test_job_of_the_page_installs_the_documented_wheel() -> None:
+    page = (DOCS / "ci.md").read_text()
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.M | re.S)
+    workflow = yaml.safe_load(text)
+    wheel = f"wheels/wiseft_cli-{wiseft_cli.__version__}-py3-none-any.whl"
+    assert workflow["env"] == {"WISEFT": wheel}
+    (slim,) = re.findall(r"^```sh\n(pip install .*?)^```$", page, re.M | re.S)
+    merge, evaluate = (
+        step["run"]
+        for job in workflow["jobs"].values()
+        for step in job["steps"]
+        if "pip install" in step.get("run", "")
+    )
+    assert merge == slim.replace(wheel, '"$WISEFT"')
+    assert evaluate.startswith("pip install ")
+    assert evaluate.endswith(' "$WISEFT"')
+    assert set(re.findall(r"[\w/.-]+\.whl", page)) == {wheel}
 
 
 def test_job_of_the_page_passes_and_its_gate_can_fail(

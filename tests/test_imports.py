@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "compute": {"errors"},
     "checkpoint": {"compute", "errors"},
     "prompts": {"checkpoint", "errors"},
-    "merging": {"checkpoint", "compute", "errors"},
+    "merging": {"prompts", "checkpoint", "compute", "errors"},
     "convert": {"merging", "checkpoint", "compute", "errors"},
     "data": {"prompts", "checkpoint", "compute", "errors"},
     "reporting": {"checkpoint", "errors"},

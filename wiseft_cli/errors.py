@@ -12,6 +12,7 @@
     ├── TemplatesError                  a prompt template is wrong
     ├── ModelError                      a model cannot be built, or its weights cannot be loaded
     ├── RecipeError                     a fine-tuning option is out of range
+    ├── MergePlanError                  a plan file of a merge is wrong
     ├── ResultsError                    a results file is wrong
     ├── LostProcessError                a run on several processes lost one of them
     ├── MissingDependencyError          an optional package is not installed
@@ -107,6 +108,10 @@ class ModelError(WiseftError):
 
 class RecipeError(WiseftError):
     """A fine-tuning option is out of its range."""
+
+
+class MergePlanError(WiseftError):
+    """A plan file of a merge is malformed, or has unknown or wrong keys."""
 
 
 class ResultsError(WiseftError):

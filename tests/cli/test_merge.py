@@ -69,6 +69,7 @@ def test_json_describes_every_output(tmp_path: Path, run_wiseft: RunWiseft) -> N
         "role": "merged",
         "alpha": "0.5",
         "warnings": [],
+        "notes": [],
         "not_finite": {},
         "not_finite_inputs": {"zeroshot": {}, "finetuned": {}},
         "taken_from_finetuned": ["visual.bn.num_batches_tracked"],

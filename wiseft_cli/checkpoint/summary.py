@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from wiseft_cli.checkpoint.card import Card, HistoryEntry, closed_history
 from wiseft_cli.checkpoint.digest import is_digest, shorten
@@ -17,6 +18,7 @@ from wiseft_cli.checkpoint.reader import CheckpointReader
 from wiseft_cli.errors import brief
 
 _MAX_CHARACTERS = 63
+_ROLE_NAMES = {"zeroshot": "zero-shot", "finetuned": "fine-tuned", "merged": "merged"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,32 @@ def summarize(reader: CheckpointReader) -> Summary:
         size_bytes=sum(path.stat().st_size for path in reader.files),
         dtypes=dict(Counter(info.dtype for info in infos).most_common()),
     )
+
+
+def describe_role(card: Card) -> str:
+    """Return the role of a checkpoint, and of a merge how it was made, as one sentence."""
+    if card.method is None or not card.history:
+        return f"{card.role}, alpha {card.alpha}" if card.alpha else card.role
+    inputs = Counter(item.role for item in card.history[-1].inputs)
+    kinds = [
+        (f"{count} {_ROLE_NAMES.get(role, role)}" if count > 1 else f"a {_ROLE_NAMES[role]}")
+        for role, count in inputs.items()
+        if role in _ROLE_NAMES
+    ]
+    noun = "checkpoints" if sum(inputs[role] for role in _ROLE_NAMES) > 1 else "checkpoint"
+    text = f"{card.role} by {card.method}"
+    if card.alpha is not None:
+        text += f" at alpha {card.alpha}"
+    text += f" from {' and '.join(kinds)} {noun}"
+    if card.weights:
+        is_equal = len(set(card.weights)) == 1
+        text += " with " + ("equal weights" if is_equal else f"weights {', '.join(card.weights)}")
+    options = [f"{name} {_option(value)}" for name, value in (card.method_options or {}).items()]
+    return text + (f" ({', '.join(options)})" if options else "")
+
+
+def _option(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def draw_history(card: Card) -> list[str]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from wiseft_cli.merging.methods import list_methods
+
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -28,6 +30,11 @@ def complete_templates(incomplete: str) -> list[str]:
 def complete_data(incomplete: str) -> list[str]:
     """Return published image sets as `NAME=`, to be followed by a path."""
     return _starting_with(incomplete, [f"{name}=" for name in _stems("data/cards")])
+
+
+def complete_method(incomplete: str) -> list[str]:
+    """Return the merge methods that start with a text."""
+    return _starting_with(incomplete, [row["name"] for row in list_methods()])
 
 
 def complete_suite(incomplete: str) -> list[str]:

@@ -141,8 +141,11 @@ def _role_rows(reader: CheckpointReader) -> list[tuple[str, str]]:
 
 def _card_rows(card: Card) -> list[tuple[str, str]]:
     """Return a label and a text for every entry that the card has."""
+    # lazy: as above
+    from wiseft_cli.checkpoint.summary import describe_role
+
     rows = [
-        ("role", f"{card.role}, alpha {card.alpha}" if card.alpha else card.role),
+        ("role", describe_role(card)),
         ("digest", card.digest or "unknown"),
     ]
     if card.model:

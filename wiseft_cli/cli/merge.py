@@ -1,7 +1,8 @@
-"""`wiseft merge`: interpolate two checkpoints into one or several files."""
+"""`wiseft merge`: merge a zero-shot checkpoint with fine-tuned ones into one or several files."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from enum import StrEnum
 from os.path import dirname
@@ -10,9 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wiseft_cli.cli.console import Advance, print_data, print_json, print_message, progress, warn
+from wiseft_cli.cli.completion import complete_method
+from wiseft_cli.cli.console import (
+    Advance,
+    print_data,
+    print_json,
+    print_message,
+    print_result,
+    progress,
+    warn,
+)
 from wiseft_cli.cli.options import Force, Json
 from wiseft_cli.errors import UsageError, counted, list_some
+from wiseft_cli.merging.methods import DEFAULT_METHOD, METHODS
+from wiseft_cli.merging.methods import list_methods as method_rows
 
 if TYPE_CHECKING:
     from wiseft_cli.merging.alpha import Alpha
@@ -21,9 +33,10 @@ if TYPE_CHECKING:
 EXAMPLES = """
 wiseft merge --alpha 0.5 zeroshot.safetensors finetuned.safetensors
 wiseft merge --alpha 0:1:0.1 zeroshot.safetensors finetuned.safetensors --json
+wiseft merge --method ties zeroshot.safetensors a.safetensors b.safetensors -o m.safetensors
 """
 
-_INTERPOLATION, _OUTPUT, _COMPUTE = "Interpolation", "Output", "Compute"
+_INTERPOLATION, _METHOD, _OUTPUT, _COMPUTE = "Interpolation", "Method", "Output", "Compute"
 
 
 class StoredDtype(StrEnum):
@@ -41,6 +54,63 @@ class Missing(StrEnum):
     copy = "copy"
 
 
+def _print_methods(is_given: bool) -> None:
+    """Print every method and exit."""
+    if not is_given:
+        return
+    print_result(
+        "theta_0 is ZEROSHOT, theta_i one of N FINETUNED, tau_i = theta_i - theta_0, w_i its weight"
+    )
+    for row in method_rows():
+        print_result(row["name"])
+        print_result(f"  formula   {row['formula']}")
+        print_result(f"  inputs    {row['inputs']}{', weighted' if row['takes_weights'] else ''}")
+        print_result(f"  alpha     {_describe_alpha(row['default_alpha'])}")
+        for flag, option in row["options"].items():
+            default = option["default"]
+            text = "required" if default is None else f"default {default}"
+            print_result(f"  option    {flag}: {option['help']} ({option['expected']}; {text})")
+        print_result(f"  source    {row['citation']}")
+    raise typer.Exit
+
+
+def _describe_alpha(default: str | None) -> str:
+    return "none" if default is None else f"default {default}"
+
+
+def _describe_defaults() -> str:
+    """Return the default alpha of the methods, for the help."""
+    others = [
+        f"{row['name']} {row['default_alpha'] or 'has none'}"
+        for row in method_rows()
+        if row["default_alpha"] != "0.5"
+    ]
+    return f"0.5; {', '.join(others)}"
+
+
+def _describe_methods() -> str:
+    """Return the names and papers of the methods, for the help."""
+    return ", ".join(f"{row.name} ({row.paper})" for row in METHODS.values() if row.has_base)
+
+
+def _option_help(name: str) -> str:
+    """Return the help of an option that some methods have."""
+    owners = [
+        (method.name, option)
+        for method in METHODS.values()
+        for option in method.options
+        if option.name == name
+    ]
+    _, option = owners[0]
+    default = "Required" if option.default is None else f"Default: {option.default}"
+    text = f"{option.help[0].lower()}{option.help[1:]}"
+    return f"{', '.join(owner for owner, _ in owners)}: {text} {default}."
+
+
+def _method_option(name: str, metavar: str) -> Any:
+    return typer.Option(metavar=metavar, rich_help_panel=_METHOD, help=_option_help(name))
+
+
 def merge(
     zeroshot: Annotated[
         Path,
@@ -50,9 +120,10 @@ def merge(
         ),
     ],
     finetuned: Annotated[
-        Path,
+        list[Path],
         typer.Argument(
-            metavar="FINETUNED", help="The fine-tuned checkpoint, in any of these forms."
+            metavar="FINETUNED",
+            help="The fine-tuned checkpoint, or several, in any of these forms.",
         ),
     ],
     alpha: Annotated[
@@ -61,9 +132,82 @@ def merge(
             metavar="ALPHA",
             rich_help_panel=_INTERPOLATION,
             help="Weight of FINETUNED: 0 is ZEROSHOT, 1 is FINETUNED. A number, a list 0,0.5,1 or "
-            "an inclusive range 0:1:0.1; can be repeated. Default: 0.5.",
+            "an inclusive range 0:1:0.1; can be repeated. For a method it is the factor on what "
+            f"is added to ZEROSHOT. Default: {_describe_defaults()}.",
         ),
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            rich_help_panel=_METHOD,
+            help=f"Merge method: {_describe_methods()}. "
+            "--list-methods describes them. Default: linear.",
+            autocompletion=complete_method,
+        ),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="W,W,...",
+            rich_help_panel=_METHOD,
+            help="Weight of each FINETUNED, in their order; the sum must be 1. Default: equal "
+            "weights.",
+        ),
+    ] = None,
+    layer_alpha: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB=ALPHA",
+            rich_help_panel=_METHOD,
+            help="Alpha of the tensors whose whole names match: * is any text, ? a character, "
+            "{0-5} a range, {a,b} a choice. Repeatable; the first match counts.",
+        ),
+    ] = None,
+    density: Annotated[str | None, _method_option("density", "SHARE")] = None,
+    trim_scope: Annotated[str | None, _method_option("trim_scope", "SCOPE")] = None,
+    drop: Annotated[str | None, _method_option("drop", "SHARE")] = None,
+    seed: Annotated[str | None, _method_option("seed", "N")] = None,
+    then: Annotated[str | None, _method_option("then", "METHOD")] = None,
+    layer_alpha_from: Annotated[str | None, _method_option("layer_alpha_from", "ALPHA")] = None,
+    outside_blocks: Annotated[str | None, _method_option("outside_blocks", "WHERE")] = None,
+    fisher: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_METHOD,
+            help="fisher: Fisher information of an input, from wiseft fisher. Give it once per "
+            "input, that of ZEROSHOT first.",
+        ),
+    ] = None,
+    fisher_floor: Annotated[str | None, _method_option("fisher_floor", "VALUE")] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_METHOD,
+            help="YAML file whose keys are the names of these options, and of --dtype and "
+            "--missing. An option replaces the key of the same name.",
+        ),
+    ] = None,
+    print_plan: Annotated[
+        bool,
+        typer.Option(
+            "--print-plan",
+            rich_help_panel=_METHOD,
+            help="Print the plan as YAML with all defaults, and exit without reading the inputs.",
+        ),
+    ] = False,
+    list_methods: Annotated[
+        bool,
+        typer.Option(
+            "--list-methods",
+            rich_help_panel=_METHOD,
+            is_eager=True,
+            callback=_print_methods,
+            help="Print the formula, inputs, options and source of every method, and exit.",
+        ),
+    ] = False,
     output: Annotated[
         str | None,
         typer.Option(
@@ -72,8 +216,9 @@ def merge(
             metavar="FILE",
             rich_help_panel=_OUTPUT,
             help="Output file; {alpha} becomes the value, in a folder name too. DIR/ with a slash "
-            "at its end writes a folder, with the config and tokenizer files of FINETUNED's. "
-            "Default: the name of FINETUNED with -wiseft-{alpha}, in the current folder.",
+            "at its end writes a folder, with the config and tokenizer files of the last "
+            "FINETUNED's. Default: the name of a single FINETUNED with -wiseft-{alpha}, in the "
+            "current folder.",
         ),
     ] = None,
     dtype: Annotated[
@@ -84,12 +229,13 @@ def merge(
         ),
     ] = None,
     missing: Annotated[
-        Missing,
+        Missing | None,
         typer.Option(
             rich_help_panel=_INTERPOLATION,
-            help="Refuse inputs with different tensors, or copy tensors that only one input has.",
+            help="Refuse inputs with different tensors, or copy tensors that only one input has. "
+            "Default: refuse.",
         ),
-    ] = Missing.refuse,
+    ] = None,
     match_names: Annotated[
         bool,
         typer.Option(
@@ -126,30 +272,54 @@ def merge(
         ),
     ] = None,
 ) -> None:
-    """Interpolate the weights of two checkpoints.
+    """Merge a zero-shot checkpoint with fine-tuned ones.
 
-    theta = (1 - alpha) * ZEROSHOT + alpha * FINETUNED, for every tensor. Prints the path of each
-    file it writes.
+    theta = (1 - alpha) * ZEROSHOT + alpha * FINETUNED, for every tensor; with several FINETUNED
+    their mean, or another method. Prints the path of each file it writes.
     """
     # lazy: numpy takes a tenth of a second, and --help does not need it
     from wiseft_cli.convert.matching import NameMatcher
-    from wiseft_cli.merging.alpha import parse_alphas
     from wiseft_cli.merging.merge import merge_checkpoints, open_inputs
-    from wiseft_cli.merging.outputs import list_companions, require_model_folder
+    from wiseft_cli.merging.outputs import require_model_folder
+    from wiseft_cli.merging.plan_file import combine_request, render_plan
 
-    alphas = parse_alphas(alpha or ["0.5"], extrapolate=extrapolate)
-    outputs = name_outputs(output, alphas, finetuned)
+    given = {
+        "method": method,
+        "alpha": alpha,
+        "weights": weights,
+        "layer_alpha": layer_alpha,
+        "density": density,
+        "trim_scope": trim_scope,
+        "drop": drop,
+        "seed": seed,
+        "then": then,
+        "layer_alpha_from": layer_alpha_from,
+        "outside_blocks": outside_blocks,
+        "fisher": [str(path) for path in fisher or ()],
+        "fisher_floor": fisher_floor,
+        "dtype": dtype and dtype.value,
+        "missing": missing and missing.value,
+        "extrapolate": extrapolate,
+    }
+    request = combine_request(plan, given)
+    if print_plan:
+        print_data(render_plan(request, len(finetuned)).rstrip("\n"))
+        return
+    settings, alphas = request.resolve(len(finetuned))
+    outputs = name_outputs(output, alphas, finetuned, method=settings.method)
     writes_folders = output is not None and output.endswith("/")
     if writes_folders:
-        require_model_folder(finetuned)
+        require_model_folder(finetuned[-1])
     matcher = NameMatcher()
     with ExitStack() as stack:
         report = merge_checkpoints(
             zeroshot,
             finetuned,
             outputs,
-            dtype=dtype.value if dtype else None,
-            copies_missing=missing is Missing.copy,
+            settings=settings,
+            fishers=[Path(path) for path in request.fisher],
+            dtype=request.dtype,
+            copies_missing=request.missing == Missing.copy.value,
             threads=threads,
             is_strict=strict,
             force=force,
@@ -160,13 +330,7 @@ def merge(
         )
     for note in matcher.notes:
         print_message(f"matched: {note}")
-    _print_messages(report)
-    if not writes_folders and (companions := list_companions(finetuned)):
-        shown = ", ".join(list_some([path.name for path in companions], limit=3))
-        print_message(
-            f"{counted(len(companions), 'file')} beside the weights of FINETUNED not copied: "
-            f"{shown}; -o DIR/ writes a folder with them"
-        )
+    _print_messages(report, finetuned[-1], writes_folders=writes_folders)
     if json:
         matched = {"matched": matcher.notes} if match_names else {}
         results = [_result(file, report) | matched for file in report.files]
@@ -177,28 +341,45 @@ def merge(
 
 
 def name_outputs(
-    template: str | None, alphas: tuple[Alpha, ...], finetuned: Path
-) -> list[tuple[Alpha, Path]]:
+    template: str | None,
+    alphas: Sequence[Alpha | None],
+    finetuned: Sequence[Path],
+    *,
+    method: str = DEFAULT_METHOD,
+) -> list[tuple[Alpha | None, Path]]:
     """Return the path of every alpha's output.
 
     Args:
         template: Value of `-o`, in which `{alpha}` is replaced; None for the name of the
             fine-tuned file in the current folder.
+        method: Name of the method, for the default name.
     Raises:
-        UsageError: There are several alphas and the template does not contain `{alpha}`.
+        UsageError: There are several alphas and the template does not contain `{alpha}`, or it
+            does and the method has no alpha, or several fine-tuned files give no default name.
     """
     if template is None:
         # lazy: as above
         from wiseft_cli.checkpoint.reader import stem_of
 
-        template = f"{stem_of(finetuned)}-wiseft-{{alpha}}.safetensors"
+        if len(finetuned) > 1:
+            raise UsageError(
+                f"{len(finetuned)} fine-tuned inputs: no default name for the output",
+                hint="name it with -o FILE",
+            )
+        kind = "wiseft" if method == DEFAULT_METHOD else method
+        template = f"{stem_of(finetuned[0])}-{kind}-{{alpha}}.safetensors"
     elif len(alphas) > 1 and "{alpha}" not in template:
         raise UsageError(
             f"-o {template}: one name for {len(alphas)} values of --alpha",
             hint="put {alpha} into the name, or omit -o",
         )
+    elif "{alpha}" in template and None in alphas:
+        raise UsageError(f"-o {template}: the method {method} has no alpha to put into the name")
     # Replaced literally: str.format would interpret other braces in a path.
-    return [(alpha, Path(template.replace("{alpha}", alpha.text))) for alpha in alphas]
+    return [
+        (alpha, Path(template.replace("{alpha}", alpha.text) if alpha else template))
+        for alpha in alphas
+    ]
 
 
 class _Bar:
@@ -217,9 +398,14 @@ class _Bar:
             self._advance(steps)
 
 
-def _print_messages(report: MergeReport) -> None:
+def _print_messages(report: MergeReport, finetuned: Path, *, writes_folders: bool) -> None:
+    # lazy: as above
+    from wiseft_cli.merging.outputs import list_companions
+
     for text in report.warnings:
         warn(text)
+    for text in report.notes:
+        print_message(text)
     for names, what in (
         (report.discrete, "of integers or booleans, copied from FINETUNED"),
         (report.missing, "in one file only, copied"),
@@ -227,18 +413,29 @@ def _print_messages(report: MergeReport) -> None:
         if names:
             shown = ", ".join(list_some(names, limit=3))
             print_message(f"{counted(len(names), 'tensor')} {what}: {shown}")
+    if not writes_folders and (companions := list_companions(finetuned)):
+        shown = ", ".join(list_some([path.name for path in companions], limit=3))
+        print_message(
+            f"{counted(len(companions), 'file')} beside the weights of FINETUNED not copied: "
+            f"{shown}; -o DIR/ writes a folder with them"
+        )
 
 
 def _result(file: MergedFile, report: MergeReport) -> dict[str, Any]:
+    n_finetuned = len(report.not_finite) - 1
+    names = (
+        ["finetuned"] if n_finetuned == 1 else [f"finetuned-{i + 1}" for i in range(n_finetuned)]
+    )
     return {
         "path": str(file.path),
         "digest": file.digest,
         "role": "merged",
         "alpha": file.alpha.text if file.alpha else None,
         "warnings": list(report.warnings),
+        "notes": list(report.notes),
         "not_finite": dict(file.not_finite),
         "not_finite_inputs": dict(
-            zip(("zeroshot", "finetuned"), map(dict, report.not_finite), strict=True)
+            zip(("zeroshot", *names), map(dict, report.not_finite), strict=True)
         ),
         "taken_from_finetuned": list(report.discrete),
         "copied_from_one_side": list(report.missing),

@@ -74,6 +74,11 @@ class MergeMethod:
     has_base: bool = True
     is_symmetric: bool = True
 
+    @property
+    def paper(self) -> str:
+        """The last part of the citation, such as `arXiv:2306.01708`."""
+        return self.citation.rpartition(", ")[2]
+
     def describe_inputs(self) -> str:
         """Return the number of inputs in words."""
         base = "ZEROSHOT and " if self.has_base else ""
@@ -172,14 +177,13 @@ METHODS: Mapping[str, MergeMethod] = {
         MergeMethod(
             "linear",
             "theta_0 + alpha * sum_i w_i tau_i",
-            "WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903; for several fine-tuned inputs Model "
-            "soups, Wortsman et al. 2022, arXiv:2203.05482",
+            "WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903",
         ),
         MergeMethod(
             "slerp",
             "[sin((1 - alpha) omega) theta_0 + sin(alpha omega) theta_1] / sin(omega) per tensor, "
             "omega the angle between theta_0 and theta_1; linear where |cos(omega)| > 0.9995",
-            "Shoemake 1985, Animating rotation with quaternion curves",
+            "Animating rotation with quaternion curves, Shoemake 1985",
             max_finetuned=1,
             takes_weights=False,
         ),

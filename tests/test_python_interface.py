@@ -119,7 +119,8 @@ EXPECTED_OUTPUT = {
     "Load a checkpoint": r"three\n",
     "Predict images": r"(data/\S+ \w+ [\d.]+\n)+",
     "Evaluate checkpoints": r"(?s)checkpoint .*optdigits 1 [\d.]+\n",
-    "Merge two files": r"python\.safetensors blake3:[0-9a-f]{64}\n",
+    "Merge by a method": r"ties\.safetensors blake3:[0-9a-f]{64}\n",
+    "Merge files": r"python\.safetensors blake3:[0-9a-f]{64}\n",
     "Build a zero-shot classifier": r"letters\.safetensors blake3:[0-9a-f]{64}\n",
     "Errors": r"classes\.txt.*\n.*\n",
 }

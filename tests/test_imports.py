@@ -23,7 +23,16 @@ MAY_IMPORT = {
     "convert": {"merging", "checkpoint", "compute", "errors"},
     "data": {"prompts", "checkpoint", "compute", "errors"},
     "reporting": {"checkpoint", "errors"},
-    "model": {"data", "convert", "merging", "prompts", "checkpoint", "compute", "errors"},
+    "model": {
+        "data",
+        "convert",
+        "merging",
+        "reporting",
+        "prompts",
+        "checkpoint",
+        "compute",
+        "errors",
+    },
     "evaluation": {
         "model",
         "data",

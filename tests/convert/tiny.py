@@ -10,6 +10,7 @@ import open_clip
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models import vision_transformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from transformers import (
@@ -64,11 +65,10 @@ TIMM_ARGS: dict[str, Any] = {
 
 def vit_tiny_patch8_siglip_32(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """A SigLIP ViT of the tiny size, which open_clip finds by name as it finds timm's."""
-    kwargs.pop("pretrained_cfg", None)
-    kwargs.pop("pretrained_cfg_overlay", None)
-    kwargs.pop("cache_dir", None)
     arguments = {**TIMM_ARGS, "class_token": False, "global_pool": "map", "act_layer": "gelu_tanh"}
-    return VisionTransformer(**{**arguments, **kwargs})
+    return vision_transformer._create_vision_transformer(
+        "vit_base_patch16_siglip_224", pretrained=pretrained, **{**arguments, **kwargs}
+    )
 
 
 if "vit_tiny_patch8_siglip_32" not in timm.list_models():

@@ -1,7 +1,8 @@
-"""`wiseft export`: write a checkpoint as a whole CLIP model that open_clip loads."""
+"""`wiseft export`: write a checkpoint as a model folder of open_clip, transformers or timm."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +14,16 @@ from wiseft_cli.errors import UsageError
 
 EXAMPLES = """
 wiseft export merged.safetensors --model ViT-B-32 --pretrained openai -o clip
-wiseft export merged.safetensors --model local-dir:original-clip -o clip --force
+wiseft export merged.safetensors --format transformers --results results.jsonl -o clip-hf
 """
+
+
+class Format(StrEnum):
+    """Values of `--format`."""
+
+    open_clip = "open_clip"
+    transformers = "transformers"
+    timm = "timm"
 
 
 def export(
@@ -22,25 +31,44 @@ def export(
         Path,
         typer.Argument(metavar="CHECKPOINT", help="A zero-shot, fine-tuned or merged checkpoint."),
     ],
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="CLIP model that CHECKPOINT was made from, which provides the text tower: an "
-            "open_clip name such as ViT-B-32, hf-hub:ORG/REPO, or local-dir:DIR.",
-            rich_help_panel="Model",
-        ),
-    ],
     output: Annotated[
         Path,
         typer.Option(
             "--output",
             "-o",
             metavar="DIR",
-            help="open_clip model folder to write.",
+            help="Model folder to write.",
             rich_help_panel="Output",
         ),
     ],
+    format: Annotated[
+        Format,
+        typer.Option(
+            metavar="LIBRARY",
+            help="Library that loads the folder. open_clip: image encoder and text tower. "
+            "transformers: image encoder and head, with --model the text tower too. timm: image "
+            "encoder and head.",
+            rich_help_panel="Output",
+        ),
+    ] = Format.open_clip,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Results of `wiseft eval`, whose metrics of CHECKPOINT go into the model card.",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="CLIP model that CHECKPOINT was made from, which provides the text tower: an "
+            "open_clip name such as ViT-B-32, hf-hub:ORG/REPO, local-dir:DIR, or a model folder "
+            "of transformers. Required for open_clip.",
+            rich_help_panel="Model",
+        ),
+    ] = None,
     pretrained: Annotated[
         str | None,
         typer.Option(
@@ -68,10 +96,9 @@ def export(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a checkpoint as a whole CLIP model that open_clip loads.
+    """Write a checkpoint as a model folder of another library.
 
-    The folder holds the image encoder and the text tower, but not the classification head;
-    `open_clip.create_model_and_transforms("local-dir:DIR")` loads it. Prints the path of the
+    Each folder has a model card, README.md, and is ready for `hf upload`. Prints the path of the
     folder.
     """
     if random_weights and pretrained is not None:
@@ -82,9 +109,11 @@ def export(
     exported = export_checkpoint(
         checkpoint,
         output,
+        format=format.value,
         model=model,
         pretrained=pretrained,
         random_weights=random_weights,
+        results=results,
         force=force,
         on_message=print_message,
     )

@@ -49,7 +49,9 @@ def _vision_config(model_cfg: Mapping[str, Any], kind: str) -> dict[str, Any]:
     if kind == "clip":
         width = given.get("width", 768)
         unsupported = [key for key in _UNSUPPORTED_VISION if given.get(key)]
-        if unsupported or isinstance(given.get("layers", 12), (list, tuple)):
+        if isinstance(given.get("layers", 12), (list, tuple)):
+            unsupported.append("layers of a ResNet")
+        if unsupported:
             raise ModelError(
                 f"transformers cannot express this image encoder: {', '.join(unsupported)}",
                 hint="use --format open_clip",

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isqrt, prod
+from pathlib import Path
 
 import numpy as np
 
 from wiseft_cli.checkpoint.card import Card
-from wiseft_cli.checkpoint.format import SIZES_BITS, TensorInfo
+from wiseft_cli.checkpoint.format import SIZES_BITS, TensorInfo, safetensors_dtype
 from wiseft_cli.checkpoint.reader import CheckpointReader
 from wiseft_cli.convert.names import NOT_WEIGHTS, TABLES, Form, Naming, Row, expand_rows
 
@@ -134,6 +135,36 @@ class ConvertedReader(CheckpointReader):
             last = name, elements.transpose(axes).tobytes()
             self._permuted = last
         return last[1]
+
+
+class ArrayReader(CheckpointReader):
+    """Arrays in memory, read as a checkpoint; `path` is for messages."""
+
+    def __init__(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        self.path, self.files, self.metadata = path, (), {}
+        self._arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        self.tensors = {
+            name: TensorInfo(name, safetensors_dtype(array.dtype), array.shape, 0, array.nbytes)
+            for name, array in arrays.items()
+        }
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    @cached_property
+    def card(self) -> Card | None:
+        """None."""
+        return None
+
+    @property
+    def partial(self) -> tuple[str, str] | None:
+        """None: the arrays are whole."""
+        return None
+
+    def read_into(self, name: str, buffer: memoryview, offset: int = 0) -> None:
+        """Fill a buffer with bytes of an array; see `CheckpointReader.read_into`."""
+        data = self._arrays[name].reshape(-1).view(np.uint8).data
+        buffer[:] = data[offset : offset + buffer.nbytes]
 
 
 def plan_names(reader: CheckpointReader, naming: Naming, *, to_open_clip: bool) -> NamePlan:

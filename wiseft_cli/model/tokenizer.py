@@ -155,7 +155,7 @@ def _build_tokenizer(source: ModelSource) -> Any:
         tokenizer = TransformersTokenizer(source.tokenizer_folder)
         check_end_of_text(source.name, tokenizer.tokenizer, source.config["text_cfg"])
         return tokenizer
-    merges = _find_merges(source)
+    merges = find_merges(source)
     options = {} if merges is None else {"bpe_path": str(merges)}
     return open_clip.get_tokenizer(source.identifier, **options)
 
@@ -172,7 +172,7 @@ def prompt_tokenizer(
     return PromptTokenizer(tokenizer, context_length, pad_id, ends, truncate)
 
 
-def _find_merges(source: ModelSource) -> Path | None:
+def find_merges(source: ModelSource) -> Path | None:
     """Return the path of a model's own byte-pair file; None if it has none.
 
     open_clip interprets a relative `bpe_path` relative to the working directory.
@@ -269,7 +269,7 @@ def save_tokenizer(folder: Path, source: ModelSource, tokenizer: PromptTokenizer
             "the model folder",
             hint="set text_cfg.hf_model_name to a text tower on the hub",
         )
-    merges = _find_merges(source)
+    merges = find_merges(source)
     if merges is not None:
         shutil.copyfile(merges, folder / merges.name)
         options = {**text_config["tokenizer_kwargs"], "bpe_path": merges.name}

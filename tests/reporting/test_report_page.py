@@ -9,14 +9,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests.reporting.lines import FINETUNED, ZEROSHOT, digest
+from tests.reporting.lines import FINETUNED, ZEROSHOT, digest, line
 from tests.reporting.report_inputs import HOSTILE, RIGHT_TO_LEFT, SEPARATORS, write_inputs
 from wiseft_cli.checkpoint.card import Card, HistoryEntry, HistoryInput
 from wiseft_cli.checkpoint.writer import write_checkpoint
@@ -138,6 +138,42 @@ def test_torch_and_the_charting_library_are_imported_by_pages_only(
         codes[suffix] = done.returncode
     assert codes == {"md": 0, "html": 1}
     assert "hint: pip install 'wiseft-cli[report]'" in done.stderr
+
+
+def curve_lines(alphas: Sequence[str], sets: Sequence[str], counts: Sequence[int]) -> list[Any]:
+    return [
+        line(name, counts[(row + at) % len(counts)], alpha=alpha, reference=at == 0)
+        for row, alpha in enumerate(alphas)
+        for at, name in enumerate(sets)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("alphas", "n_sets", "counts", "wanted"),
+    [
+        (["0.5"], 3, (500, 600), ["The merge at alpha 0.5", 'id="curve"']),
+        (["0", "0.5", "1"], 1, (500, 600), ["Fine-tuning did not change"]),
+        (["0", "0.5", "1"], 2, (0, 1000), ["0.00 %", "100.00 %", '"lx":-', 'id="curve"']),
+        (
+            [f"{at / 300:.4f}" for at in range(301)],
+            40,
+            (500, 600, 700),
+            ["226 of 301 rows are not drawn", "111 of 301 rows are left out"],
+        ),
+    ],
+)
+def test_unusual_results_make_a_page_that_says_what_it_leaves_out(
+    alphas: list[str], n_sets: int, counts: tuple[int, ...], wanted: list[str], tmp_path: Path
+) -> None:
+    names = [f"set {at}" for at in range(n_sets)]
+    add_result_lines(tmp_path / "r.jsonl", curve_lines(alphas, names, counts))
+    write_page(tmp_path / "r.html", tmp_path, predictions=None)
+    text = (tmp_path / "r.html").read_text()
+    for part in wanted:
+        assert part in text
+    assert ('id="curve"' in text) == (n_sets > 1)
+    assert "No predictions were given" in text
+    assert len(text) < 5e6
 
 
 @pytest.fixture(scope="module")
@@ -342,7 +378,8 @@ def test_page_fits_a_phone_and_prints_without_its_controls(loaded: Any) -> None:
       at.getBoundingClientRect().right > 360 && !at.closest(outside))
       .map((at) => at.outerHTML.slice(0, 80))"""
     assert "\n".join(loaded.execute_script(wide)) == ""
-    assert loaded.execute_script("return document.documentElement.scrollWidth") <= 360
+    # The charts are drawn again for the new width.
+    wait_for(loaded, "return document.documentElement.scrollWidth <= 360")
     loaded.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     loaded.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     shown = "return getComputedStyle(document.querySelector(arguments[0])).display"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import cached_property
 from statistics import fmean
 
 from wiseft_cli.errors import ResultsError
@@ -123,8 +124,15 @@ class Report:
 
     def best(self, column: Column) -> float | None:
         """Return the best value of a column; None for fewer than two rows."""
-        values = [value for row in self.rows if (value := column.value(row)) is not None]
-        return max(values) if len(values) > 1 else None
+        return self._best[column.title]
+
+    @cached_property
+    def _best(self) -> dict[str, float | None]:
+        values = {
+            column.title: [at for row in self.rows if (at := column.value(row)) is not None]
+            for column in self.columns
+        }
+        return {title: max(of) if len(of) > 1 else None for title, of in values.items()}
 
     @property
     def headlines(self) -> list[str]:

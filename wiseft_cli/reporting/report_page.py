@@ -13,6 +13,7 @@ import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,7 @@ def render_page(report: Report, request: ReportRequest, folder: PredictionFolder
     return _fill_template(context, data, vega)
 
 
+@cache  # bundling the script takes a second
 def _charting_library() -> tuple[str, str]:
     """Return the script of Vega, Vega-Lite and Vega-Embed, and their versions in words."""
     try:

@@ -3,7 +3,7 @@
   const data = JSON.parse(document.getElementById("report-data").textContent);
   const status = document.getElementById("status");
   // The interpreter evaluates expressions, so the page needs no permission to compile code.
-  const options = { mode: "vega-lite", renderer: "svg", ast: true,
+  const options = { mode: "vega-lite", renderer: "svg", ast: true, logLevel: 1,
     actions: { export: true, source: false, compiled: false, editor: false } };
 
   async function copy(command) {

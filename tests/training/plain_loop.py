@@ -55,6 +55,8 @@ def train_plainly(
     *,
     in_our_order: bool = True,
     loss: Callable[[PlainClassifier, PlainClassifier, torch.Tensor], torch.Tensor] | None = None,
+    mix: Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    | None = None,
     after: Callable[[PlainClassifier, PlainClassifier, PlainClassifier], None] | None = None,
     lr_scale: Callable[[str], float] = lambda _: 1.0,
     min_lr: float = 0.0,
@@ -66,6 +68,7 @@ def train_plainly(
         in_our_order: Whether the images of a step have the order of our batches; otherwise they
             are sorted by path.
         loss: From the model, the model at the start and the images to what is added to the loss.
+        mix: From the step, the images and the class indices to other images and probabilities.
         after: Called with the model after a step, before it (with gradients), and at the start.
         lr_scale: Factor on the learning rate by the name of a tensor.
         min_lr: Learning rate at the end of the cosine.
@@ -85,9 +88,12 @@ def train_plainly(
             rate = min_lr + (1e-3 - min_lr) * 0.5 * (1 + math.cos(math.pi * step / 6))
             group["lr"] = rate * group["scale"]
         optimizer.zero_grad()
-        total = nn.CrossEntropyLoss()(model(images[order]), labels[order])
+        inputs, targets = images[order], labels[order]
+        if mix:
+            inputs, targets = mix(step, inputs, targets)
+        total = nn.CrossEntropyLoss()(model(inputs), targets)
         if loss:
-            total = total + loss(model, start, images[order])
+            total = total + loss(model, start, inputs)
         total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         before = copy.deepcopy(model)

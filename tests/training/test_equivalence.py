@@ -117,6 +117,7 @@ DIVIDED = (
     {"freeze": "encoder"},
     {"micro_batch_size": 2, "l2_sp": 0.1, "distill": 0.5, "layer_decay": 0.7, "min_lr": 1e-4},
     {"micro_batch_size": 2, "spd": 1.0, "weight_decay": 0.0},
+    {"micro_batch_size": 2, "mixup": 0.4, "cutmix": 1.0, "random_erasing": 0.5, "randaugment": 5},
 )
 
 

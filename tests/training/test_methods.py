@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import nn
 
-from tests.training.plain_loop import KEYS, train_plainly
+from tests.training.plain_loop import KEYS, PlainClassifier, load_all, train_plainly
 from tests.training.test_equivalence import Weights, steps_of
 from tests.training.tiny import write_images, write_zeroshot
 from wiseft_cli.errors import RecipeError
+from wiseft_cli.model.classifier import load_classifier
+from wiseft_cli.training.batches import Purpose, derive_seed, epoch_order
 from wiseft_cli.training.methods import (
     AnchoredWeights,
     divergence,
     layer_lr_scales,
     update_average,
 )
+from wiseft_cli.training.modes import enable_drop_path
 from wiseft_cli.training.recipe import Recipe, resolve
 
 RECIPE = {**KEYS, "label_smoothing": 0.0}
@@ -145,6 +149,70 @@ def test_divergence_is_zero_only_for_equal_predictions():
     assert float(divergence(logits, logits.flip(1))) > 0.1
 
 
+@pytest.mark.parametrize("micro_batch_size", [12, 5])
+def test_drop_path_leaves_out_branches_of_images(tmp_path, data, micro_batch_size, monkeypatch):
+    n_images = [12] if micro_batch_size == 12 else [5, 5, 2]
+    plain = PlainClassifier(data[0], "vit").double().train()
+    rates = [0.0, 0.4]  # linear over the two blocks
+    generators = iter(range(6))
+
+    def run_blocks(x: torch.Tensor) -> torch.Tensor:
+        for block, rate in zip(plain.visual.transformer.resblocks, rates, strict=True):
+            for branch in (
+                lambda x, b=block: b.attention(b.ln_1(x)),
+                lambda x, b=block: b.mlp(b.ln_2(x)),
+            ):
+                kept = torch.ones(len(x), 1, 1)
+                if rate:
+                    kept = torch.empty(len(x), 1, 1).bernoulli_(1 - rate) / (1 - rate)
+                x = x + kept * branch(x)
+        return x
+
+    plain.visual.transformer.forward = lambda x, **_: run_blocks(x)
+    images, labels = load_all(data[1], "vit")
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, weight_decay=0.1)
+    recipe = resolve(Recipe(**KEYS), 12)
+    for step in generators:
+        torch.manual_seed(derive_seed(0, Purpose.STOCHASTIC_LAYERS, step))
+        optimizer.param_groups[0]["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * step / 6))
+        optimizer.zero_grad()
+        for rows in epoch_order(recipe, step).split(n_images):
+            loss = nn.CrossEntropyLoss(reduction="sum")(plain(images[rows]), labels[rows]) / 12
+            loss.backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+    found = six_steps(tmp_path, drop_path=0.4, micro_batch_size=micro_batch_size)
+    assert_equal_weights(found, plain)
+
+
+def test_drop_path_acts_in_training_alone_and_keeps_the_names(tmp_path, data):
+    classifier, _ = load_classifier(data[0])
+    names = list(classifier.state_dict())
+    images = torch.randn(4, 3, 16, 16, dtype=torch.float32)
+    before = classifier(images)
+    enable_drop_path(classifier, 0.9)
+    assert torch.equal(classifier(images), before)
+    assert list(classifier.state_dict()) == names
+    assert not torch.equal(classifier.train()(images), before)
+
+
+def test_drop_path_acts_on_towers_of_timm():
+    tower = timm.create_model("test_vit", num_classes=0)
+    module = nn.Module()
+    module.visual = tower
+    enable_drop_path(module, 0.3)
+    rates = [block.drop_path1.drop_prob for block in tower.blocks]
+    assert rates == pytest.approx([0.3 * at / (len(rates) - 1) for at in range(len(rates))])
+
+
+def test_drop_path_is_rejected_for_an_encoder_without_residual_blocks(tmp_path):
+    classifier, _ = load_classifier(write_zeroshot(tmp_path / "r", "resnet"))
+    with pytest.raises(
+        RecipeError, match=r"drop_path: the image encoder \(ModifiedResNet\) has no"
+    ):
+        enable_drop_path(classifier, 0.1)
+
+
 NAMES = {
     "resnet": "conv1.weight layer1.0.bn1.bias layer1.1.bn1.bias layer2.0.conv1.weight"
     " attnpool.q_proj.bias attnpool.positional_embedding",
@@ -177,6 +245,7 @@ def test_encoder_without_numbered_blocks_has_no_layer_decay():
         {"l2_sp": 0.0, "spd": 0.0, "distill": 0.0},
         {"min_lr": 0.0, "layer_decay": 1.0, "ema": 0},
         {"ema": 0.5},
+        {"mixup": 0.0, "cutmix": 0.0, "randaugment": 0, "random_erasing": 0.0, "drop_path": 0.0},
     ],
 )
 def test_switch_at_zero_and_the_average_change_no_bit_of_the_steps(tmp_path, data, keys):

@@ -111,6 +111,16 @@ def test_stopped_run_resumes_to_the_same_bytes(folder, family, keys, stop_after)
     [
         ({"ema": 3, "l2_sp": 0.1}, 4),
         ({"ema": 0.2, "freeze": "encoder"}, 2),
+        (
+            {
+                "mixup": 0.4,
+                "cutmix": 1.0,
+                "drop_path": 0.5,
+                "randaugment": 9,
+                "micro_batch_size": 2,
+            },
+            3,
+        ),
         ({"spd": 1.0, "weight_decay": 0.0, "distill": 0.5, "layer_decay": 0.7}, 5),
     ],
 )

@@ -8,7 +8,7 @@ card says so. They resize first and convert to RGB afterwards. `data/images.py` 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from open_clip import AugmentationCfg
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import ToTensor, v2
 
 from wiseft_cli.checkpoint.card import (
     APPLY_ORIENTATION,
@@ -52,7 +53,11 @@ def eval_transform(preprocess: Mapping[str, Any]) -> Transform:
 
 
 def train_transform(
-    preprocess: Mapping[str, Any], *, augment: Literal["crop", "none"]
+    preprocess: Mapping[str, Any],
+    *,
+    augment: Literal["crop", "none"],
+    randaugment: int = 0,
+    random_erasing: float = 0.0,
 ) -> Transform:
     """Return the transform for training images.
 
@@ -64,10 +69,18 @@ def train_transform(
     Args:
         preprocess: As for `eval_transform`.
         augment: `crop` or `none`.
+        randaugment: Magnitude of torchvision's RandAugment, 0 to 30, with two operations after
+            the crop; 0 for none.
+        random_erasing: Probability of torchvision's RandomErasing after normalization.
     Source: Wortsman et al. 2022, arXiv:2109.01903, appendix D.2; open_clip
         src/open_clip/transform.py.
     """
-    return _open_clip_transform(preprocess, is_train=augment == "crop")
+    added: list[tuple[Any, type | None]] = []
+    if randaugment:
+        added.append((v2.RandAugment(magnitude=randaugment), ToTensor))
+    if random_erasing:
+        added.append((v2.RandomErasing(p=random_erasing), None))
+    return _open_clip_transform(preprocess, is_train=augment == "crop", added=added)
 
 
 def check_preprocessing(preprocess: Mapping[str, Any]) -> None:
@@ -84,7 +97,17 @@ def check_preprocessing(preprocess: Mapping[str, Any]) -> None:
         raise _unsupported(preprocess, error) from None
 
 
-def _open_clip_transform(preprocess: Mapping[str, Any], *, is_train: bool) -> Transform:
+def _open_clip_transform(
+    preprocess: Mapping[str, Any],
+    *,
+    is_train: bool,
+    added: Sequence[tuple[Any, type | None]] = (),
+) -> Transform:
+    """Return open_clip's transform with others added.
+
+    Args:
+        added: Transforms, each with the kind of step that it precedes; None for the end.
+    """
     orientation = preprocess.get(EXIF_ORIENTATION, IGNORE_ORIENTATION)
     if orientation not in EXIF_ORIENTATIONS:
         raise ModelError(
@@ -99,6 +122,10 @@ def _open_clip_transform(preprocess: Mapping[str, Any], *, is_train: bool) -> Tr
         )
     except (AssertionError, TypeError, ValueError, IndexError) as error:
         raise _unsupported(preprocess, error) from None
+    for step, kind in added:
+        steps: list[Any] = transform.transforms  # type: ignore[attr-defined]
+        places = [at for at, other in enumerate(steps) if kind and isinstance(other, kind)]
+        steps.insert(places[0] if kind else len(steps), step)
     max_ratio = math.inf
     if config.resize_mode == "shortest" and not is_train:
         side = config.size if isinstance(config.size, int) else max(config.size)

@@ -26,6 +26,8 @@ class Purpose(IntEnum):
     SHUFFLING = 1
     AUGMENTATION = 2
     STOCHASTIC_LAYERS = 3
+    MIXING = 4
+    RANDOM_TEXTS = 5
 
 
 def derive_seed(seed: int, purpose: Purpose, *position: int) -> int:
@@ -143,7 +145,9 @@ def epoch_order(recipe: ResolvedRecipe, epoch: int) -> torch.Tensor:
 class MicroBatches(Sampler[list[Draw]]):
     """The draws of every forward pass of one process, in order.
 
-    A process without images in a step has one pass without draws.
+    A process without images in a step has one pass without draws. If images are mixed, the draws
+    of a pass begin with one more: the partner of its first image, which is the image before it in
+    the batch, or the last one.
 
     Args:
         recipe: Sizes and seed.
@@ -167,10 +171,19 @@ class MicroBatches(Sampler[list[Draw]]):
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """Yield the draws of one forward pass at a time."""
+        for _, draws in self.passes():
+            yield draws
+
+    def passes(self) -> Iterator[tuple[int, list[Draw]]]:
+        """Yield the step and the draws of one forward pass at a time."""
         epoch, order = -1, torch.empty(0)
         for step in range(self._first_step, self._recipe.steps):
             span = span_of(step, self._recipe)
             if span.epoch != epoch:
                 epoch, order = span.epoch, epoch_order(self._recipe, span.epoch)
             for start, stop in span.share(self._rank, self._world_size).micro_batches:
-                yield [Draw(epoch, image) for image in order[start:stop].tolist()]
+                images = order[start:stop].tolist()
+                if images and self._recipe.mixes_images:
+                    before = start - 1 if start > span.start else span.stop - 1
+                    images.insert(0, int(order[before]))
+                yield step, [Draw(epoch, image) for image in images]

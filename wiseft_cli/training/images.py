@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -20,7 +21,14 @@ from wiseft_cli.data.image_set import ImageSet
 from wiseft_cli.data.loading import ImageDataset, ImageItem, UnreadableImage, load_batches
 from wiseft_cli.errors import CommonDatasetError, counted
 from wiseft_cli.model.transforms import eval_transform
-from wiseft_cli.training.batches import Draw, Purpose, derive_seed, seeded_cpu_generator
+from wiseft_cli.training.batches import (
+    Draw,
+    MicroBatches,
+    Purpose,
+    derive_seed,
+    seeded_cpu_generator,
+)
+from wiseft_cli.training.mixing import Mixing
 
 
 class UnreadableImages:
@@ -191,6 +199,7 @@ def load_training_batches(
     draws: Iterable[list[Draw]],
     *,
     seed: int,
+    mixing: Mixing | None = None,
     workers: int,
     device: torch.device,
     unreadable: UnreadableImages | None = None,
@@ -203,6 +212,7 @@ def load_training_batches(
         images: The dataset, with the training transform.
         draws: The batches in order; workers read ahead.
         seed: The run's seed.
+        mixing: Mixes the images of each pass; `draws` is then a `MicroBatches`.
         workers: Number of decoding processes; 0 decodes in this process.
         device: Device of the model.
         unreadable: Counts unreadable images; by default none is allowed.
@@ -210,22 +220,28 @@ def load_training_batches(
         placeholder: An input (1, 3, H, W) for batches without readable images; None if the model
             is not run on them.
     Yields:
-        Readable images (B, 3, H, W) and class indices (B,), on the device. If there are none: the
-        placeholder or an empty tensor (0,), and class indices (0,).
+        Readable images (B, 3, H, W) and class indices (B,), on the device; of mixed images, labels
+        as probabilities (B, C). If there are none: the placeholder or an empty tensor (0,), and
+        no target.
     Raises:
         DatasetError: More images are unreadable than allowed, or a worker died.
     """
     unreadable = unreadable or UnreadableImages()
-    for batch in load_batches(
+    passes = draws.passes() if isinstance(draws, MicroBatches) else repeat((0, []))
+    batches = load_batches(
         AugmentedImages(images, seed=seed), draws, workers=workers, device=device
-    ):
+    )
+    for batch, (step, drawn) in zip(batches, passes, strict=False):
         unreadable.add(batch.unreadable)
         if rotated:
             rotated.add(batch.rotated)
-        if placeholder is None or len(batch.targets):
-            yield batch.images, batch.targets
+        inputs, targets = batch.images, batch.targets
+        if mixing:
+            inputs, targets = mixing(step, drawn, batch)
+        if placeholder is None or len(targets):
+            yield inputs, targets
         else:
-            yield placeholder.to(device), batch.targets
+            yield placeholder.to(device), targets
 
 
 def black_image(preprocess: Mapping[str, Any]) -> torch.Tensor:

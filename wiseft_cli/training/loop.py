@@ -35,6 +35,7 @@ from wiseft_cli.training.methods import (
     AnchoredWeights,
     forward_outputs,
 )
+from wiseft_cli.training.mixing import Mixing
 from wiseft_cli.training.modes import set_training_modes, with_single_images
 from wiseft_cli.training.outputs import average_weights, keep_epoch
 from wiseft_cli.training.plan import FinetunePlan
@@ -195,7 +196,12 @@ def _open_image_batches(
     """Return the forward pass of the classifier, and the batches of augmented images for it."""
     recipe, preprocess = plan.recipe, plan.train.images.preprocess(plan.card.preprocess or {})
     augment = cast(Literal["crop", "none"], recipe.augment)
-    transform = train_transform(preprocess, augment=augment)
+    transform = train_transform(
+        preprocess,
+        augment=augment,
+        randaugment=recipe.randaugment,
+        random_erasing=recipe.random_erasing,
+    )
     placeholder = black_image(preprocess).to(processes.device)
     forward: Logits = partial(run.classifier, precision=recipe.precision)
     if set(recipe.methods) & set(ADDS_LOSS):
@@ -206,6 +212,7 @@ def _open_image_batches(
         ImageDataset(plan.train.images, plan.train.targets, transform),
         draws,
         seed=recipe.seed,
+        mixing=Mixing(recipe, len(plan.card.classes)) if recipe.mixes_images else None,
         workers=workers,
         device=processes.device,
         unreadable=unreadable,

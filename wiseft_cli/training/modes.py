@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -114,6 +115,49 @@ def reject_single_image_batch_norm(
         f" statistics of one ({recipe.n_images} images, batch size {recipe.batch_size})",
         hint="use another --batch-size, or --batch-norm frozen",
     )
+
+
+def enable_drop_path(classifier: ImageClassifier, rate: float) -> None:
+    """Leave out residual branches of the image encoder at random, per image, in training.
+
+    The probability grows linearly over the blocks, from 0 to `rate` (stochastic depth: Huang et
+    al. 2016, arXiv 1603.09382; timm's `drop_path`). Random numbers come from torch's generator of
+    the device.
+
+    Raises:
+        RecipeError: The encoder has no residual blocks that it can act on.
+    """
+    # lazy: timm takes a second
+    from timm.layers import DropPath
+
+    blocks = [module for module in classifier.visual.modules() if _branches_of(module)]
+    is_batch_first = all(getattr(at, "batch_first", True) for at in classifier.visual.modules())
+    if not blocks or not is_batch_first:
+        raise RecipeError(
+            "drop_path: the image encoder"
+            f" ({type(classifier.visual).__name__}) has no residual blocks that it can act on",
+            hint="train without it",
+        )
+    for at, block in enumerate(blocks):
+        drop = DropPath(rate * at / max(len(blocks) - 1, 1))
+        for name in _branches_of(block):
+            if name.startswith("ls_"):  # open_clip: the end of a branch, which may have weights
+                getattr(block, name).register_forward_hook(partial(_drop, drop))
+            else:  # timm
+                setattr(block, name, drop)
+
+
+def _branches_of(module: torch.nn.Module) -> list[str]:
+    """Return the attributes that end, or drop, the residual branches of a block."""
+    names = ("ls_1", "ls_2", "drop_path1", "drop_path2", "drop_path")
+    return [name for name in names if isinstance(getattr(module, name, None), torch.nn.Module)]
+
+
+def _drop(
+    drop: torch.nn.Module, module: torch.nn.Module, _inputs: object, branch: torch.Tensor
+) -> torch.Tensor:
+    dropped: torch.Tensor = drop.train(module.training)(branch)
+    return dropped
 
 
 def enable_grad_checkpointing(classifier: ImageClassifier) -> None:

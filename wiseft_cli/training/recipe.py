@@ -23,6 +23,7 @@ from wiseft_cli.training.recipe_keys import (
     integer,
     number,
     parse_betas,
+    parse_integer,
     parse_length,
     recipe_key,
     strength,
@@ -36,6 +37,8 @@ SMALLEST_PROPOSED_BATCH = 8
 MAX_SEED = 2**32 - 1
 MAX_LR = 1e6
 """Far above any useful rate, and small enough that AdamW's step is finite in float32."""
+
+_COMPUTED_ONCE = "each image's features are computed once"
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ class Recipe:
         ("crop", "none"),
         default_text="crop; none with --freeze encoder",
         in_plan=True,
-        frozen_encoder=("none", "each image's features are computed once"),
+        frozen_encoder=("none", _COMPUTED_ONCE),
     )
     precision: str = choice(
         "fp32",
@@ -184,6 +187,42 @@ class Recipe:
         "Pull a tensor back towards its starting weights in steps that lead away from them while"
         " the loss falls towards them; 1 is the paper's strength. It replaces weight decay.",
         "Tian et al. 2024, arXiv 2411.01713",
+    )
+    mixup: float = strength(
+        "Blend images and labels with those of another image, by a share from Beta(X, X).",
+        "Zhang et al. 2018, arXiv 1710.09412",
+        frozen_encoder=(0.0, _COMPUTED_ONCE),
+    )
+    cutmix: float = strength(
+        "Replace a box of each image by that of another image, and labels by area, with a share"
+        " from Beta(X, X). With mixup, each is used in half of the steps.",
+        "Yun et al. 2019, arXiv 1905.04899",
+        frozen_encoder=(0.0, _COMPUTED_ONCE),
+    )
+    randaugment: int = strength(
+        "Two random operations of torchvision's RandAugment on each image, with this magnitude.",
+        "Cubuk et al. 2020, arXiv 1909.13719",
+        off=0,
+        parse=parse_integer,
+        is_valid=lambda magnitude: 0 <= magnitude <= 30,
+        expected="an integer from 0 to 30 (0 for none)",
+        metavar="N",
+        frozen_encoder=(0, _COMPUTED_ONCE),
+    )
+    random_erasing: float = strength(
+        "Probability with which a random box of an image is set to the mean colour.",
+        "Zhong et al. 2020, arXiv 1708.04896",
+        is_valid=lambda probability: 0 <= probability <= 1,
+        expected="a number from 0 to 1",
+        frozen_encoder=(0.0, _COMPUTED_ONCE),
+    )
+    drop_path: float = strength(
+        "Probability of leaving out the last residual branch of the encoder for an image; it"
+        " grows linearly over the branches.",
+        "Huang et al. 2016, arXiv 1603.09382",
+        is_valid=lambda probability: 0 <= probability < 1,
+        expected="a number in [0, 1)",
+        frozen_encoder=(0.0, "the encoder is not trained"),
     )
     distill: float = strength(
         "Add X times the divergence of the predictions from those of the starting weights.",
@@ -243,6 +282,11 @@ class ResolvedRecipe(Recipe):
     def methods(self) -> tuple[str, ...]:
         """Names of the methods that are on, in the order of the table."""
         return tuple(key for key, row in RECIPE_KEYS.items() if row.is_on(getattr(self, key)))
+
+    @property
+    def mixes_images(self) -> bool:
+        """Whether each image is mixed with another one of its batch."""
+        return bool(self.mixup or self.cutmix)
 
     @property
     def steps_per_epoch(self) -> int:

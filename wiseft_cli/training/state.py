@@ -27,6 +27,7 @@ from wiseft_cli.model.classifier import ImageClassifier, load_classifier
 from wiseft_cli.training.kept import EMA
 from wiseft_cli.training.methods import USES_ANCHOR, layer_lr_scales
 from wiseft_cli.training.modes import (
+    enable_drop_path,
     enable_grad_checkpointing,
     freeze_parameters,
     reject_single_image_batch_norm,
@@ -161,6 +162,8 @@ def open_run(plan: FinetunePlan, processes: ProcessGroup) -> Run:
         tensor.data = tensor.data.clone()
     trainable = freeze_parameters(classifier, recipe.freeze)
     anchor = copy.deepcopy(classifier) if set(recipe.methods) & set(USES_ANCHOR) else None
+    if recipe.drop_path:
+        enable_drop_path(classifier, recipe.drop_path)
     scales = None
     if recipe.layer_decay != 1:
         names = [name for name, at in classifier.named_parameters() if at.requires_grad]

@@ -56,7 +56,7 @@ def test_folder_with_a_single_checkpoint_stands_for_it(tmp_path: Path) -> None:
         read_checkpoints([tmp_path / "run"])
 
 
-def test_sharded_checkpoint_is_rejected_because_it_has_no_card(tmp_path: Path) -> None:
+def test_sharded_checkpoint_without_a_card_is_rejected(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     for name in "ab":
@@ -64,7 +64,7 @@ def test_sharded_checkpoint_is_rejected_because_it_has_no_card(tmp_path: Path) -
     index = tmp_path / "model.safetensors.index.json"
     index.write_text('{"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}')
     for path in (index, tmp_path):
-        with pytest.raises(CheckpointError, match="a sharded checkpoint has no card"):
+        with pytest.raises(CheckpointError, match="its index has no card"):
             read_checkpoints([path])
 
 

@@ -60,6 +60,10 @@ COMMANDS = {
     "merge to a folder": WritingCommand(
         ("merge", "zeroshot.safetensors", "model", "-o", "out/"), ("out",)
     ),
+    "merge to shards": WritingCommand(
+        ("merge", *_PAIR, "--alpha", "0,0.5", "-o", "out-{alpha}", "--max-shard-size", "30KB"),
+        ("out-0", "out-0.5"),
+    ),
     "merge to folders of alphas": WritingCommand(
         ("merge", *_PAIR, "--alpha", "0,1", "-o", "at-{alpha}/out.safetensors"),
         ("at-0/out.safetensors", "at-1/out.safetensors"),

@@ -69,18 +69,21 @@ class CheckpointReader:
         path: The path that was opened.
         files: Every file it is read from, an index of shards included.
         tensors: Tensors by name; their offsets count within the file that holds them.
-        metadata: `__metadata__`; for shards, the entries that are equal in all of them.
+        metadata: `__metadata__`; for shards, the entries that are equal in all of them, and the
+            card in the index.
     """
 
-    def __init__(self, path: Path, files: Sequence[Path], opened: Sequence[_OpenFile]) -> None:
+    def __init__(self, path: Path, found: CheckpointFiles, opened: Sequence[_OpenFile]) -> None:
         self.path = path
-        self.files = tuple(files)
+        self.files = found.files if found.index is None else (found.index, *found.files)
         self._opened = tuple(opened)
         self._file_of = {name: file for file in opened for name in file.header.tensors}
         self.tensors: Mapping[str, TensorInfo] = {
             name: file.header.tensors[name] for name, file in self._file_of.items()
         }
-        self.metadata: Mapping[str, Any] = shared_entries([file.header.metadata for file in opened])
+        in_index = {} if found.card is None else {METADATA_KEY: found.card}
+        shared = shared_entries([file.header.metadata for file in opened])
+        self.metadata: Mapping[str, Any] = {**in_index, **shared}
 
     def __enter__(self) -> CheckpointReader:
         return self
@@ -91,14 +94,16 @@ class CheckpointReader:
 
     @cached_property
     def card(self) -> Card | None:
-        """The card, or None if there is none; a checkpoint in several shards has none.
+        """The card, or None if there is none; that of a checkpoint in shards is in its index.
 
         Raises:
             CheckpointError: The card is damaged or newer than this version.
         """
-        if len(self._opened) > 1 or METADATA_KEY not in self.metadata:
+        if METADATA_KEY not in self.metadata:
             return None
-        return parse_card(self.metadata[METADATA_KEY], self._opened[0].path)
+        first = self._opened[0]
+        path = first.path if METADATA_KEY in first.header.metadata else self.files[0]
+        return parse_card(self.metadata[METADATA_KEY], path)
 
     @property
     def digest_algorithm(self) -> str:
@@ -170,21 +175,21 @@ def open_checkpoint(path: Path, *, allow_shards: bool = False) -> CheckpointRead
             stack.callback(opened[-1].close)
         _check_shards(path, found, opened)
         stack.pop_all()
-    files = found.files if found.index is None else (found.index, *found.files)
-    return CheckpointReader(path, files, opened)
+    return CheckpointReader(path, found, opened)
 
 
 def read_card(path: Path, *, roles: Sequence[str] | None = None) -> Card:
-    """Return the card of a wiseft checkpoint; only the header is read.
+    """Return the card of a wiseft checkpoint; only headers are read.
 
     Args:
+        path: A safetensors file, an index of shards, or a folder that holds one checkpoint.
         roles: Accepted roles; None accepts any.
     Raises:
         NotACheckpointError: The file is not a safetensors file, is a shard, the saved state of
             a run or Fisher information, or has no card.
         CheckpointError: The card is damaged, or its role is not accepted.
     """
-    with open_checkpoint(path) as reader:
+    with open_checkpoint(path, allow_shards=True) as reader:
         require_whole_checkpoint(reader)
         card = reader.card
     if card is None:

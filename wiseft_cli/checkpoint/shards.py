@@ -1,6 +1,8 @@
-"""Find the files of a checkpoint: one file, an index and its shards, or a folder with one of them.
+"""The files of a checkpoint: one file, an index and its shards, or a folder with one of them.
 
-Only names and indices are read here; `reader.py` opens the files.
+The names and the index of shards are those of transformers. The card of a checkpoint in shards
+is in the index, in the object `metadata`. Only names and indices are read here; `reader.py` opens
+the files, and `sharded_writer.py` writes them.
 """
 
 from __future__ import annotations
@@ -11,11 +13,18 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from wiseft_cli.checkpoint.format import MAX_HEADER_BYTES, convert_command, open_regular_file
-from wiseft_cli.errors import CheckpointError, NotACheckpointError
+from wiseft_cli.checkpoint.card import METADATA_KEY
+from wiseft_cli.checkpoint.format import (
+    MAX_HEADER_BYTES,
+    TensorSpec,
+    convert_command,
+    open_regular_file,
+)
+from wiseft_cli.errors import CheckpointError, NotACheckpointError, UsageError
 
 INDEX_SUFFIX = ".safetensors.index.json"
 FILE_SUFFIX = ".safetensors"
@@ -27,8 +36,12 @@ _SHARD_NAME = re.compile(r"^(.*?)[-_.]?(\d+)-of-(\d+)(.*)\.safetensors$")
 TORCH_NAMES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
 """Files of torch.save that hold the weights of a model folder."""
 
-_WHOLE_NAME = "model.safetensors"
+WHOLE_NAME = "model.safetensors"
 """The file that transformers loads from a folder even if an index lies beside it."""
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]i?B)")
 
 
 @dataclass(frozen=True)
@@ -39,11 +52,13 @@ class CheckpointFiles:
         files: The safetensors files.
         index: The index that names them, if there is one.
         shard_of: The file of each tensor by name, as the index says.
+        card: The card in the index, if it has one; not checked.
     """
 
     files: tuple[Path, ...]
     index: Path | None = None
     shard_of: Mapping[str, str] | None = None
+    card: str | None = None
 
 
 def find_checkpoint_files(path: Path) -> CheckpointFiles:
@@ -113,8 +128,8 @@ def _only_checkpoint_in(folder: Path) -> CheckpointFiles:
 
 def _several_checkpoints(folder: Path, found: Mapping[str, CheckpointFiles]) -> NotACheckpointError:
     hint = "name one of them"
-    if _WHOLE_NAME in found and any(checkpoint.index for checkpoint in found.values()):
-        hint += f"; transformers loads {_WHOLE_NAME}, and the index may be an older one"
+    if WHOLE_NAME in found and any(checkpoint.index for checkpoint in found.values()):
+        hint += f"; transformers loads {WHOLE_NAME}, and the index may be an older one"
     return NotACheckpointError(
         f"{folder}: contains {len(found)} checkpoints, expected one",
         faults=[
@@ -163,7 +178,11 @@ def _read_index(path: Path) -> CheckpointFiles:
                 f"{path}: tensor {name!r}: shard {shard!r}, expected a file name inside the folder"
             )
     shards = sorted(set(weight_map.values()))
-    return CheckpointFiles(tuple(path.parent / shard for shard in shards), path, weight_map)
+    metadata = document.get("metadata")
+    card = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
+    if card is not None and not isinstance(card, str):
+        raise CheckpointError(f"{path}: damaged card (metadata key {METADATA_KEY!r}): not a string")
+    return CheckpointFiles(tuple(path.parent / shard for shard in shards), path, weight_map, card)
 
 
 def _is_inside(shard: str) -> bool:
@@ -173,3 +192,39 @@ def _is_inside(shard: str) -> bool:
         return False
     parts = PurePosixPath(shard).parts
     return bool(parts) and not shard.startswith("/") and ".." not in parts and "\0" not in shard
+
+
+def parse_size(size: int | str) -> int:
+    """Return a size such as `5GB`, or a number of bytes, in bytes.
+
+    Raises:
+        UsageError: It is not a positive number, or a text without a unit.
+    """
+    if isinstance(size, int):
+        size_bytes = size
+    else:
+        match = _SIZE.fullmatch(size)
+        size_bytes = int(Decimal(match[1]) * _UNITS[match[2]]) if match else 0
+    if size_bytes < 1:
+        raise UsageError(
+            f"maximum shard size {size!r}: expected a positive number and a unit, as in 5GB",
+            hint=f"units are {', '.join(_UNITS)}; 1KB is 1,000 and 1KiB is 1,024 bytes",
+        )
+    return size_bytes
+
+
+def plan_shards(specs: Sequence[TensorSpec], max_bytes: int) -> list[list[TensorSpec]]:
+    """Distribute tensors over shards, in the order of their names.
+
+    Args:
+        max_bytes: Maximum size of the tensors of a shard; a larger tensor has a shard of its own.
+    """
+    shards: list[list[TensorSpec]] = []
+    room = 0
+    for spec in sorted(specs, key=lambda spec: spec.name.encode()):
+        if not shards or spec.nbytes > room:
+            shards.append([])
+            room = max_bytes
+        shards[-1].append(spec)
+        room -= spec.nbytes
+    return shards

@@ -128,9 +128,7 @@ class CheckpointWriter:
         unfinished = [name for name in self._places if name not in self._hashes]
         if unfinished:
             raise ValueError(f"incomplete tensors: {', '.join(unfinished[:10])}")
-        digest = content_digest(
-            (info.name, info.dtype, info.shape, self._hashes[info.name]) for info in self._layout
-        )
+        digest = content_digest(self.rows())
         card = card or self._card
         header = self._render(card and replace(card, digest=digest))
         if len(header) != self._data_start:
@@ -138,6 +136,12 @@ class CheckpointWriter:
         self._file.write_at(0, header)
         self._file.commit()
         return digest
+
+    def rows(self) -> list[tuple[str, str, tuple[int, ...], str]]:
+        """Return what the content digest covers of each tensor, once all bytes are written."""
+        return [
+            (info.name, info.dtype, info.shape, self._hashes[info.name]) for info in self._layout
+        ]
 
     def _render(self, card: Card | None) -> bytes:
         own = {"format": "pt", METADATA_KEY: render_card(card)} if card else {}

@@ -228,6 +228,15 @@ def merge(
             help="Dtype to store floating tensors in. Default: the dtype of the inputs.",
         ),
     ] = None,
+    max_shard_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            rich_help_panel=_OUTPUT,
+            help="Write a folder of shards with at most this size each, such as 5GB, and their "
+            "index, in the form that transformers loads. A larger tensor has its own shard.",
+        ),
+    ] = None,
     missing: Annotated[
         Missing | None,
         typer.Option(
@@ -278,9 +287,10 @@ def merge(
     their mean, or another method. Prints the path of each file it writes.
     """
     # lazy: numpy takes a tenth of a second, and --help does not need it
+    from wiseft_cli.checkpoint.shards import parse_size
     from wiseft_cli.convert.matching import NameMatcher
     from wiseft_cli.merging.merge import merge_checkpoints, open_inputs
-    from wiseft_cli.merging.outputs import require_model_folder
+    from wiseft_cli.merging.outputs import require_folder_name, require_model_folder
     from wiseft_cli.merging.plan_file import combine_request, render_plan
 
     given = {
@@ -306,9 +316,13 @@ def merge(
         print_data(render_plan(request, len(finetuned)).rstrip("\n"))
         return
     settings, alphas = request.resolve(len(finetuned))
-    outputs = name_outputs(output, alphas, finetuned, method=settings.method)
-    writes_folders = output is not None and output.endswith("/")
-    if writes_folders:
+    max_shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
+    suffix = ".safetensors" if max_shard_bytes is None else ""
+    outputs = name_outputs(output, alphas, finetuned, method=settings.method, suffix=suffix)
+    writes_folders = max_shard_bytes is not None or (output is not None and output.endswith("/"))
+    if max_shard_bytes is not None:
+        require_folder_name(output or "")
+    elif writes_folders:
         require_model_folder(finetuned[-1])
     matcher = NameMatcher()
     with ExitStack() as stack:
@@ -324,6 +338,7 @@ def merge(
             is_strict=strict,
             force=force,
             writes_folders=writes_folders,
+            max_shard_bytes=max_shard_bytes,
             creates_parents=output is not None and "{alpha}" in dirname(output.rstrip("/")),
             opens=matcher.open if match_names else open_inputs,
             on_progress=_Bar(stack),
@@ -346,6 +361,7 @@ def name_outputs(
     finetuned: Sequence[Path],
     *,
     method: str = DEFAULT_METHOD,
+    suffix: str = ".safetensors",
 ) -> list[tuple[Alpha | None, Path]]:
     """Return the path of every alpha's output.
 
@@ -353,6 +369,7 @@ def name_outputs(
         template: Value of `-o`, in which `{alpha}` is replaced; None for the name of the
             fine-tuned file in the current folder.
         method: Name of the method, for the default name.
+        suffix: End of the default name.
     Raises:
         UsageError: There are several alphas and the template does not contain `{alpha}`, or it
             does and the method has no alpha, or several fine-tuned files give no default name.
@@ -367,7 +384,7 @@ def name_outputs(
                 hint="name it with -o FILE",
             )
         kind = "wiseft" if method == DEFAULT_METHOD else method
-        template = f"{stem_of(finetuned[0])}-{kind}-{{alpha}}.safetensors"
+        template = f"{stem_of(finetuned[0])}-{kind}-{{alpha}}{suffix}"
     elif len(alphas) > 1 and "{alpha}" not in template:
         raise UsageError(
             f"-o {template}: one name for {len(alphas)} values of --alpha",

@@ -257,7 +257,7 @@ def tensor_digests(path: Path, *, threads: int) -> Mapping[str, str]:
     Raises:
         CheckpointError: The file cannot be read, or its tensors do not match its card.
     """
-    with open_checkpoint(path) as reader:
+    with open_checkpoint(path, allow_shards=True) as reader:
         rows = _hash_tensors(reader, threads=threads)
         require_card_digest(reader, content_digest(rows, reader.digest_algorithm))
     return {name: f"{dtype} {shape} {data_hash}" for name, dtype, shape, data_hash in rows}

@@ -8,7 +8,7 @@ values have the bits of the file that `wiseft merge` or `wiseft soup` writes. to
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from wiseft_cli.checkpoint.format import TensorInfo, numpy_dtype, read_header, safetensors_dtype
 from wiseft_cli.checkpoint.reader import open_checkpoint
+from wiseft_cli.checkpoint.shards import find_checkpoint_files
 from wiseft_cli.evaluation.weight_sets import WeightSet
 from wiseft_cli.merging.alpha import Alpha
 from wiseft_cli.merging.arithmetic import INTERPOLATED_DTYPES
@@ -29,16 +30,21 @@ Array = npt.NDArray[Any]
 
 
 class MappedFile:
-    """The tensors of a safetensors file as read-only arrays on a mapping of the file.
+    """The tensors of a checkpoint as read-only arrays on a mapping of its file, or its shards.
 
     Raises:
-        NotACheckpointError: The file is not a safetensors file.
+        NotACheckpointError: A file is not a safetensors file.
     """
 
     def __init__(self, path: Path) -> None:
-        self._tensors: Mapping[str, TensorInfo] = read_header(path).tensors
-        with open(path, "rb") as file:
-            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._tensors: dict[str, TensorInfo] = {}
+        self._data: dict[str, mmap.mmap] = {}
+        for part in find_checkpoint_files(path).files:
+            tensors = read_header(part).tensors
+            with open(part, "rb") as file:
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._tensors |= tensors
+            self._data |= dict.fromkeys(tensors, data)
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -50,7 +56,7 @@ class MappedFile:
         if not info.nbytes:
             return np.empty(info.shape, dtype)
         count = info.nbytes // dtype.itemsize
-        return np.frombuffer(self._data, dtype, count, info.start).reshape(info.shape)
+        return np.frombuffer(self._data[name], dtype, count, info.start).reshape(info.shape)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -85,7 +91,10 @@ class MergedWeights:
         has_base = settings.spec.has_base
         self._model = ModelMerge(settings, len(self._files) - has_base, sizes)
         with ExitStack() as stack:
-            readers = [stack.enter_context(open_checkpoint(path)) for path in weights.paths]
+            readers = [
+                stack.enter_context(open_checkpoint(path, allow_shards=True))
+                for path in weights.paths
+            ]
             self._copied = choose_copied(readers, has_base=has_base)
         self._prepared: dict[str, TensorMerge | None] = {}
         self._read_whole_model(sizes, threads)

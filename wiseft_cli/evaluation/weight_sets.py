@@ -184,8 +184,10 @@ def _file_of(path: Path, folder_hint: str) -> Path:
     with open_checkpoint(path, allow_shards=True) as reader:
         if len(reader.files) == 1:
             return reader.files[0]
+        if reader.card is not None:
+            return path
     raise CheckpointError(
-        f"{path}: is sharded, and a sharded checkpoint has no card, so it cannot be run", hint=_HINT
+        f"{path}: is sharded, and its index has no card, so it cannot be run", hint=_HINT
     )
 
 
@@ -256,7 +258,9 @@ def _require_pair(checkpoints: Sequence[NamedCheckpoint]) -> None:
 def _require_mergeable(checkpoints: Sequence[NamedCheckpoint], settings: MergeSettings) -> None:
     """Reject checkpoints that `wiseft merge` would reject."""
     with ExitStack() as stack:
-        inputs = [stack.enter_context(open_checkpoint(at.path)) for at in checkpoints]
+        inputs = [
+            stack.enter_context(open_checkpoint(at.path, allow_shards=True)) for at in checkpoints
+        ]
         if settings.spec.has_base:
             _require_zeroshot_first(inputs)
         require_compatible_inputs(inputs, converts=False, copies_missing=False)
@@ -293,7 +297,10 @@ def _read_fishers(
         )
     named = []
     for checkpoint, path in zip(checkpoints, paths, strict=bool(paths)):
-        with open_fisher(path) as fisher, open_checkpoint(checkpoint.path) as reader:
+        with (
+            open_fisher(path) as fisher,
+            open_checkpoint(checkpoint.path, allow_shards=True) as reader,
+        ):
             named.append(NamedFisher(path, require_fisher_of(fisher, reader).digest))
     return tuple(named)
 
@@ -329,5 +336,7 @@ def descent_warnings(
         has_base: Whether the first one is the zero-shot checkpoint of the others.
     """
     with ExitStack() as stack:
-        inputs = [stack.enter_context(open_checkpoint(at.path)) for at in checkpoints]
+        inputs = [
+            stack.enter_context(open_checkpoint(at.path, allow_shards=True)) for at in checkpoints
+        ]
         return tuple(doubts(inputs, has_base=has_base))

@@ -18,6 +18,7 @@ from wiseft_cli.checkpoint.reader import (
     open_checkpoint,
     require_card_digest,
 )
+from wiseft_cli.checkpoint.shards import parse_size
 from wiseft_cli.errors import CheckpointError, UsageError, counted, list_some
 from wiseft_cli.merging.alpha import Alpha
 from wiseft_cli.merging.compatibility import require_equal_bytes
@@ -37,7 +38,7 @@ from wiseft_cli.merging.inputs import (
 )
 from wiseft_cli.merging.layers import layer_alpha as parse_pattern
 from wiseft_cli.merging.methods import DEFAULT_METHOD
-from wiseft_cli.merging.outputs import MergeOutputs
+from wiseft_cli.merging.outputs import MergeOutputs, require_folder_name
 from wiseft_cli.merging.plan import STORED_DTYPES, MergePlan, plan_merge
 from wiseft_cli.merging.settings import MergeSettings, resolve_alphas, resolve_settings
 from wiseft_cli.merging.stream import StreamResult, default_threads, stream_tensors
@@ -97,6 +98,7 @@ def merge(
     dtype: str | None = None,
     copy_missing: bool = False,
     strict: bool = False,
+    max_shard_size: int | str | None = None,
     threads: int | None = None,
     force: bool = False,
 ) -> MergedFile:
@@ -107,7 +109,7 @@ def merge(
     Args:
         zeroshot: theta_0: a safetensors file, an index of shards, or a folder with one of them.
         finetuned: theta_1, or a list of theta_1, theta_2, ..., each in any of these forms.
-        output: File to write.
+        output: File to write, or with `max_shard_size` the folder.
         alpha: Factor on what is added to `zeroshot`, in [0, 1]; a string is an exact decimal. None
             is the default of the method, 0.5 for `linear`.
         method: A method of `wiseft merge --list-methods`.
@@ -119,6 +121,8 @@ def merge(
         dtype: `float32`, `float16` or `bfloat16` for all floating tensors; None keeps theirs.
         copy_missing: Copy tensors that only one input has, instead of rejecting the inputs.
         strict: Raise an error instead of reporting a warning.
+        max_shard_size: Maximum size of the tensors in a file, such as `"5GB"` or a number of
+            bytes; writes a folder with shards and their index.
         threads: Number of threads; None uses one per usable CPU, up to 8.
         force: Whether an existing output may be replaced.
     Raises:
@@ -140,6 +144,8 @@ def merge(
     exact = resolve_alphas(settings, [] if alpha is None else [str(alpha)])
     if len(exact) != 1:
         raise UsageError(f"alpha {alpha!r}: {len(exact)} values for one output")
+    if max_shard_size is not None:
+        require_folder_name(str(output))
     report = merge_checkpoints(
         Path(zeroshot),
         [Path(path) for path in tuned],
@@ -151,6 +157,7 @@ def merge(
         is_strict=strict,
         threads=threads,
         force=force,
+        max_shard_bytes=None if max_shard_size is None else parse_size(max_shard_size),
     )
     return replace(report.files[0], warnings=report.warnings)
 
@@ -179,6 +186,7 @@ def merge_checkpoints(
     is_strict: bool = False,
     force: bool = False,
     writes_folders: bool = False,
+    max_shard_bytes: int | None = None,
     creates_parents: bool = False,
     opens: OpenInputs = open_inputs,
     on_progress: Callable[[int, int], None] | None = None,
@@ -198,6 +206,8 @@ def merge_checkpoints(
         force: Whether existing outputs may be replaced.
         writes_folders: Write each output as a folder, with the files beside the weights of the
             last fine-tuned input.
+        max_shard_bytes: Write each output as a folder of shards, with at most so many bytes of
+            tensors in a file; a larger tensor has a file of its own.
         creates_parents: Create missing folders of the outputs.
         opens: Opens the inputs, for example under other names.
         on_progress: Called with the number of bytes of all inputs, and the number of bytes done
@@ -218,7 +228,8 @@ def merge_checkpoints(
         threads=threads,
         is_strict=is_strict,
         force=force,
-        writes_folders=writes_folders,
+        writes_folders=writes_folders or max_shard_bytes is not None,
+        max_shard_bytes=max_shard_bytes,
         creates_parents=creates_parents,
         opens=opens,
         on_progress=on_progress,
@@ -277,6 +288,7 @@ def _merge_inputs(
     is_strict: bool,
     force: bool,
     writes_folders: bool,
+    max_shard_bytes: int | None = None,
     creates_parents: bool = False,
     opens: OpenInputs = open_inputs,
     on_progress: Callable[[int, int], None] | None,
@@ -292,6 +304,7 @@ def _merge_inputs(
             force,
             writes_folders,
             creates_parents,
+            max_shard_bytes,
         )
         targets.check()
         if has_base:

@@ -1,6 +1,7 @@
 """The outputs of a merge: files, or folders with the small files that FINETUNED's folder has.
 
-transformers and open_clip load a model from a folder with a config and tokenizer files.
+transformers and open_clip load a model from a folder with a config and tokenizer files. Weights
+in shards are always a folder.
 """
 
 from __future__ import annotations
@@ -14,18 +15,23 @@ from pathlib import Path
 
 from wiseft_cli.checkpoint.atomic import check_output, created_parents
 from wiseft_cli.checkpoint.atomic_folder import AtomicFolder, check_output_folder
-from wiseft_cli.checkpoint.shards import INDEX_NAME, whole_name
+from wiseft_cli.checkpoint.format import TensorSpec
+from wiseft_cli.checkpoint.sharded_writer import ShardedWriter
+from wiseft_cli.checkpoint.shards import (
+    FILE_SUFFIX,
+    INDEX_NAME,
+    WHOLE_NAME,
+    plan_shards,
+    whole_name,
+)
 from wiseft_cli.checkpoint.writer import CheckpointWriter
 from wiseft_cli.compute.disk import require_space
-from wiseft_cli.errors import OutputError, UsageError
+from wiseft_cli.errors import OutputError, UsageError, counted
 from wiseft_cli.merging.alpha import Alpha
 from wiseft_cli.merging.plan import MergePlan
 
 MANIFEST = "wiseft_merge.json"
 """File in the folder that lists its files, so that --force replaces nothing else."""
-
-_FILES_PER_OUTPUT = 2
-"""The file and its folder."""
 
 _OTHER_FILES = 32
 """Libraries and standard streams."""
@@ -65,7 +71,7 @@ def require_model_folder(finetuned: Path) -> None:
     Raises:
         UsageError: It is a single file.
     """
-    if finetuned.is_file() and not INDEX_NAME.search(finetuned.name):
+    if _is_single_file(finetuned):
         raise UsageError(
             f"{finetuned}: is a file, and an output folder takes config and tokenizer from the "
             "folder of FINETUNED",
@@ -73,17 +79,42 @@ def require_model_folder(finetuned: Path) -> None:
         )
 
 
-def _allow_open_files(n_outputs: int, n_others: int) -> None:
+def _is_single_file(checkpoint: Path) -> bool:
+    return checkpoint.is_file() and not INDEX_NAME.search(checkpoint.name)
+
+
+def require_folder_name(output: str) -> None:
+    """Reject the name of a file for weights in shards.
+
+    Raises:
+        UsageError: It ends like a file's name.
+    """
+    if output.endswith(FILE_SUFFIX):
+        raise UsageError(
+            f"-o {output}: is the name of a file, and --max-shard-size writes a folder",
+            hint=f"-o {output.removesuffix(FILE_SUFFIX)}",
+        )
+
+
+def _allow_open_files(n_outputs: int, n_shards: int, n_others: int) -> None:
     """Raise this process's limit on open files if outputs need more; the system sets the bound."""
-    needed = n_outputs * _FILES_PER_OUTPUT + n_others
+    files_per_output = n_shards + 1  # and the folder
+    needed = n_outputs * files_per_output + n_others
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         if hard != resource.RLIM_INFINITY and hard < needed:
-            most = max(1, (hard - n_others) // _FILES_PER_OUTPUT)
+            most = max(1, (hard - n_others) // files_per_output)
+            remedy = (
+                f"merge at most {most:,} values of --alpha at a time"
+                if n_shards == 1
+                else "use a larger --max-shard-size or fewer values of --alpha at a time"
+            )
+            of_shards = "" if n_shards == 1 else f" of {n_shards:,} shards"
             raise OutputError(
-                f"{n_outputs:,} outputs need {needed:,} open files, and the limit is {hard:,}",
-                hint=f"merge at most {most:,} values of --alpha at a time, or raise the hard limit "
-                "(ulimit -Hn)",
+                f"{counted(n_outputs, 'output')}{of_shards} "
+                f"{'needs' if n_outputs == 1 else 'need'} {needed:,} open files, and the limit is "
+                f"{hard:,}",
+                hint=f"{remedy}, or raise the hard limit (ulimit -Hn)",
             )
         with suppress(ValueError, OSError):  # a system may have another bound of its own
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
@@ -99,6 +130,7 @@ class MergeOutputs:
         force: Whether existing outputs may be replaced.
         are_folders: Whether every output is a folder.
         creates_parents: Whether missing folders of the outputs are created.
+        max_shard_bytes: Maximum size of the tensors in a file, for folders; None for one file.
     """
 
     outputs: Sequence[tuple[Alpha | None, Path]]
@@ -106,6 +138,7 @@ class MergeOutputs:
     force: bool
     are_folders: bool
     creates_parents: bool
+    max_shard_bytes: int | None = None
     _folders: list[AtomicFolder] = field(default_factory=list)
 
     def check(self) -> None:
@@ -131,28 +164,43 @@ class MergeOutputs:
                     creates_parents=self.creates_parents,
                 )
 
-    def open(self, stack: ExitStack, plan: MergePlan) -> list[CheckpointWriter]:
+    def open(self, stack: ExitStack, plan: MergePlan) -> list[CheckpointWriter | ShardedWriter]:
         """Return an open writer for every output; leaving `stack` closes them.
 
         Raises:
             OutputError: The outputs are too many to be open at once, do not fit on the disk, or
                 cannot be written.
         """
-        _allow_open_files(len(self.outputs), _OTHER_FILES + len(self.inputs))
+        shards = plan_shards(plan.specs, self.max_shard_bytes) if self.max_shard_bytes else []
+        n_shards = max(1, len(shards))
+        _allow_open_files(len(self.outputs), n_shards, _OTHER_FILES + len(self.inputs))
         if self.creates_parents:
             for _, path in self.outputs:
                 stack.enter_context(created_parents(path))
         size_bytes = sum(spec.nbytes for spec in plan.specs)
         require_space([(path, size_bytes) for _, path in self.outputs])
-        return [self._open_one(stack, plan, alpha, path) for alpha, path in self.outputs]
+        return [self._open_one(stack, plan, alpha, path, shards) for alpha, path in self.outputs]
 
     def _open_one(
-        self, stack: ExitStack, plan: MergePlan, alpha: Alpha | None, path: Path
-    ) -> CheckpointWriter:
+        self,
+        stack: ExitStack,
+        plan: MergePlan,
+        alpha: Alpha | None,
+        path: Path,
+        shards: Sequence[Sequence[TensorSpec]],
+    ) -> CheckpointWriter | ShardedWriter:
         if self.are_folders:
             folder = AtomicFolder(path, manifest=MANIFEST, force=self.force, inputs=self.inputs)
             self._folders.append(stack.enter_context(folder))
-            path = folder.temporary / whole_name(plan.inputs[-1].files)
+            last = plan.inputs[-1]
+            name = WHOLE_NAME if _is_single_file(last.path) else whole_name(last.files)
+            path = folder.temporary / name
+        if len(shards) > 1:
+            stem = path.name.removesuffix(FILE_SUFFIX)
+            writer = ShardedWriter(
+                path.parent, stem, shards, plan.card(alpha), metadata=plan.metadata
+            )
+            return stack.enter_context(writer)
         return stack.enter_context(
             CheckpointWriter(
                 path,

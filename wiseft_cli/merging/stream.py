@@ -27,6 +27,7 @@ import numpy.typing as npt
 from wiseft_cli.checkpoint.digest import Hash, content_digest, new_hash
 from wiseft_cli.checkpoint.format import TensorInfo, numpy_dtype
 from wiseft_cli.checkpoint.reader import CheckpointReader, count_not_finite
+from wiseft_cli.checkpoint.sharded_writer import ShardedWriter
 from wiseft_cli.checkpoint.writer import CheckpointWriter
 from wiseft_cli.compute.workers import usable_cpus
 from wiseft_cli.merging.alpha import Alpha
@@ -36,6 +37,7 @@ from wiseft_cli.merging.plan import MergePlan, Step
 from wiseft_cli.merging.reductions import REDUCTION_BLOCK, Reduction
 
 Array = npt.NDArray[Any]
+Writer = CheckpointWriter | ShardedWriter
 
 MAX_DEFAULT_THREADS = 8
 """More threads would need more memory."""
@@ -80,7 +82,7 @@ def default_threads() -> int:
 def stream_tensors(
     plan: MergePlan,
     alphas: Sequence[Alpha | None],
-    writers: Sequence[CheckpointWriter],
+    writers: Sequence[Writer],
     *,
     threads: int,
     on_progress: Callable[[int, int], None] | None = None,
@@ -122,7 +124,7 @@ class _Job:
         self,
         plan: MergePlan,
         alphas: Sequence[Alpha | None],
-        writers: Sequence[CheckpointWriter],
+        writers: Sequence[Writer],
         n_workers: int,
     ) -> None:
         self.plan = plan

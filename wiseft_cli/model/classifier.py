@@ -100,7 +100,7 @@ def load_classifier(
     """Rebuild the classifier of a checkpoint.
 
     Args:
-        path: A checkpoint of any role.
+        path: A checkpoint of any role, in shards too.
         device: Device of the classifier.
     Returns:
         The classifier in evaluation mode with float32 weights, and the card; its `model` is set.
@@ -109,7 +109,7 @@ def load_classifier(
         CheckpointError: The card names no model, or the tensors do not match the model.
         ModelError: The model cannot be built from the card.
     """
-    with open_checkpoint(path) as reader:
+    with open_checkpoint(path, allow_shards=True) as reader:
         card, spec = _card_with_model(reader)
         visual = build_image_encoder(spec.config)
         _check_tensors(reader, _expected_shapes(visual, card, spec))

@@ -178,7 +178,7 @@ def load_full_clip(
 def _has_card(path: Path) -> bool:
     if path.suffix in SUFFIXES and path.suffix != ".safetensors":
         return False
-    with open_checkpoint(path) as reader:
+    with open_checkpoint(path, allow_shards=True) as reader:
         require_whole_checkpoint(reader)
         return reader.card is not None
 

@@ -268,16 +268,20 @@ class ContentReport:
 
 
 def read_content(
-    reader: CheckpointReader, *, on_progress: Callable[[int], None] | None = None
+    reader: CheckpointReader,
+    *,
+    algorithm: str | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> ContentReport:
     """Read every tensor once, compute the content digest and count non-finite elements.
 
     Args:
+        algorithm: The hash of the digest; None for that of the checkpoint's card.
         on_progress: Called with the number of bytes read since the last call.
     Raises:
         CheckpointError: A file ended early or could not be read.
     """
-    buffer, algorithm = np.empty(_CHUNK_BYTES, np.uint8), reader.digest_algorithm
+    buffer, algorithm = np.empty(_CHUNK_BYTES, np.uint8), algorithm or reader.digest_algorithm
     rows, not_finite = [], {}
     for info in reader.tensors.values():
         data_hash, count = new_hash(algorithm), 0

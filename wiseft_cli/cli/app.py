@@ -36,6 +36,7 @@ COMMANDS = {
     "export": "export:export",
     "convert": "convert:convert",
     "inspect": "inspect:inspect",
+    "verify": "verify:verify",
     "diff": "diff:diff",
     "datasets": "datasets:datasets",
     "demo": "demo:demo",

@@ -44,6 +44,15 @@ def inspect(
             help="List every tensor with its dtype and shape.",
         ),
     ] = False,
+    commands: Annotated[
+        bool,
+        typer.Option(
+            "--commands",
+            rich_help_panel="Content",
+            help="Print the commands that made the checkpoint, as a shell script. Its inputs are "
+            "named by their digests.",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Describe a checkpoint: model, classes, tensors and history.
@@ -52,9 +61,16 @@ def inspect(
     """
     # lazy: numpy takes a tenth of a second, and --help does not need it
     from wiseft_cli.checkpoint.reader import open_checkpoint, read_content
+    from wiseft_cli.cli.history_script import history_script
     from wiseft_cli.merging.fisher_file import fisher_info, is_fisher_file, require_own_digest
 
     with open_checkpoint(file, allow_shards=True) as reader:
+        if commands:
+            if reader.card is None or not reader.card.history:
+                raise CheckpointError(f"{reader.path}: has no card with a history")
+            for line in history_script(reader.card):
+                print_result(line)
+            return
         content = None
         if verify:
             with progress(reader.size_bytes, "verifying (bytes)") as advance:

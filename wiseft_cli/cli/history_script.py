@@ -1,0 +1,138 @@
+"""The history of a checkpoint as a shell script that makes it again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from wiseft_cli.checkpoint.card import Card, HistoryEntry, closed_history
+from wiseft_cli.checkpoint.digest import shorten
+
+_RESOLVED = ("steps", "warmup_steps", "micro_batch_size")
+"""Entries of a card's recipe that are not keys of a recipe file, or are written in another way."""
+
+
+def history_script(card: Card) -> Iterator[str]:
+    """Yield the lines of a script that makes a checkpoint from its first inputs.
+
+    Every intermediate file is named by the first digits of its digest. What the history does not
+    hold is a variable at the start of the script: image sets, model weights, and checkpoints
+    without a history. Each has its digest or fingerprint beside it.
+    """
+    entries = closed_history(card)
+    made = {entry.output for entry in entries}
+    needed: dict[str, str] = {}
+    commands: list[str] = []
+    for entry in entries:
+        for item in entry.inputs:
+            if item.digest not in made:
+                needed.setdefault(_variable(item.role, item.digest), item.digest)
+        names = [_file(item.digest, item.role, made) for item in entry.inputs]
+        lines = _COMMANDS.get(entry.command, _unknown)(entry, names, needed)
+        commands += ["", f"# wiseft {entry.version}: {entry.output or card.digest}", *lines]
+    yield "set -eu"
+    for name, digest in needed.items():
+        yield f"{name}=  # {digest}"
+    yield from commands
+
+
+def _zeroshot_head(entry: HistoryEntry, inputs: list[str], needed: dict[str, str]) -> list[str]:
+    options = dict(entry.options)
+    words = ["wiseft zeroshot-head", "--model", shlex.quote(str(options.pop("model", None)))]
+    pretrained = options.pop("pretrained", None)
+    weights = options.pop("weights", None)
+    if isinstance(pretrained, str) and ":" not in pretrained:
+        words += ["--pretrained", shlex.quote(pretrained)]
+    elif pretrained is not None:
+        needed["WEIGHTS"] = str(weights or pretrained)
+        words += ["--pretrained", '"$WEIGHTS"']
+    for name in ("classes", "templates"):
+        needed[name.upper()] = str(options.pop(name, None))
+        words += [f"--{name}", f'"${name.upper()}"']
+    if inputs:
+        words += ["--image-encoder", *inputs]
+    return [" ".join([*words, *_remaining(options), "-o", _output(entry)])]
+
+
+def _finetune(entry: HistoryEntry, inputs: list[str], needed: dict[str, str]) -> list[str]:
+    options = dict(entry.options)
+    train = options.pop("train", {})
+    needed["TRAIN"] = f"{train.get('fingerprint')}, {train.get('n_images')} images"
+    recipe = {**options.pop("recipe", {}), "seed": options.pop("seed", 0)}
+    recipe["warmup"] = recipe.get("warmup_steps")
+    if (size := recipe.get("micro_batch_size")) != recipe.get("batch_size"):
+        recipe["micro"] = size
+    keys = {key: value for key, value in recipe.items() if key not in _RESOLVED}
+    if keys.get("optimizer") == "adamw":  # the default, which older versions had no key for
+        del keys["optimizer"]
+    if "micro" in keys:
+        keys["micro_batch_size"] = keys.pop("micro")
+    file = f"{shorten(entry.output)}.yaml"
+    words = ["wiseft finetune", *inputs, "--train", '"$TRAIN"', "--recipe", file]
+    return [
+        f"cat > {file} <<'END'",
+        *(f"{key}: {json.dumps(value)}" for key, value in sorted(keys.items())),
+        "END",
+        " ".join([*words, *_remaining(options), "-o", _output(entry)]),
+    ]
+
+
+def _merge(entry: HistoryEntry, inputs: list[str], _needed: dict[str, str]) -> list[str]:
+    options = dict(entry.options)
+    own = dict(options.pop("method_options", {}))
+    layers = own.pop("layer_alpha", ())
+    weights = [text for text in options.pop("weights", ()) if "/" not in text]
+    fishers = [f for f, item in zip(inputs, entry.inputs, strict=True) if item.role == "fisher"]
+    words = [f"wiseft {entry.command}"]
+    words += [file for file in inputs if file not in fishers]
+    words += _remaining({**options, **own})
+    for pattern, alpha in layers:
+        words += ["--layer-alpha", shlex.quote(f"{pattern}={alpha}")]
+    if weights:
+        words += ["--weights", ",".join(weights)]
+    for file in fishers:
+        words += ["--fisher", file]
+    return [" ".join([*words, "-o", _output(entry)])]
+
+
+def _unknown(entry: HistoryEntry, inputs: list[str], _needed: dict[str, str]) -> list[str]:
+    words = [f"wiseft {shlex.quote(entry.command)}", *inputs, *_remaining(entry.options)]
+    return [" ".join([*words, "-o", _output(entry)])]
+
+
+_COMMANDS: Mapping[str, Callable[[HistoryEntry, list[str], dict[str, str]], list[str]]] = {
+    "zeroshot-head": _zeroshot_head,
+    "finetune": _finetune,
+    "merge": _merge,
+    "soup": _merge,
+}
+
+
+def _remaining(options: Mapping[str, Any]) -> list[str]:
+    """Return options whose name and value on the command line are those of the history."""
+    words = []
+    for name, value in sorted(options.items()):
+        option = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        elif value is not None and value is not False:
+            text = value if isinstance(value, str) else json.dumps(value)
+            words += [option, shlex.quote(text)]
+    return words
+
+
+def _file(digest: str, role: str, made: set[str | None]) -> str:
+    return f"{shorten(digest)}.safetensors" if digest in made else f'"${_variable(role, digest)}"'
+
+
+def _variable(role: str, digest: str) -> str:
+    name = "".join(
+        letter if letter.isalnum() else "_" for letter in role.upper() if letter.isascii()
+    )
+    return f"{name}_{shorten(digest)}"
+
+
+def _output(entry: HistoryEntry) -> str:
+    return f"{shorten(entry.output)}.safetensors"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 wiseft convert clip-vit-base-patch32/model.safetensors -o clip.safetensors
 wiseft convert open_clip_model.safetensors --to transformers -o model.safetensors
+wiseft convert clip-vit-base-patch32/ -o clip/
 wiseft convert epoch_10.pt -o run-a.safetensors
 wiseft convert lora-adapter/ --base clip.safetensors -o finetuned.safetensors
 """
@@ -41,12 +42,13 @@ def convert(
         ),
     ],
     output: Annotated[
-        Path,
+        str,
         typer.Option(
             "--output",
             "-o",
             metavar="OUT",
-            help="Safetensors file to write.",
+            help="Safetensors file to write. DIR/ with a slash at its end writes a model folder, "
+            "with config, preprocessing and tokenizer from the files beside SOURCE's weights.",
             rich_help_panel="Output",
         ),
     ],
@@ -96,6 +98,7 @@ def convert(
             to=to.value if to else None,
             key=key,
             base=base,
+            writes_folder=output.endswith("/"),
             force=force,
             on_progress=on_progress,
         )
@@ -105,7 +108,7 @@ def convert(
     if as_json:
         print_json(
             {
-                "path": str(output),
+                "path": output,
                 "digest": done.digest,
                 "from": done.source and f"{done.source.library}/{done.source.family}",
                 "to": done.target and f"{done.target.library}/{done.target.family}",
@@ -114,7 +117,7 @@ def convert(
             }
         )
     else:
-        print_data(str(output))
+        print_data(output)
 
 
 def _describe(source: Naming | None, target: Naming | None) -> str:

@@ -13,16 +13,24 @@ from pathlib import Path
 
 import numpy as np
 
+from wiseft_cli.checkpoint.atomic_folder import AtomicFolder
 from wiseft_cli.checkpoint.format import TensorSpec, plan_layout
 from wiseft_cli.checkpoint.reader import CheckpointReader
 from wiseft_cli.checkpoint.writer import CheckpointWriter
+from wiseft_cli.convert.configs import (
+    CONFIG_NAME,
+    check_config_against_tensors,
+    read_transformers_config,
+)
+from wiseft_cli.convert.folder import WEIGHTS_NAMES, read_model_files, write_model_files
 from wiseft_cli.convert.foreign import reject_foreign, reject_quantized
 from wiseft_cli.convert.names import LIBRARIES, Library, Naming
 from wiseft_cli.convert.plain_names import read_plainly, rename
-from wiseft_cli.convert.source import open_source
+from wiseft_cli.convert.source import Source, open_source
 from wiseft_cli.convert.view import ConvertedReader, NamePlan, plan_names
 from wiseft_cli.errors import CheckpointError, UsageError, counted, list_some
 
+MANIFEST_NAME = "wiseft_convert.json"
 CONVERTED_FROM = "converted_from"
 """Entry of `__metadata__` with the naming that a file had before."""
 
@@ -148,24 +156,29 @@ def convert_checkpoint(
     to: Library | None = None,
     key: str | None = None,
     base: str | Path | None = None,
+    writes_folder: bool = False,
     force: bool = False,
     on_progress: Callable[[int, int], object] = lambda total, n: None,
 ) -> ConvertedFile:
-    """Convert a checkpoint to the tensor names of another library and write it as one file.
+    """Convert a checkpoint to another library, and write it as one file or as a model folder.
 
     Args:
         source: A safetensors file, an index of shards, or a folder with one of them; a file of
             torch.save; or the folder of a LoRA adapter.
-        output: The file to write.
+        output: The file or folder to write.
         to: The library. None stands for open_clip; a file of torch.save and an adapter then keep
             their names.
         key: Where the weights are in a file of torch.save that holds several.
         base: The model that an adapter was trained on.
+        writes_folder: Write a folder with the config, preprocessing and tokenizer of the files
+            beside the source's weights.
         force: Whether an existing output may be replaced.
         on_progress: Called with the number of bytes of the output, and the number just written.
     Raises:
         UsageError: `to` is not a library, or an option is missing or does not apply.
         CheckpointError: The source cannot be read or converted.
+        ModelError: The config beside the weights is missing, contradicts them, or cannot be
+            expressed in the library.
         OutputError: The output cannot be written, or is also an input.
     """
     if to is not None and to not in LIBRARIES:
@@ -176,13 +189,51 @@ def convert_checkpoint(
         else:
             found = convert_names(opened.reader, to or "open_clip")
         inputs = (*opened.reader.files, *opened.inputs)
-        digest = write_converted(
-            found, Path(output), force=force, inputs=inputs, on_progress=on_progress
-        )
-    notes = (*opened.notes, *found.notes)
+        more: tuple[str, ...] = ()
+        if writes_folder:
+            digest, more = _write_folder(
+                found, opened, Path(output), force=force, inputs=inputs, on_progress=on_progress
+            )
+        else:
+            digest = write_converted(
+                found, Path(output), force=force, inputs=inputs, on_progress=on_progress
+            )
+    notes = (*opened.notes, *found.notes, *more)
     return ConvertedFile(
         Path(output), digest, found.source, found.target, len(found.reader.tensors), notes
     )
+
+
+def _write_folder(
+    found: Conversion,
+    opened: Source,
+    output: Path,
+    *,
+    force: bool,
+    inputs: tuple[Path, ...],
+    on_progress: Callable[[int, int], object],
+) -> tuple[str, tuple[str, ...]]:
+    if found.source is None or found.target is None or opened.folder is None:
+        raise CheckpointError(
+            f"{opened.reader.path}: not a CLIP or SigLIP model, so no model folder can be made",
+            hint="write its weights alone: -o FILE.safetensors",
+        )
+    files = read_model_files(opened.folder, found.source)
+    _check_config(opened, found.source)
+    weights = WEIGHTS_NAMES[found.target.library]
+    with AtomicFolder(output, manifest=MANIFEST_NAME, force=force, inputs=inputs) as folder:
+        notes = write_model_files(folder.temporary, files, found.target)
+        digest = write_converted(found, folder.temporary / weights, on_progress=on_progress)
+        origin = f"{found.source.library}/{found.source.family}"
+        folder.commit({"schema": 1, "digest": digest, CONVERTED_FROM: origin})
+    return digest, notes
+
+
+def _check_config(opened: Source, naming: Naming) -> None:
+    if naming.library == "transformers" and opened.folder is not None:
+        tensors = read_plainly(opened.reader)[0].tensors
+        config = read_transformers_config(opened.folder)
+        check_config_against_tensors(config, tensors, opened.folder / CONFIG_NAME)
 
 
 def write_converted(

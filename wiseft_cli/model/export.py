@@ -32,6 +32,7 @@ from wiseft_cli.checkpoint.card import (
 from wiseft_cli.checkpoint.digest import UNKNOWN_DIGEST
 from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
 from wiseft_cli.checkpoint.writer import write_checkpoint
+from wiseft_cli.convert.folder import CLEANED_NOTE
 from wiseft_cli.errors import CheckpointError, UsageError, counted, list_some
 from wiseft_cli.model.classifier import state_arrays
 from wiseft_cli.model.export_library import write_library_folder
@@ -201,6 +202,11 @@ def _warnings(checkpoint: Path, card: Card, full: FullClip | None, format: str) 
         notes = _not_finite_warnings(arrays)
     turns = (card.preprocess or {}).get(EXIF_ORIENTATION) == APPLY_ORIENTATION
     vision = card.model.config["vision_cfg"] if card.model else {}
+    clean = None
+    if full is not None and format == "transformers":
+        clean = (full.config["text_cfg"].get("tokenizer_kwargs") or {}).get("clean")
+    if clean is not None:
+        notes.append(CLEANED_NOTE.format(clean))
     if format == "open_clip":
         notes += [_ORIENTATION_NOTE] * turns
         if vision.get("timm_model_name") and vision.get("act_kwargs"):

@@ -59,6 +59,18 @@ def test_an_existing_output_is_refused_and_untouched(tmp_path: Path) -> None:
     assert path.read_text() == "old"
 
 
+@pytest.mark.parametrize("name", ["x.pt", "x.PTH", "pytorch_model.bin", "x.ckpt", "a.b.pkl"])
+def test_a_name_of_a_pickle_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputError, match="weights are written as safetensors") as caught:
+        check_output(tmp_path / name, force=True)
+    assert str(caught.value.hint).endswith(f"{Path(name).stem}.safetensors")
+
+
+@pytest.mark.parametrize("name", ["x", "x.safetensors", "x.pt.safetensors", "out0.5", ".pt"])
+def test_other_names_are_accepted(tmp_path: Path, name: str) -> None:
+    check_output(tmp_path / name, force=False)
+
+
 def test_force_replaces_an_existing_output(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_text("old")

@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import RunWiseft
 from tests.merging.pairs import tensors, write_foreign, write_pair
 from wiseft_cli.checkpoint.reader import open_checkpoint
+from wiseft_cli.cli.app import main
 from wiseft_cli.merging.distance import measure_distances
 
 
@@ -88,6 +89,44 @@ def test_distances_agree_with_numpy_on_whole_tensors(tmp_path: Path) -> None:
     relative = np.linalg.norm(difference) / np.linalg.norm(x.astype(np.float64))
     assert found.relative_l2 == pytest.approx(relative, rel=1e-12)
     assert found.largest == np.abs(difference).max()
+
+
+def test_distances_of_complex_tensors_agree_with_numpy(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    x, y = (random.standard_normal((2, 70_000)).view(np.complex128) for _ in range(2))
+    x, y = x.astype(np.complex64), y.astype(np.complex64)
+    x[0, 3] = complex(np.nan, 0)
+    y[1, 4] = complex(0, np.inf)
+    for name, values in (("a", x), ("b", y)):
+        write_foreign(tmp_path / name, {"w": values}, dtypes={"w": "C64"})
+    with open_checkpoint(tmp_path / "a") as a, open_checkpoint(tmp_path / "b") as b:
+        (found,) = measure_distances(a, b)
+    is_finite = np.isfinite(x) & np.isfinite(y)
+    x, y = x[is_finite].astype(np.complex128), y[is_finite].astype(np.complex128)
+    assert found.relative_l2 == pytest.approx(np.linalg.norm(y - x) / np.linalg.norm(x), rel=1e-12)
+    assert found.largest == pytest.approx(np.abs(y - x).max(), rel=1e-12)
+    assert found.n_not_finite == 2
+    assert not found.is_equal
+
+
+def test_tensors_whose_values_are_not_compared_are_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed = np.zeros(2, np.uint8)
+    for name, shape in (("a", 2), ("b", 3)):
+        write_foreign(
+            tmp_path / name,
+            {"packed": packed, "scale": packed, "w": np.ones(shape)},
+            dtypes={"packed": "F4", "scale": "F8_E8M0"},
+        )
+    files = [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert main(["diff", *files, "--values"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "values not compared: packed (dtype F4), scale (dtype F8_E8M0), w (shapes [2] and [3])"
+    )
+    assert main(["diff", *files, "--values", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["not_compared"]
+    assert sorted(found) == ["packed", "scale", "w"]
 
 
 def test_a_zero_shot_and_finetuned_pair_differs_only_in_values(

@@ -7,16 +7,33 @@ from collections import defaultdict
 import pytest
 import typer.main
 
-from wiseft_cli.cli.app import build_app
+from wiseft_cli.cli.app import build_app, main
 
 OWN_WORDS = {
     "--force": {"demo", "eval", "export", "finetune"},
-    "--json": {"eval", "plot"},
+    "--json": {"eval", "plot", "report"},
     "--batch-size": {"finetune", "zeroshot-head"},
     "--precision": {"finetune", "zeroshot-head"},
     "--threads": {"merge"},
 }
 """Commands in which an option does something else."""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["eval", "a", "--precision", "fp17"], "'fp17' is not one of 'fp32', 'bf16', 'fp16'"),
+        (["datasets", "shwo"], "'shwo' is not one of 'list', 'show', 'check'"),
+        (["zeroshot-head", "--precision", "x"], "'x' is not one of 'fp32', 'bf16'"),
+    ],
+)
+def test_wrong_choices_are_reported_in_plain_words(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Value error" not in error
 
 
 @pytest.mark.parametrize(

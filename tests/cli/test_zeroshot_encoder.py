@@ -62,7 +62,8 @@ def test_encoder_of_another_model_is_rejected_with_all_differences(
     assert capsys.readouterr().err.splitlines()[-3:] == [
         f"error: {trained}: its image encoder differs from that of tiny:",
         "  quick_gelu: False, and True in the model",
-        f"hint: use the model it was made from: --model tiny with weights {model.source}",
+        "hint: use the model it was made from: --model local-dir:FOLDER, for the folder named tiny"
+        f" with the weights {model.source}",
     ]
     assert head("--image-encoder", trained, "-o", "z.safetensors", model="local-dir:tiny-siglip")
     lines = capsys.readouterr().err.splitlines()

@@ -514,7 +514,7 @@ def test_a_merge_of_foreign_files_is_not_sent_back_to_merge(
         for i, side in enumerate("ab")
     )
     merge(a, b, tmp_path / "out")
-    with pytest.raises(CheckpointError, match="its card names no model") as caught:
+    with pytest.raises(CheckpointError, match="its card has no model") as caught:
         read_checkpoints([tmp_path / "out"])
     assert caught.value.hint is not None
     assert "merge of files from other programs" in caught.value.hint

@@ -166,4 +166,5 @@ def test_file_without_card_or_model_is_rejected(tmp_path: Path) -> None:
     write_checkpoint(foreign, {"x": np.zeros(1, np.float32)}, Card(role="merged"))
     with pytest.raises(CheckpointError) as refused:
         load_classifier(foreign)
-    assert refused.value.message == f"{foreign}: its card names no model, expected a classifier"
+    missing = "no model and no preprocessing and no classes"
+    assert refused.value.message == f"{foreign}: its card has {missing}, expected a classifier"

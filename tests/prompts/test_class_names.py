@@ -43,6 +43,33 @@ def test_text_lines_without_tabs_are_both_id_and_name(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["zeroshot.safetensors", "clip.pt", "model.bin"])
+def test_weights_are_not_a_class_list(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\x80\x00")
+    error = error_of(tmp_path / name)
+    assert error.message.endswith(f"{name}: is a file of weights, expected a class list")
+    assert "wiseft inspect FILE --json" in str(error.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.txt", "cat\na photo of a {}.\n"),
+        ("a.txt", "n1\tcat\nn2\t{}\n"),
+        ("a.json", '["cat", "the {} here"]'),
+        ("a.yaml", "n1: cat\nn2: [dog, 'my {}']\n"),
+    ],
+)
+def test_templates_are_not_class_names(tmp_path: Path, name: str, text: str) -> None:
+    error = error_of(write(tmp_path, text, name=name))
+    assert "is a template; give it with --templates" in error.message
+
+
+def test_braces_with_other_content_are_part_of_a_name(tmp_path: Path) -> None:
+    path = write(tmp_path, "set {a, b}\n{ }\n")
+    assert [entry.name for entry in read_class_names(path).entries] == ["set {a, b}", "{ }"]
+
+
 def test_names_may_repeat_under_different_ids(tmp_path: Path) -> None:
     path = write(tmp_path, "n04008634\tmissile\nn03773504\tmissile\n")
     assert read_class_names(path).entries == listed(

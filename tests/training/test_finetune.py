@@ -287,7 +287,7 @@ def test_file_without_a_card_is_rejected(tmp_path, train_folder):
     assert caught.value.message == (
         f"{foreign}: has no wiseft card, expected a checkpoint written by wiseft"
     )
-    assert caught.value.hint == "make one with `wiseft zeroshot-head`"
+    assert "wiseft zeroshot-head" in str(caught.value.hint)
 
 
 def test_merge_of_foreign_files_is_rejected(tmp_path, train_folder):
@@ -304,9 +304,9 @@ def test_merge_of_foreign_files_is_rejected(tmp_path, train_folder):
         )
     assert caught.value.message == (
         f"{merged}: its card has no model and no preprocessing and no classes,"
-        " so it cannot be fine-tuned"
+        " expected a classifier"
     )
-    assert caught.value.hint == "start from a checkpoint that `wiseft zeroshot-head` wrote"
+    assert "wiseft zeroshot-head" in str(caught.value.hint)
 
 
 def test_output_that_is_the_input_is_rejected_even_with_force(zeroshot, train_folder):

@@ -27,6 +27,9 @@ UNFINISHED: set[Path] = set()
 
 _OWNER = os.getpid()
 
+_PICKLED = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
+"""Names of files of `torch.save`, which loaders read according to the name."""
+
 
 @atexit.register
 def _remove_unfinished() -> None:
@@ -122,7 +125,8 @@ def check_output(
         creates_parents: Whether missing folders of the path are created before it is written.
     Raises:
         OutputError: The output is an input, also through a link; exists without `force`; is not
-            a regular file; or its folder is missing or not writable.
+            a regular file; has the name of a format that wiseft never writes; or its folder is
+            missing or not writable.
     """
     for source in inputs:
         if path.exists() and source.exists() and os.path.samefile(path, source):
@@ -130,6 +134,11 @@ def check_output(
                 f"{path}: is also an input ({source})",
                 hint="name another output with -o; an input is never overwritten",
             )
+    if path.suffix.lower() in _PICKLED:
+        raise OutputError(
+            f"{path}: weights are written as safetensors, and {path.suffix} names a pickle",
+            hint=f"name the output {path.with_suffix('.safetensors')}",
+        )
     if path.is_dir():
         raise OutputError(f"{path}: is a folder, expected a file name for the output")
     if path.exists() and not path.is_file():

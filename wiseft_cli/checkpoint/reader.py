@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from wiseft_cli.checkpoint.card import METADATA_KEY, Card, parse_card
+from wiseft_cli.checkpoint.card import METADATA_KEY, NO_MODEL_HINT, Card, parse_card
 from wiseft_cli.checkpoint.digest import algorithm_of, content_digest, new_hash
 from wiseft_cli.checkpoint.format import (
     FLOATING_DTYPES,
@@ -199,6 +199,42 @@ def read_card(path: Path, *, roles: Sequence[str] | None = None) -> Card:
         )
     if roles is not None and card.role not in roles:
         raise CheckpointError(f"{path}: is a {card.role} checkpoint, expected {' or '.join(roles)}")
+    return card
+
+
+def read_classifier_card(path: Path) -> Card:
+    """Return the card of a checkpoint that can be run; only the header is read.
+
+    Raises:
+        NotACheckpointError: See `read_card`.
+        CheckpointError: The card is damaged, or has no model, preprocessing, classes or digest.
+    """
+    with open_checkpoint(path, allow_shards=True) as reader:
+        return require_classifier(reader)
+
+
+def require_classifier(reader: CheckpointReader) -> Card:
+    """Return the card of an open checkpoint; raises like `read_classifier_card`."""
+    require_whole_checkpoint(reader)
+    card = reader.card
+    if card is None:
+        raise NotACheckpointError(
+            f"{reader.path}: has no wiseft card, expected a checkpoint written by wiseft",
+            hint="give its image encoder a head with `wiseft zeroshot-head --image-encoder "
+            f"{reader.path}`, with --model and --pretrained for the model it was trained from",
+        )
+    fields = {
+        "model": card.model,
+        "preprocessing": card.preprocess,
+        "classes": card.classes,
+        "digest": card.digest,
+    }
+    missing = [name for name, value in fields.items() if not value]
+    if missing:
+        raise CheckpointError(
+            f"{reader.path}: its card has no {' and no '.join(missing)}, expected a classifier",
+            hint="make one with `wiseft zeroshot-head`" if card.model else NO_MODEL_HINT,
+        )
     return card
 
 

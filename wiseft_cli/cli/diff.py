@@ -10,6 +10,7 @@ import typer
 
 from wiseft_cli.cli.console import print_json, print_result, progress
 from wiseft_cli.cli.options import Json
+from wiseft_cli.errors import list_some
 
 if TYPE_CHECKING:
     from wiseft_cli.checkpoint.reader import CheckpointReader
@@ -104,6 +105,7 @@ def _document(found: Comparison, distances: list[TensorDistance] | None) -> dict
             {**vars(one), "relative_l2": one.relative_l2 if isfinite(one.relative_l2) else None}
             for one in distances
         ]
+        document["not_compared"] = dict(_uncompared(found))
     return document
 
 
@@ -125,6 +127,15 @@ def _print(found: Comparison, distances: list[TensorDistance] | None) -> None:
         print_result(_CONTENT[found.has_equal_content])
     else:
         _print_distances(distances)
+        if uncompared := [f"{name} ({reason})" for name, reason in _uncompared(found)]:
+            print_result(f"values not compared: {', '.join(list_some(uncompared))}")
+
+
+def _uncompared(found: Comparison) -> list[tuple[str, str]]:
+    # lazy: as above
+    from wiseft_cli.merging.distance import uncompared_tensors
+
+    return uncompared_tensors(found.theta_0, found.theta_1)
 
 
 def _print_distances(distances: list[TensorDistance]) -> None:

@@ -23,13 +23,18 @@ class HelpCommand(typer.core.TyperCommand):
     """A subcommand whose options stand under the headings of their `rich_help_panel`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words; suggest --data for the name of an image set's purpose."""
+        """Parse the words; suggest --data for the name of an image set's purpose.
+
+        Without the words that pydantic, which newer versions of typer use, puts before a message.
+        """
         try:
             return super().parse_args(ctx, args)
         except Exception as error:  # typer exports no class for unknown options
             options = {option for param in self.params for option in param.opts}
             if getattr(error, "option_name", None) in _SET_OPTIONS and "--data" in options:
                 vars(error)["possibilities"] = ["--data"]
+            if isinstance(text := getattr(error, "message", None), str):
+                vars(error)["message"] = text.removeprefix("Value error, ")
             raise
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:

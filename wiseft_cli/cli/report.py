@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from wiseft_cli.cli.console import print_data, print_json, print_message, warn
+from wiseft_cli.cli.options import Force
 from wiseft_cli.errors import GateFailedError, UsageError
 
 EXAMPLES = """
@@ -41,7 +42,7 @@ def report(
             help="File to write. Its suffix chooses the form: .html, .md, .tex or .csv.",
         ),
     ],
-    force: Annotated[bool, _output_option("--force", help="Overwrite an existing file.")] = False,
+    force: Force = False,
     as_json: Annotated[
         bool, _output_option("--json", help="Print the numbers of the report as a JSON document.")
     ] = False,

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from wiseft_cli.checkpoint.card import (
-    NO_MODEL_HINT,
     Card,
     ClassEntry,
     canonical_preprocess,
 )
 from wiseft_cli.checkpoint.digest import canonical_json
-from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint, read_card
+from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint, read_classifier_card
 from wiseft_cli.checkpoint.shards import FILE_SUFFIX, INDEX_SUFFIX
 from wiseft_cli.errors import CheckpointError, UsageError, counted
 from wiseft_cli.merging.alpha import Alpha
@@ -192,12 +191,10 @@ def _file_of(path: Path, folder_hint: str) -> Path:
 
 
 def _read_checkpoint(path: Path, name: str) -> NamedCheckpoint:
-    card = read_card(path)
-    if card.model is None or card.preprocess is None or not card.classes or card.digest is None:
-        raise CheckpointError(
-            f"{path}: its card names no model, preprocessing or classes, so it cannot be run",
-            hint=NO_MODEL_HINT if card.model is None else _HINT,
-        )
+    card = read_classifier_card(path)
+    assert card.model is not None
+    assert card.preprocess is not None
+    assert card.digest is not None
     return NamedCheckpoint(path, name, card, card.digest, card.model.config, card.preprocess)
 
 

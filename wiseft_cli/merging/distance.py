@@ -11,11 +11,11 @@ from math import inf, sqrt
 
 import numpy as np
 
-from wiseft_cli.checkpoint.format import INTEGER_DTYPES, numpy_dtype
+from wiseft_cli.checkpoint.format import FLOATING_DTYPES, INTEGER_DTYPES, numpy_dtype
 from wiseft_cli.checkpoint.reader import CheckpointReader
-from wiseft_cli.merging.arithmetic import INTERPOLATED_DTYPES
 
 _BLOCK = 1 << 16
+_MEASURED_DTYPES = FLOATING_DTYPES | INTEGER_DTYPES
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,26 @@ def measure_distances(
     Raises:
         CheckpointError: A file ended early or could not be read.
     """
-    numeric = INTERPOLATED_DTYPES | INTEGER_DTYPES
-    names = [
-        name
-        for name, info in theta_0.tensors.items()
-        if name in theta_1.tensors
-        and info.shape == theta_1.tensors[name].shape
-        and {info.dtype, theta_1.tensors[name].dtype} <= numeric
-    ]
+    uncompared = {name for name, _ in uncompared_tensors(theta_0, theta_1)}
+    names = [name for name in theta_0.tensors if name in theta_1.tensors and name not in uncompared]
     buffers = np.empty((2, 8 * _BLOCK), np.uint8)
     found = [_measure(name, theta_0, theta_1, buffers, on_progress) for name in names]
     return sorted(found, key=lambda distance: (-distance.relative_l2, distance.name))
+
+
+def uncompared_tensors(
+    theta_0: CheckpointReader, theta_1: CheckpointReader
+) -> list[tuple[str, str]]:
+    """Return the common tensors that are not measured, each with the reason."""
+    found = []
+    for name, one in theta_0.tensors.items():
+        if (other := theta_1.tensors.get(name)) is None:
+            continue
+        if one.shape != other.shape:
+            found.append((name, f"shapes {list(one.shape)} and {list(other.shape)}"))
+        elif packed := sorted({one.dtype, other.dtype} - _MEASURED_DTYPES):
+            found.append((name, f"dtype {' and '.join(packed)}"))
+    return sorted(found)
 
 
 def _measure(
@@ -74,6 +83,7 @@ def _measure(
 ) -> TensorDistance:
     readers = (theta_0, theta_1)
     dtypes = [numpy_dtype(reader.tensors[name].dtype) for reader in readers]
+    wide = np.result_type(np.float64, *(dtype for dtype in dtypes if dtype.kind == "c"))
     size = theta_0.tensors[name].nbytes // dtypes[0].itemsize
     square_difference = square_0 = largest = 0.0
     n_not_finite, is_equal = 0, dtypes[0] == dtypes[1]
@@ -86,13 +96,14 @@ def _measure(
             raw.append(data)
         is_equal = is_equal and np.array_equal(raw[0], raw[1])
         with np.errstate(all="ignore"):  # non-finite elements are counted, without a warning
-            x, y = (data.view(d).astype(np.float64) for data, d in zip(raw, dtypes, strict=True))
+            x, y = (data.view(d).astype(wide) for data, d in zip(raw, dtypes, strict=True))
             is_finite = np.isfinite(x) & np.isfinite(y)
             n_not_finite += n - int(np.count_nonzero(is_finite))
             x, difference = x[is_finite], (y - x)[is_finite]
-            square_0 += float(np.add.reduce(x * x))
+            square_0 += float(np.add.reduce(np.abs(x) ** 2))
+            difference = np.abs(difference)
             square_difference += float(np.add.reduce(difference * difference))
-            largest = max(largest, float(np.max(np.abs(difference), initial=0.0)))
+            largest = max(largest, float(np.max(difference, initial=0.0)))
         if on_progress:
             on_progress(raw[0].nbytes + raw[1].nbytes)
     relative = sqrt(square_difference / square_0) if square_0 else inf if square_difference else 0.0

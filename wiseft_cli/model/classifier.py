@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wiseft_cli.checkpoint.card import NO_MODEL_HINT, Card, ModelSpec
-from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint, require_whole_checkpoint
+from wiseft_cli.checkpoint.card import Card, ModelSpec
+from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint, require_classifier
 from wiseft_cli.compute.devices import resolve_device
 from wiseft_cli.compute.precision import autocast
-from wiseft_cli.errors import CheckpointError, NotACheckpointError
+from wiseft_cli.errors import CheckpointError
 from wiseft_cli.model.image_encoder import assign_weights, build_image_encoder
 from wiseft_cli.model.transforms import Transform, eval_transform
 
@@ -110,7 +110,9 @@ def load_classifier(
         ModelError: The model cannot be built from the card.
     """
     with open_checkpoint(path, allow_shards=True) as reader:
-        card, spec = _card_with_model(reader)
+        card = require_classifier(reader)
+        assert card.model is not None
+        spec = card.model
         visual = build_image_encoder(spec.config)
         _check_tensors(reader, _expected_shapes(visual, card, spec))
         state_dict = {name: _read_tensor(reader, name) for name in reader.tensors}
@@ -139,23 +141,6 @@ def state_arrays(module: nn.Module) -> dict[str, np.ndarray]:
         stored = tensor.detach().to("cpu")
         arrays[name] = (stored.float() if stored.is_floating_point() else stored).numpy()
     return arrays
-
-
-def _card_with_model(reader: CheckpointReader) -> tuple[Card, ModelSpec]:
-    require_whole_checkpoint(reader)
-    card = reader.card
-    if card is None:
-        raise NotACheckpointError(
-            f"{reader.path}: has no wiseft card, expected a checkpoint written by wiseft",
-            hint="give its image encoder a head with `wiseft zeroshot-head --image-encoder "
-            f"{reader.path}`, with --model and --pretrained for the model it was trained from",
-        )
-    if card.model is None:
-        raise CheckpointError(
-            f"{reader.path}: its card names no model, expected a classifier",
-            hint=NO_MODEL_HINT,
-        )
-    return card, card.model
 
 
 def _expected_shapes(visual: nn.Module, card: Card, spec: ModelSpec) -> dict[str, tuple[int, ...]]:

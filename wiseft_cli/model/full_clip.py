@@ -20,7 +20,7 @@ import open_clip
 import torch
 from torch import nn
 
-from wiseft_cli.checkpoint.card import Card
+from wiseft_cli.checkpoint.card import Card, ModelSpec
 from wiseft_cli.checkpoint.digest import canonical_json
 from wiseft_cli.checkpoint.reader import open_checkpoint, require_whole_checkpoint
 from wiseft_cli.errors import ModelError
@@ -30,7 +30,7 @@ from wiseft_cli.model.image_encoder import (
     apply_activation,
     image_encoder_config,
 )
-from wiseft_cli.model.model_source import ModelSource
+from wiseft_cli.model.model_source import FOLDER_PREFIX, HUB_PREFIX, ModelSource
 from wiseft_cli.model.quiet import quiet_libraries
 from wiseft_cli.model.tokenizer import PromptTokenizer, load_tokenizer
 from wiseft_cli.model.transforms import check_preprocessing
@@ -258,14 +258,10 @@ def _replace_image_encoder(
         if expected.get(field, _ABSENT) != found.get(field, _ABSENT)
     ]
     if faults:
-        source = card.model.source
-        weights = (
-            "" if source is None or source.startswith("hf-hub:") else f" with weights {source}"
-        )
         raise ModelError(
             f"{path}: its image encoder differs from that of {full.name}",
             faults=faults,
-            hint=f"use the model it was made from: --model {card.model.name}{weights}",
+            hint=f"use the model it was made from: {_way_to(card.model)}",
         )
     model: Any = full.model
     model.visual.load_state_dict(image_encoder.state_dict(), strict=True)
@@ -282,6 +278,21 @@ def _replace_image_encoder(
             f"the logit scale of {full.name} is {full.logit_scale:.6g}, that of {path} {scale:.6g}"
         )
     return tuple(notes)
+
+
+def _way_to(spec: ModelSpec) -> str:
+    """Return the options that name the model of a card."""
+    source = spec.source
+    if source is not None and source.startswith(HUB_PREFIX):
+        return f"--model {source}"
+    if spec.name not in open_clip.list_models():
+        weights = "random weights" if source is None else f"the weights {source}"
+        return f"--model {FOLDER_PREFIX}FOLDER, for the folder named {spec.name} with {weights}"
+    if source is None:
+        return f"--model {spec.name} --random-weights"
+    if source.startswith("sha256:"):
+        return f"--model {spec.name} --pretrained FILE, for the file {source}"
+    return f"--model {spec.name} --pretrained {source}"
 
 
 def _resolve_activation(

@@ -22,6 +22,8 @@ from wiseft_cli.prompts.templates import fill_template
 BUILTIN_CLASSES = ("imagenet",)
 """Names of the built-in class lists."""
 
+_MODEL_SUFFIXES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".safetensors"})
+
 MAX_CHARACTERS = 250
 """Longest id or name; a longer line suggests that the file is not a class list."""
 
@@ -135,6 +137,12 @@ def read_class_names(source: Path) -> ClassList:
     if source.is_dir():
         return _read_folder(source)
     suffix = source.suffix.lower()
+    if suffix in _MODEL_SUFFIXES:
+        raise ClassNamesError(
+            f"{source}: is a file of weights, expected a class list",
+            hint="write one name per line; `wiseft inspect FILE --json` lists the classes of a"
+            " checkpoint",
+        )
     if suffix in documents.YAML_SUFFIXES:
         return _class_list(source, _read_document(source), "yaml")
     if suffix == ".json":
@@ -338,6 +346,8 @@ def _find_faults(entry: _Class) -> list[str]:
                 faults.append(f"the {kind} is empty")
             elif len(text) > limit:
                 faults.append(f"the {kind} has {len(text)} characters, at most {limit} are allowed")
+            elif kind == "name" and "{}" in text:
+                faults.append(f"the name {brief(text)!r} is a template; give it with --templates")
             elif kind != "prompt" and _has_control_characters(text):
                 faults.append(f"the {kind} {brief(text)!r} has control characters")
         faults += [

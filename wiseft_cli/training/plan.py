@@ -22,13 +22,13 @@ from wiseft_cli.checkpoint.card import (
     canonical_preprocess,
     join_histories,
 )
-from wiseft_cli.checkpoint.reader import read_card
+from wiseft_cli.checkpoint.reader import read_classifier_card
 from wiseft_cli.compute.torchrun import Launch
 from wiseft_cli.data.image_set import ImageSet, data_fingerprint
 from wiseft_cli.data.label_join import LabelJoin, join_image_set, require_one_class
 from wiseft_cli.data.sources import open_image_set, open_training_set
 from wiseft_cli.data.subsets import few_shot, stratified_split
-from wiseft_cli.errors import CheckpointError, list_some
+from wiseft_cli.errors import list_some
 from wiseft_cli.evaluation.data_overlap import contains_training_images, training_records
 from wiseft_cli.training.kept import (
     EPOCHS,
@@ -168,7 +168,7 @@ def make_plan(
     launch = launch or Launch()
     if launch.is_first:
         check_output(output, force=force or resume, inputs=[parent])
-    parent_card = _read_parent_card(parent)
+    parent_card = read_classifier_card(parent)
     train, val, record = _open_images(data, parent_card.classes, seed=recipe.seed)
     resolved = resolve(recipe, len(train.images.records))
     selection_set = find_selection_set(keep, [labelled.images.name for labelled in val])
@@ -217,23 +217,6 @@ def _describe_selection(val: Sequence[LabelledSet], name: str) -> Mapping[str, A
         "n_images": len(images.records),
         "metric": "top1",
     }
-
-
-def _read_parent_card(path: Path) -> Card:
-    card = read_card(path)
-    needed = {
-        "model": card.model,
-        "preprocessing": card.preprocess,
-        "classes": card.classes,
-        "digest": card.digest,
-    }
-    missing = [name for name, value in needed.items() if not value]
-    if missing:
-        raise CheckpointError(
-            f"{path}: its card has no {' and no '.join(missing)}, so it cannot be fine-tuned",
-            hint="start from a checkpoint that `wiseft zeroshot-head` wrote",
-        )
-    return card
 
 
 def _open_images(

@@ -39,7 +39,7 @@ def test_commands_of_the_page_run(tmp_path, monkeypatch, capsys, short_patching)
     monkeypatch.setattr("wiseft_cli.training.finetune.default_workers", lambda *_: 0)
     write_zeroshot(tmp_path / "zeroshot.safetensors")
     write_images(tmp_path / "train", (10, 10, 10))
-    assert len(COMMANDS) == 8
+    assert len(COMMANDS) == 7
     for line in COMMANDS:
         assert line.startswith("wiseft ")
         assert main(shlex.split(line)[1:]) == 0, line + capsys.readouterr().err

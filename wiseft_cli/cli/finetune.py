@@ -133,7 +133,8 @@ def finetune(
             "--recipe",
             metavar="NAME|FILE",
             help="A built-in recipe (wise-ft, wise-ft-16shot, linear-classifier, patching,"
-            " model-soups, ema, l2-sp, spd) or a YAML file. The options below replace its values.",
+            " model-soups, ema, l2-sp, lp-ft, spd) or a YAML file. The options below replace its"
+            " values.",
             show_default="wise-ft",
             autocompletion=complete_recipe,
         ),
@@ -232,25 +233,40 @@ def finetune(
     # lazy: numpy takes a tenth of a second, which --help does not need
     from wiseft_cli.cli.finetune_report import print_plan
     from wiseft_cli.cli.torchrun import rank_zero_output
-    from wiseft_cli.training.kept import parse_keep
+    from wiseft_cli.training.kept import parse_keep, probe_path
     from wiseft_cli.training.plan import DataOptions, make_plan
+    from wiseft_cli.training.recipe import probe_recipe
     from wiseft_cli.training.resume import clear_finished_run
     from wiseft_cli.training.saving import parse_save_interval
 
     save_interval = parse_save_interval(save_every)
     data = DataOptions(train, val or (), val_fraction, shots, labels_are_indices, max_bad)
     with rank_zero_output() as launch:
-        plan = make_plan(
-            parent=zeroshot,
-            data=data,
-            output=output,
-            recipe=recipe,
-            keep=parse_keep(keep),
-            force=force,
-            resume=resume,
-            threads=threads,
-            launch=launch,
+        plan_run = partial(
+            make_plan, data=data, force=force, resume=resume, threads=threads, launch=launch
         )
+        train_run = partial(
+            _train,
+            launch=launch,
+            device_name=device,
+            workers=workers,
+            threads=threads,
+            save_interval=save_interval,
+            keep_states=keep_state,
+            feature_cache=feature_cache,
+            uses_cache=not no_feature_cache,
+            log=log,
+        )
+        plan_last = partial(plan_run, output=output, recipe=recipe, keep=parse_keep(keep))
+        parent = zeroshot
+        if recipe.lp_ft and not dry_run:
+            if not resume:  # mistakes are reported before the linear classifier is trained
+                plan_last(parent=zeroshot)
+            parent = probe_path(output)
+            first = plan_run(parent=zeroshot, output=parent, recipe=probe_recipe(recipe))
+            print_plan(first, n_processes=launch.world_size)
+            train_run(first, appends=resume)
+        plan = plan_last(parent=parent)
         print_plan(plan, n_processes=launch.world_size)
         if dry_run:
             _estimate(plan, device, launch, save_interval, workers=workers, as_json=as_json)
@@ -258,19 +274,7 @@ def finetune(
             clear_finished_run(plan.output, plan.card, keep_states=keep_state)
             _print_result(plan, plan.start.digest, plan.warnings, as_json=as_json)
         else:
-            result = _train(
-                plan,
-                launch,
-                device,
-                workers=workers,
-                threads=threads,
-                save_interval=save_interval,
-                keep_states=keep_state,
-                feature_cache=feature_cache,
-                uses_cache=not no_feature_cache,
-                log=log,
-                appends=resume,
-            )
+            result = train_run(plan, appends=resume or bool(recipe.lp_ft))
             warnings = [*plan.warnings, *result.warnings]
             _print_result(plan, result.digest, warnings, as_json=as_json)
 
@@ -357,9 +361,9 @@ def _estimate(
 
 def _train(
     plan: FinetunePlan,
+    *,
     launch: Launch,
     device_name: str,
-    *,
     workers: int | None,
     threads: int | None,
     save_interval: SaveInterval,
@@ -423,6 +427,8 @@ def _print_result(
     plan: FinetunePlan, digest: str, warnings: Sequence[str], *, as_json: bool
 ) -> None:
     others = [str(path) for path in plan.other_outputs]
+    if plan.recipe.lp_ft:
+        others.insert(0, str(plan.parent))
     if not as_json:
         print_data(str(plan.output))
         return

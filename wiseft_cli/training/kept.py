@@ -3,6 +3,7 @@
     OUT                 the weights after the last step, or with `--keep best:VAL` those after the
                         epoch that has the highest accuracy on the validation set VAL
     OUT-epoch-N         with `--keep epochs`, the weights after each epoch
+    OUT-probe           with the recipe key `lp_ft`, the linear classifier
     OUT-ema             with the recipe key `ema`, the moving average after the last step
 
 No torch is needed here.
@@ -90,6 +91,11 @@ def find_selection_set(keep: Keep, names: Sequence[str]) -> str | None:
 def epoch_path(output: Path, epoch: int) -> Path:
     """Return the path of the checkpoint of an epoch, counted from 1."""
     return output.with_stem(f"{output.stem}-epoch-{epoch}")
+
+
+def probe_path(output: Path) -> Path:
+    """Return the path of the linear classifier that the run fine-tunes."""
+    return output.with_stem(f"{output.stem}-probe")
 
 
 def ema_path(output: Path) -> Path:

@@ -144,10 +144,7 @@ class AnchoredWeights:
             weight.sub_(share * deviation)
 
     def _deviations(self) -> list[torch.Tensor]:
-        deviations: list[torch.Tensor] = torch._foreach_sub(
-            list(self._weights), list(self._anchors)
-        )
-        return deviations
+        return list(torch._foreach_sub(list(self._weights), list(self._anchors)))
 
 
 @torch.no_grad()

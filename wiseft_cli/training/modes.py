@@ -128,7 +128,7 @@ def enable_drop_path(classifier: ImageClassifier, rate: float) -> None:
         RecipeError: The encoder has no residual blocks that it can act on.
     """
     # lazy: timm takes a second
-    from timm.layers import DropPath
+    from timm.layers.drop import DropPath
 
     blocks = [module for module in classifier.visual.modules() if _branches_of(module)]
     is_batch_first = all(getattr(at, "batch_first", True) for at in classifier.visual.modules())

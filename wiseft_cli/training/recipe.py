@@ -188,6 +188,24 @@ class Recipe:
         " the loss falls towards them; 1 is the paper's strength. It replaces weight decay.",
         "Tian et al. 2024, arXiv 2411.01713",
     )
+    lp_ft: int = strength(
+        "Epochs in which a linear classifier is trained first, as with --freeze encoder; both parts"
+        " are then fine-tuned from it. It is kept as OUT-probe.",
+        "Kumar et al. 2022, arXiv 2202.10054",
+        off=0,
+        parse=parse_integer,
+        is_valid=lambda epochs: epochs >= 0,
+        expected="an integer of at least 0 (0 for none)",
+        metavar="N",
+    )
+    lp_lr: float = strength(
+        "Peak learning rate of the linear classifier of --lp-ft.",
+        "Kumar et al. 2022, arXiv 2202.10054",
+        off=1e-3,
+        is_valid=lambda lr: 0 < lr <= MAX_LR,
+        expected=f"a number above 0, at most {MAX_LR:g}",
+        default_text="0.001",
+    )
     mixup: float = strength(
         "Blend images and labels with those of another image, by a share from Beta(X, X).",
         "Zhang et al. 2018, arXiv 1710.09412",
@@ -394,6 +412,8 @@ _Contradicts = Callable[[Mapping[str, Any]], bool]
 _CONFLICTS: tuple[tuple[str, str, _Contradicts, str], ...] = (
     ("min_lr", "schedule", lambda at: at["schedule"] == "constant", "there is no cosine to end"),
     ("min_lr", "lr", lambda at: at["min_lr"] > at["lr"], "the cosine falls"),
+    ("lp_ft", "freeze", lambda at: at["freeze"] != "none", "both parts train after the probe"),
+    ("lp_lr", "lp_ft", lambda at: not at["lp_ft"], "there is no linear classifier before"),
     ("spd", "weight_decay", lambda at: at["weight_decay"] > 0, "SPD replaces weight decay"),
     ("spd", "l2_sp", lambda at: at["l2_sp"] > 0, "SPD is the selective form of L2-SP"),
 )
@@ -412,6 +432,19 @@ def _find_conflicts(values: Mapping[str, Any], names: Mapping[str, str]) -> list
         and values.get(other) is not None
         and contradicts(values)
     ]
+
+
+def probe_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe of the linear classifier that `lp_ft` trains first.
+
+    It has the batch size, the optimizer, the precision and the seed of the fine-tuning.
+    """
+    kept = ("batch_size", "micro_batch_size", "weight_decay", "betas", "eps", "schedule")
+    kept += ("clip_grad_norm", "label_smoothing", "precision", "seed", "deterministic")
+    values = {key: getattr(recipe, key) for key in kept}
+    if recipe.spd:  # the strength of SPD is in place of a decay
+        values["weight_decay"] = Recipe.weight_decay
+    return Recipe(epochs=recipe.lp_ft, lr=recipe.lp_lr, freeze="encoder", **values)
 
 
 def recipe_warnings(recipe: ResolvedRecipe) -> tuple[str, ...]:

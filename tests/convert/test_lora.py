@@ -99,7 +99,7 @@ def test_the_model_equals_the_merge_of_peft(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_rounded_once(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_half_precision_is_rounded_from_float32(tmp_path: Path, dtype: torch.dtype) -> None:
     make_adapter(tmp_path, targets=["wide"], dtype=dtype)
     base = load_file(tmp_path / "base.safetensors")["wide.weight"].double()
     factors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
@@ -107,7 +107,7 @@ def test_half_precision_is_rounded_once(tmp_path: Path, dtype: torch.dtype) -> N
     expected = base + b @ a
     found = merged_arrays(tmp_path)["wide.weight"].astype(np.float64)
     spacing = 2.0 ** (torch.log2(expected.abs()).floor() - (7 if dtype == torch.bfloat16 else 10))
-    assert (torch.from_numpy(found) - expected).abs().le(0.5 * spacing + 1e-7).all()
+    assert (torch.from_numpy(found) - expected).abs().le(0.5 * spacing + 1e-6).all()
 
 
 def test_the_bytes_do_not_depend_on_the_reads(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Hu et al., LoRA, arXiv:2106.09685; scale = lora_alpha / r, or lora_alpha / sqrt(r) for rsLoRA
 (Kalajdzievski, arXiv:2312.03732). The result equals the model that PEFT's `merge_and_unload`
-gives, which is theta_1 of a merge. Sums are in float64 and rounded once to the dtype of W_0.
+gives, which is theta_1 of a merge. As in PEFT, sums are in float32 (float64 for a float64 W_0).
 
 Rows are computed in blocks that begin at fixed rows, so that the bytes depend neither on the
 reads nor on the number of threads.
@@ -29,7 +29,7 @@ from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint
 from wiseft_cli.convert.lora_config import CONFIG_NAME, AdapterConfig, read_adapter_config
 from wiseft_cli.convert.torch_files import open_torch_weights
 from wiseft_cli.errors import CheckpointError, IncompatibleCheckpointsError, brief, counted
-from wiseft_cli.merging.arithmetic import INTERPOLATED_DTYPES, RoundingScratch, round_into
+from wiseft_cli.merging.arithmetic import INTERPOLATED_DTYPES
 
 WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -127,45 +127,56 @@ class AdapterReader(CheckpointReader):
         block_bytes = _ROWS * (info.nbytes // info.shape[0])
         while buffer.nbytes:
             index, begin = divmod(offset, block_bytes)
-            part = self._block(name, index)[begin : begin + buffer.nbytes]
-            buffer[: part.nbytes] = part.data
-            buffer, offset = buffer[part.nbytes :], offset + part.nbytes
+            size = min(block_bytes, info.nbytes - index * block_bytes)
+            count = min(size - begin, buffer.nbytes)
+            if count == size:
+                self._compute(name, index, buffer[:count])
+            else:
+                buffer[:count] = self._block(name, index, size)[begin : begin + count].data
+            buffer, offset = buffer[count:], offset + count
 
-    def _block(self, name: str, index: int) -> Array:
-        """Return the bytes of a block of rows; each thread keeps its last one."""
+    def _block(self, name: str, index: int, size: int) -> Array:
+        """Return the bytes of a block that is read in parts; each thread keeps its last one."""
         cache = self._cache
         if getattr(cache, "block_of", None) != (name, index):
-            if getattr(cache, "name", None) != name:
-                cache.left, cache.right = self._factors(name)
-                cache.name = name
-            cache.block = self._compute(name, index)
+            cache.block = np.empty(size, np.uint8)
+            self._compute(name, index, cache.block.data)
             cache.block_of = name, index
         block: Array = cache.block
         return block
 
+    def _compute(self, name: str, index: int, buffer: memoryview) -> None:
+        """Fill a buffer with the bytes of a block of rows."""
+        left, right = self._factors(name)
+        info, first = self.tensors[name], index * _ROWS
+        dtype, row = numpy_dtype(info.dtype), prod(info.shape[1:])
+        self.base.read_into(name, buffer, first * row * dtype.itemsize)
+        values = np.frombuffer(buffer, dtype).reshape(-1, row)
+        delta = left[first : first + _ROWS] @ right
+        if delta.dtype == dtype:
+            np.add(values, delta, out=values)
+        else:
+            np.copyto(values, (values.astype(delta.dtype) + delta).astype(dtype))
+
     def _factors(self, name: str) -> tuple[Array, Array]:
-        update = self._updates[name]
-        names = update.left, update.right
-        left, right = (self._factor(factor, is_transposed=update.is_transposed) for factor in names)
-        return left, right.astype(np.float64) * update.scale
+        """Return B and scale * A of a weight, or their transposes; each thread keeps the last."""
+        cache = self._cache
+        if getattr(cache, "name", None) != name:
+            update = self._updates[name]
+            wide = np.float64 if self.tensors[name].dtype == "F64" else np.float32
+            cache.factors = tuple(
+                self._factor(factor, is_transposed=update.is_transposed).astype(wide)
+                for factor in (update.left, update.right)
+            )
+            cache.factors[1][:] *= wide(update.scale)
+            cache.name = name
+        factors: tuple[Array, Array] = cache.factors
+        return factors
 
     def _factor(self, name: str, *, is_transposed: bool) -> Array:
         array = self._adapter.read_array(name)
         matrix = array.reshape(len(array), -1)
         return np.ascontiguousarray(matrix.T if is_transposed else matrix)
-
-    def _compute(self, name: str, index: int) -> Array:
-        info = self.tensors[name]
-        dtype, cache = numpy_dtype(info.dtype), self._cache
-        first = index * _ROWS
-        left = cache.left[first : first + _ROWS].astype(np.float64)
-        row = prod(info.shape[1:])
-        stored = np.empty((len(left), row), dtype)
-        raw = stored.reshape(-1).view(np.uint8)
-        self.base.read_into(name, raw.data, first * row * dtype.itemsize)
-        values = (stored.astype(np.float64) + left @ cache.right).reshape(-1)
-        round_into(values, stored.reshape(-1), RoundingScratch(len(values)))
-        return raw
 
 
 def open_adapter(path: Path, *bases: CheckpointReader) -> AdapterReader:

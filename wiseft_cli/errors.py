@@ -14,6 +14,7 @@
     ├── RecipeError                     a fine-tuning option is out of range
     ├── MergePlanError                  a plan file of a merge is wrong
     ├── ResultsError                    a results file is wrong
+    ├── RemoteError                     a remote file cannot be fetched
     ├── LostProcessError                a run on several processes lost one of them
     ├── MissingDependencyError          an optional package is not installed
     └── GateFailedError                3  an evaluation gate was not met
@@ -116,6 +117,10 @@ class MergePlanError(WiseftError):
 
 class ResultsError(WiseftError):
     """A results file is malformed."""
+
+
+class RemoteError(WiseftError):
+    """A remote file cannot be found, reached or fetched."""
 
 
 class LostProcessError(WiseftError):

@@ -18,6 +18,7 @@ import typer
 from wiseft_cli import __version__
 from wiseft_cli.cli.console import print_message, print_result
 from wiseft_cli.cli.help import CONTEXT_SETTINGS, HelpCommand, HelpGroup
+from wiseft_cli.cli.remote import with_remote_inputs
 from wiseft_cli.errors import MissingDependencyError, WiseftError
 
 EXIT_INTERRUPTED = 130
@@ -94,7 +95,7 @@ def build_app(names: Iterable[str] = COMMANDS, *, add_completion: bool = True) -
             epilog=getattr(module, "EXAMPLES", None),
             context_settings=CONTEXT_SETTINGS,
         )
-        command(getattr(module, function))
+        command(with_remote_inputs(getattr(module, function)))
     return app
 
 

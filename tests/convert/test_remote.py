@@ -1,0 +1,244 @@
+"""Remote inputs, against a server on localhost that speaks the hub's HTTP interface."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from tests.convert.hub_server import SHA, Hub, serve_hub
+from wiseft_cli.checkpoint.writer import write_checkpoint
+from wiseft_cli.cli import remote as cli_remote
+from wiseft_cli.cli.app import COMMANDS
+from wiseft_cli.convert.hub import parse_hub_path
+from wiseft_cli.convert.remote import Callbacks, fetch
+from wiseft_cli.errors import MissingDependencyError, RemoteError, UsageError
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    with serve_hub() as server:
+        yield server
+
+
+def checkpoint(folder: Path, **tensors: float) -> bytes:
+    path = folder / "made.safetensors"
+    write_checkpoint(
+        path,
+        {name: np.full(1000, at, np.float32) for name, at in tensors.items()},
+        None,
+        force=True,
+    )
+    return path.read_bytes()
+
+
+def wiseft(
+    hub_url: str, folder: Path, *words: str, **variables: str
+) -> subprocess.CompletedProcess:
+    """Run a command in a process of its own: the hub's client reads its variables once."""
+    environment = {
+        "HF_ENDPOINT": hub_url,
+        "HF_HOME": str(folder / "hf"),
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "NO_PROXY": "*",
+        **variables,
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "wiseft_cli", *words],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment,
+        timeout=120,
+    )
+
+
+def test_a_checkpoint_of_the_hub_is_fetched_once_and_read_offline(hub: Hub, tmp_path: Path) -> None:
+    hub.repositories["models/org/clip"] = {"sub/model.safetensors": checkpoint(tmp_path, a=1)}
+    url = "hf://org/clip/sub/model.safetensors"
+    first = wiseft(hub.url, tmp_path, "inspect", url, "--json")
+    assert first.returncode == 0, first.stderr
+    assert f"fetching {url} (0.0 MiB)" in first.stderr
+    assert json.loads(first.stdout)
+    n_downloads = len(hub.downloads)
+    second = wiseft(hub.url, tmp_path, "inspect", f"hf://org/clip@{SHA}/sub/model.safetensors")
+    assert (second.returncode, second.stderr) == (0, "")
+    assert len(hub.downloads) == n_downloads
+    offline = wiseft(hub.url, tmp_path, "inspect", url, HF_HUB_OFFLINE="1")
+    assert (offline.returncode, offline.stderr) == (0, "")
+    missing = wiseft(hub.url, tmp_path, "inspect", "hf://org/other/x", HF_HUB_OFFLINE="1")
+    assert missing.returncode == 1
+    assert "HF_HUB_OFFLINE forbids downloads" in missing.stderr
+
+
+def test_both_sides_of_a_merge_may_be_remote(hub: Hub, tmp_path: Path) -> None:
+    hub.repositories["models/org/clip"] = {"zero.safetensors": checkpoint(tmp_path, a=1)}
+    hub.repositories["plain"] = {"tuned.safetensors": checkpoint(tmp_path, a=3)}
+    done = wiseft(
+        hub.url, tmp_path, "merge", "hf://org/clip/zero.safetensors",
+        f"{hub.url}/plain/tuned.safetensors", "-o", "out.safetensors",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "out.safetensors\n"
+    assert np.frombuffer((tmp_path / "out.safetensors").read_bytes()[-4:], np.float32)[0] == 2
+
+
+def test_a_folder_is_fetched_with_the_shards_of_its_index(hub: Hub, tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
+    files = {
+        "model.safetensors.index.json": json.dumps(index).encode(),
+        "model-1-of-2.safetensors": checkpoint(tmp_path, a=1),
+        "model-2-of-2.safetensors": checkpoint(tmp_path, b=1),
+        "config.json": b"{}",
+        "onnx/model.onnx": b"not needed",
+    }
+    hub.repositories["models/org/clip"] = files
+    done = wiseft(hub.url, tmp_path, "diff", "hf://org/clip", "hf://org/clip")
+    assert done.returncode == 0, done.stderr
+    fetched = {at.rsplit("/", 1)[1] for at in hub.downloads}
+    assert fetched == files.keys() - {"onnx/model.onnx"}
+    del files["model-2-of-2.safetensors"]
+    broken = wiseft(hub.url, tmp_path, "diff", "hf://org/clip@v1", "x", HF_HOME=str(tmp_path / "n"))
+    assert broken.returncode == 1
+    assert "missing from the repository:\n  model-2-of-2.safetensors" in broken.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("hf://org/none/x.safetensors", "does not exist, or is private"),
+        ("hf://org/gated/x.safetensors", "is gated"),
+        ("hf://org/clip@v9/x.safetensors", "has no revision v9"),
+        ("hf://org/clip/zer.safetensors", "did you mean zero.safetensors"),
+        ("hf://org/clip", "contains 2 checkpoints"),
+        ("{hub}/plain/none.safetensors", "no such file"),
+    ],
+)
+def test_what_is_missing_is_named(hub: Hub, tmp_path: Path, url: str, message: str) -> None:
+    data = checkpoint(tmp_path, a=1)
+    hub.repositories["models/org/clip"] = {"zero.safetensors": data, "one.safetensors": data}
+    hub.gated.add("models/org/gated")
+    done = wiseft(hub.url, tmp_path, "inspect", url.replace("{hub}", hub.url))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["refuses", "silent"])
+def test_a_hub_that_cannot_be_reached_answers_in_ten_seconds(tmp_path: Path, answers: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        if not answers:
+            server.close()
+        start = time.monotonic()
+        done = wiseft(url, tmp_path, "inspect", "hf://org/clip/x.safetensors")
+        assert time.monotonic() - start < 10
+    assert done.returncode == 1
+    assert f"{url} cannot be reached, and the file is not in the local cache" in done.stderr
+
+
+def test_an_interrupted_download_continues(hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = bytes(range(256)) * 60_000  # several chunks
+    hub.repositories["plain"] = {"big.safetensors": data}
+    url = f"{hub.url}/plain/big.safetensors"
+    hub.cut = 100_000
+    sizes: list[int | None] = []
+    with pytest.raises(RemoteError, match="cannot be fetched"):
+        fetch(url, Callbacks(lambda *facts: sizes.append(facts[2])))
+    seen: list[int] = []
+    path = fetch(url, Callbacks(on_progress=seen.append))
+    assert path.read_bytes() == data
+    assert (sizes, sum(seen)) == ([len(data)], len(data))
+    n_requests = len(hub.downloads)
+    assert fetch(url) == path
+    assert len(hub.downloads) == n_requests
+
+
+def test_a_file_that_changed_on_the_server_is_fetched_again(
+    hub: Hub, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for data in (b"one", b"two"):
+        hub.repositories["plain"] = {"a.safetensors": data}
+        assert fetch(f"{hub.url}/plain/a.safetensors").read_bytes() == data
+
+
+class Bucket(MemoryFileSystem):
+    """Stands for object storage."""
+
+    protocol = ("s3", "gs")
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return f"/{path.partition('://')[2] or path.lstrip('/')}"
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_object_storage_goes_through_fsspec(tmp_path: Path, monkeypatch: Any, scheme: str) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(import_module("fsspec.registry")._registry, scheme, Bucket)
+    Bucket().pipe("/bucket/a.safetensors", b"data")
+    assert fetch(f"{scheme}:/bucket/a.safetensors").read_bytes() == b"data"
+
+
+def test_a_missing_package_is_named(monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "fsspec.core", None)
+    with pytest.raises(MissingDependencyError, match="reads s3://") as caught:
+        fetch("s3://bucket/a.safetensors")
+    assert caught.value.hint == "pip install 'wiseft-cli[remote]'"
+
+
+@pytest.mark.parametrize("url", ["hf://x", "hf://datasets/a/b/c", "hf://a/b/../c"])
+def test_a_malformed_address_is_a_usage_error(url: str) -> None:
+    with pytest.raises(UsageError, match=r"expected hf://ORG/REPO\[@REV\]/PATH"):
+        fetch(url)
+
+
+def test_revisions_may_have_slashes() -> None:
+    path = parse_hub_path("hf://org/repo@refs%2Fpr%2F1/a/b.safetensors", kind="model")
+    assert (path.repository, path.revision, path.path) == (
+        "org/repo",
+        "refs/pr/1",
+        "a/b.safetensors",
+    )
+
+
+def test_an_output_is_never_remote(tmp_path: Path, capsys: Any) -> None:
+    from wiseft_cli.cli.app import main
+
+    assert main(["convert", "hf://a/b/c.pt", "-o", "s3://bucket/x.safetensors"]) == 2
+    assert "--output s3://bucket/x.safetensors: expected a local path" in capsys.readouterr().err
+
+
+def test_every_remote_parameter_exists_in_a_command() -> None:
+    known: set[str] = set()
+    for place in COMMANDS.values():
+        module, name = place.split(":")
+        function = getattr(import_module(f"wiseft_cli.cli.{module}"), name)
+        known |= inspect.signature(function).parameters.keys()
+    assert known >= cli_remote.CHECKPOINTS
+    assert known & cli_remote.IMAGE_SETS
+
+
+def test_names_of_the_server_stay_inside_the_repository(hub: Hub, tmp_path: Path) -> None:
+    hub.repositories["models/org/evil"] = {"../../x.safetensors": b"x", "/etc/x.safetensors": b"x"}
+    done = wiseft(hub.url, tmp_path, "inspect", "hf://org/evil")
+    assert done.returncode == 1
+    assert "no checkpoint in the repository" in done.stderr
+    assert hub.downloads == []

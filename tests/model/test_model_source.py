@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from wiseft_cli.convert import hub
 from wiseft_cli.errors import ModelError, UsageError, WiseftError
 from wiseft_cli.model import model_source
 from wiseft_cli.model.model_source import find_model
@@ -32,6 +33,24 @@ DOWNLOAD_FAILED = (
 )
 
 FailWith = Callable[[type[Exception], str], None]
+
+
+@pytest.fixture(autouse=True)
+def reachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test asks the network whether the hub answers."""
+    monkeypatch.setattr(hub, "why_unreachable", lambda: None)
+
+
+def test_a_silent_hub_is_named_as_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_source.hub_constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(hub, "why_unreachable", lambda: "https://hub cannot be reached: timed out")
+    monkeypatch.setattr(hub, "_switched", [])
+    error = find_error("hf-hub:org/repo")
+    assert error.message == (
+        "hf-hub:org/repo: not in the local cache, and https://hub cannot be reached: timed out"
+    )
+    assert error.hint == f"check the network and HF_ENDPOINT, or {USE_FOLDER}"
 
 
 def find_error(model: str, **options: Any) -> WiseftError:

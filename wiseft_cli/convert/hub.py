@@ -6,17 +6,20 @@ downloads then go through huggingface_hub. Without the hub, files in its cache a
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from wiseft_cli.errors import RemoteError, UsageError, brief
 
-_TIMEOUT_SECONDS = 5
+_TIMEOUT_SECONDS = 4
+_switched: list[str] = []
 _FORM = re.compile(
     r"hf://(?P<kind>datasets/|models/)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<rev>[^/]+))?/?(?P<path>.*)",
     re.DOTALL,
@@ -70,6 +73,39 @@ def parse_hub_path(url: str, *, kind: str) -> HubPath:
         raise UsageError(f"{url}: names a {given} repository, expected {form}")
     revision = unquote(match["rev"]) if match["rev"] else None
     return HubPath(url, kind, match["repo"], revision, match["path"].strip("/"))
+
+
+@functools.cache
+def why_unreachable() -> str | None:
+    """Return why the hub does not answer within seconds, or None if it does."""
+    # lazy: takes a quarter of a second
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_TIMEOUT_SECONDS)
+    except Exception as error:  # of the HTTP library, whose name changed between versions
+        return f"{constants.ENDPOINT} cannot be reached: {_brief(error)}"
+    return None
+
+
+def use_cache_if_unreachable() -> None:
+    """Switch the hub's client to its cache for the rest of the process if the hub is silent.
+
+    The client itself, and the libraries that use it, wait for minutes: they try every file
+    several times.
+    """
+    # lazy: as above
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE and why_unreachable() is not None:
+        constants.HF_HUB_OFFLINE = True
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        _switched.append(str(why_unreachable()))
+
+
+def reason_to_use_cache() -> str | None:
+    """Return why `use_cache_if_unreachable` switched to the cache, or None if it did not."""
+    return _switched[0] if _switched else None
 
 
 def list_files(path: HubPath) -> HubFiles:
@@ -181,9 +217,11 @@ def download(
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    common: dict[str, Any] = {"repo_type": path.kind, "revision": files.revision}
     local = {
-        name: try_to_load_from_cache(path.repository, name, **common)  # a path if it is there
+        # A path if it is there.
+        name: try_to_load_from_cache(
+            path.repository, name, repo_type=path.kind, revision=files.revision
+        )
         for name in names
     }
     missing = [name for name, at in local.items() if not isinstance(at, str)]
@@ -194,9 +232,11 @@ def download(
             local[name] = hf_hub_download(
                 path.repository,
                 name,
+                repo_type=path.kind,
+                # Not the commit: the cache then knows what the branch was, and works offline.
+                revision=path.revision,
                 etag_timeout=_TIMEOUT_SECONDS,
                 tqdm_class=_progress_class(on_progress),
-                **common,
             )
         except Exception as error:  # network, permission and disk errors of several libraries
             raise RemoteError(
@@ -210,7 +250,7 @@ def download(
 
 def _progress_class(on_progress: Callable[[int], object]) -> type:
     """Return a progress bar that only reports; the hub's client creates one per file."""
-    from tqdm import tqdm
+    tqdm: Any = import_module("huggingface_hub.utils").tqdm
 
     class Reporter(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:

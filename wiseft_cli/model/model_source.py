@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
+from wiseft_cli.convert import hub
 from wiseft_cli.errors import ModelError, UsageError, did_you_mean, did_you_mean_path
 from wiseft_cli.model.quiet import quiet_libraries
 from wiseft_cli.model.transformers_source import (
@@ -157,6 +158,7 @@ def _with_weights(named: ModelSource, pretrained: str | None) -> ModelSource:
 
 def _with_tag(named: ModelSource, tag: str) -> ModelSource:
     settings = open_clip.get_pretrained_cfg(named.name, tag)
+    hub.use_cache_if_unreachable()
     try:
         with quiet_libraries():
             weights = Path(open_clip.download_pretrained(settings))
@@ -261,6 +263,7 @@ def _find_weights(folder: Path) -> Path:
 
 def _from_hub(model: str, *, random_weights: bool) -> ModelSource:
     repository = model.removeprefix(HUB_PREFIX)
+    hub.use_cache_if_unreachable()
     try:
         with quiet_libraries():
             config_path = Path(download_pretrained_from_hf(repository, filename=CONFIG_NAME))
@@ -341,6 +344,11 @@ def download_error(what: str, error: Exception, remedy: str) -> ModelError:
     known = [kind for kind in hints if any(isinstance(cause, kind) for cause in causes)]
     is_offline = hub_constants.HF_HUB_OFFLINE and HFValidationError not in known
     if is_offline and any(isinstance(cause, OSError) for cause in causes):
+        if reason := hub.reason_to_use_cache():
+            return ModelError(
+                f"{what}: not in the local cache, and {reason}",
+                hint=f"check the network and HF_ENDPOINT, or {remedy}",
+            )
         return ModelError(
             f"{what}: not in the local cache, and HF_HUB_OFFLINE forbids downloads",
             hint=f"unset HF_HUB_OFFLINE, or {remedy}",

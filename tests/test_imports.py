@@ -53,6 +53,7 @@ COMMANDS = (
     "zeroshot-head",
     "finetune",
     "merge",
+    "soup",
     "fisher",
     "eval",
     "plot",

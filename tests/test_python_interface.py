@@ -27,6 +27,7 @@ PUBLIC_NAMES = [
     "MergedFile",
     "Prediction",
     "RankedClass",
+    "Soup",
     "WiseftError",
     "ZeroshotCheckpoint",
     "__version__",
@@ -35,6 +36,7 @@ PUBLIC_NAMES = [
     "load_checkpoint",
     "merge",
     "predict",
+    "soup",
 ]
 
 
@@ -121,6 +123,7 @@ EXPECTED_OUTPUT = {
     "Evaluate checkpoints": r"(?s)checkpoint .*optdigits 1 [\d.]+\n",
     "Merge by a method": r"ties\.safetensors blake3:[0-9a-f]{64}\n",
     "Merge files": r"python\.safetensors blake3:[0-9a-f]{64}\n",
+    "Average several checkpoints": r"(\w+\.safetensors [\d.]+ [\d.]+ (True|False)\n){2}",
     "Build a zero-shot classifier": r"letters\.safetensors blake3:[0-9a-f]{64}\n",
     "Errors": r"classes\.txt.*\n.*\n",
 }

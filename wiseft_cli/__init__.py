@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from wiseft_cli.evaluation.evaluate import Evaluation, evaluate
     from wiseft_cli.evaluation.predict import predict
     from wiseft_cli.evaluation.request import EvalRequest
+    from wiseft_cli.evaluation.soup import Soup, soup
     from wiseft_cli.merging.merge import MergedFile, merge
     from wiseft_cli.model.classifier import ImageClassifier, LoadedCheckpoint, load_checkpoint
     from wiseft_cli.model.zeroshot_checkpoint import ZeroshotCheckpoint, build_zeroshot_checkpoint
@@ -29,6 +30,7 @@ __all__ = [
     "MergedFile",
     "Prediction",
     "RankedClass",
+    "Soup",
     "WiseftError",
     "ZeroshotCheckpoint",
     "__version__",
@@ -37,6 +39,7 @@ __all__ = [
     "load_checkpoint",
     "merge",
     "predict",
+    "soup",
 ]
 
 _MODULES = {
@@ -47,6 +50,7 @@ _MODULES = {
     "MergedFile": "merging.merge",
     "Prediction": "reporting.prediction_text",
     "RankedClass": "reporting.prediction_text",
+    "Soup": "evaluation.soup",
     "WiseftError": "errors",
     "ZeroshotCheckpoint": "model.zeroshot_checkpoint",
     "build_zeroshot_checkpoint": "model.zeroshot_checkpoint",
@@ -54,6 +58,7 @@ _MODULES = {
     "load_checkpoint": "model.classifier",
     "merge": "merging.merge",
     "predict": "evaluation.predict",
+    "soup": "evaluation.soup",
 }
 """The module of each public name."""
 

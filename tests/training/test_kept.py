@@ -205,8 +205,8 @@ def test_set_that_chose_the_epoch_is_a_selection_set_of_an_evaluation(folder, mo
     assert "mine: validation, " in out
     assert "far: shift, " in out
     assert (
-        "warning: image set 'mine' chose the epoch of other (by data fingerprint), so its accuracy"
-        " there is optimistic\n"
+        "warning: image set 'mine' chose the weights of other (by data fingerprint), so its"
+        " accuracy there is optimistic\n"
     ) in err
 
 

@@ -29,6 +29,7 @@ COMMANDS = {
     "zeroshot-head": "zeroshot_head:zeroshot_head",
     "finetune": "finetune:finetune",
     "merge": "merge:merge",
+    "soup": "soup:soup",
     "fisher": "fisher:fisher",
     "eval": "eval:eval_command",
     "plot": "plot:plot",

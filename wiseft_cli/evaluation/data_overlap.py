@@ -68,7 +68,7 @@ def trained_on_warnings(
         if contains_training_images(image_set, training_records(card))
     ]
     warnings += [
-        f"image set {set_name!r} chose the epoch of {name} (by data fingerprint), so its accuracy"
+        f"image set {set_name!r} chose the weights of {name} (by data fingerprint), so its accuracy"
         " there is optimistic"
         for (set_name, name), (image_set, card) in checked.items()
         if chose_weights(image_set, card)
@@ -77,7 +77,7 @@ def trained_on_warnings(
 
 
 def chose_weights(image_set: ImageSet, card: Card) -> bool:
-    """Return whether the epoch of a checkpoint, or of one before it, was chosen on a set."""
+    """Return whether a set chose the epoch or the soup that a checkpoint or its parents are."""
     records = [entry.options.get("selection") for entry in card.history]
     fingerprints = [at.get("fingerprint") for at in records if isinstance(at, Mapping)]
     return bool(fingerprints) and data_fingerprint(image_set) in fingerprints

@@ -56,6 +56,7 @@ class SweepSettings:
         predictions: File of each job's predictions; empty if none are written.
         force: Whether existing files of predictions may be overwritten.
         processes: The processes that share the images.
+        load: Loads the images of a set, as `load_images` does.
     """
 
     batch_size: int
@@ -65,6 +66,7 @@ class SweepSettings:
     predictions: Mapping[Job, Path] = field(default_factory=dict)
     force: bool = False
     processes: ProcessGroup = SINGLE_PROCESS
+    load: Callable[..., Iterator[ImageBatch]] = load_images
 
     def report_out_of_memory(self) -> AbstractContextManager[None]:
         """Suggest a smaller batch if memory runs out."""
@@ -75,12 +77,17 @@ class SweepSettings:
 
 
 def sweep(
-    jobs: Iterable[Job], settings: SweepSettings, *, on_progress: Progress | None = None
+    jobs: Iterable[Job],
+    settings: SweepSettings,
+    *,
+    pool: ClassifierPool | None = None,
+    on_progress: Progress | None = None,
 ) -> Iterator[dict[Job, ResultLine]]:
     """Evaluate the jobs, and yield the results lines of each image set when done.
 
     Args:
         jobs: From `plan_jobs`; the jobs of a set are adjacent, and all have the same precision.
+        pool: The classifiers; by default a new pool, which reads and hashes every checkpoint.
         on_progress: Called with the number of images that a row has finished in this process.
     Raises:
         CheckpointError: A file cannot be read, or its tensors do not match its card.
@@ -90,7 +97,7 @@ def sweep(
     """
     jobs = list(jobs)
     with settings.report_out_of_memory(), torch.inference_mode():
-        pool = ClassifierPool([job.weights for job in jobs], settings.device)
+        pool = pool or ClassifierPool([job.weights for job in jobs], settings.device)
     for _, of_set in groupby(jobs, key=lambda job: job.image_set.name):
         jobs_of_set = list(of_set)
         lines: dict[Job, ResultLine] = {}
@@ -140,7 +147,7 @@ def _load(
     """Yield the batches of a job's set, and collect what could not be read or is rotated."""
     n_seen = 0
     is_counted = job.image_set.misses_orientation(job.weights.preprocess)
-    for batch in load_images(
+    for batch in settings.load(
         job.image_set,
         job.weights.preprocess,
         batch_size=settings.batch_size,

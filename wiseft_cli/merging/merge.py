@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from wiseft_cli.checkpoint.reader import (
     CheckpointReader,
@@ -189,6 +190,7 @@ def merge_checkpoints(
     max_shard_bytes: int | None = None,
     creates_parents: bool = False,
     opens: OpenInputs = open_inputs,
+    selection: Mapping[str, Any] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
     """Merge checkpoints at one or several alphas.
@@ -210,6 +212,7 @@ def merge_checkpoints(
             tensors in a file; a larger tensor has a file of its own.
         creates_parents: Create missing folders of the outputs.
         opens: Opens the inputs, for example under other names.
+        selection: For the history, the image set that chose the inputs.
         on_progress: Called with the number of bytes of all inputs, and the number of bytes done
             since the last call.
     Raises:
@@ -232,6 +235,7 @@ def merge_checkpoints(
         max_shard_bytes=max_shard_bytes,
         creates_parents=creates_parents,
         opens=opens,
+        selection=selection,
         on_progress=on_progress,
     )
 
@@ -247,16 +251,18 @@ def soup_checkpoints(
     is_strict: bool = False,
     force: bool = False,
     writes_folders: bool = False,
+    selection: Mapping[str, Any] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
     """Write the mean of checkpoints, without a zero-shot one (arXiv:2203.05482).
 
     Args:
-        checkpoints: Two or more, in any of the forms of `merge_checkpoints`.
+        checkpoints: One or more, in any of the forms of `merge_checkpoints`.
         output: File, or folder, to write.
         weights: One exact decimal per checkpoint, with the sum 1; empty for equal weights.
+        selection: For the history, the image set that chose the checkpoints.
     Raises:
-        UsageError: There are too few checkpoints, or the weights are wrong.
+        UsageError: There is no checkpoint, or the weights are wrong.
         CheckpointError: An input is damaged or not a checkpoint, or they cannot be averaged.
         OutputError: The output must not or cannot be written.
     """
@@ -272,6 +278,7 @@ def soup_checkpoints(
         is_strict=is_strict,
         force=force,
         writes_folders=writes_folders,
+        selection=selection,
         on_progress=on_progress,
     )
 
@@ -291,6 +298,7 @@ def _merge_inputs(
     max_shard_bytes: int | None = None,
     creates_parents: bool = False,
     opens: OpenInputs = open_inputs,
+    selection: Mapping[str, Any] | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> MergeReport:
     has_base = settings.spec.has_base
@@ -323,6 +331,7 @@ def _merge_inputs(
             fishers=of_fisher,
             dtype=dtype,
             copied=choose_copied(inputs, has_base=has_base),
+            selection=selection,
         )
         for other in inputs[1:]:
             require_equal_bytes(inputs[0], other, plan.opaque)

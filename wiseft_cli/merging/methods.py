@@ -240,7 +240,6 @@ METHODS: Mapping[str, MergeMethod] = {
             "Model soups, Wortsman et al. 2022, arXiv:2203.05482",
             default_alpha=None,
             has_base=False,
-            min_finetuned=2,
         ),
     )
 }

@@ -205,6 +205,7 @@ def plan_merge(
     fishers: Sequence[CheckpointReader] = (),
     dtype: str | None = None,
     copied: Mapping[str, int] | None = None,
+    selection: Mapping[str, Any] | None = None,
 ) -> MergePlan:
     """Decide where every tensor of a merge comes from.
 
@@ -216,6 +217,7 @@ def plan_merge(
             included. None keeps the dtype of each.
         copied: Index of the input that a tensor which is not merged is copied from, where it is
             not the last one that has it.
+        selection: For the history, the image set that chose the inputs.
     Raises:
         UsageError: A pattern of `--layer-alpha` is not used.
         CheckpointError: The method cannot be applied to these tensors.
@@ -234,6 +236,8 @@ def plan_merge(
     options: dict[str, Any] = {"dtype": dtype} if dtype else {}
     if any(None in step.infos for step in steps):
         options["missing"] = "copy"
+    if selection is not None:
+        options["selection"] = dict(selection)
     n_finetuned = len(inputs) - int(settings.spec.has_base)
     sizes = {step.spec.name: step.size for step in steps if step.source is None}
     merge = ModelMerge(settings, n_finetuned, sizes)

@@ -10,9 +10,10 @@ from wiseft_cli.reporting.drawing import Box, logit_ticks, place_labels, positio
 from wiseft_cli.reporting.statistics import logit
 
 
-def test_positions_are_per_cent_or_logits() -> None:
+def test_positions_are_per_cent_or_fractions_inside_the_logit_axis() -> None:
     assert position(0.25, "linear") == 25.0
-    assert position(0.25, "logit") == logit(0.25)
+    assert position(0.25, "logit") == pytest.approx(0.25)
+    assert position(1.0, "logit", half_image=0.01) == pytest.approx(0.99)
 
 
 @given(st.floats(0.001, 0.98), st.floats(0.005, 0.5))

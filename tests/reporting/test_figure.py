@@ -16,7 +16,7 @@ from PIL import Image
 from tests.reporting.lines import FINETUNED, ZEROSHOT, digest, line, sweep_lines
 from wiseft_cli.reporting.curves import arrange_panels, collect_curves
 from wiseft_cli.reporting.drawing import ScaleName
-from wiseft_cli.reporting.figure import draw_figure
+from wiseft_cli.reporting.figure import Look, draw_figure
 from wiseft_cli.reporting.results import ResultLine
 from wiseft_cli.reporting.statistics import BaselineModel
 
@@ -35,7 +35,9 @@ def drawn(
     scale: ScaleName = "linear",
 ) -> bytes:
     data = collect_curves(lines)
-    return draw_figure(data, arrange_panels(data, baselines), file_format, scale=scale)
+    return draw_figure(
+        data, arrange_panels(data, baselines), file_format, look=Look(scale=scale), lines=lines
+    )
 
 
 def one_shift() -> list[ResultLine]:

@@ -15,6 +15,7 @@ from wiseft_cli.errors import UsageError
 EXAMPLES = """
 wiseft plot results.jsonl -o curve.png
 wiseft plot results.jsonl -o curve.svg --shifts imagenet-r,sketch --baseline-csv models.csv
+wiseft plot results.jsonl -o alpha.pdf --kind alpha --style paper
 """
 
 _set_option = partial(typer.Option, rich_help_panel="Image sets")
@@ -67,6 +68,41 @@ def plot(
             " image set, accuracies as fractions.",
         ),
     ] = None,
+    kind: Annotated[
+        Literal["curve", "bars", "alpha", "effective-robustness"],
+        _figure_option(
+            metavar="KIND",
+            help="What to draw: curve, bars (for few checkpoints), alpha (accuracy over alpha) or"
+            " effective-robustness (needs --baseline-csv).",
+        ),
+    ] = "curve",
+    panels: Annotated[
+        str | None,
+        _figure_option(
+            metavar="NAME,...",
+            help="Panels to draw: mean, all, or names of shifts.  [default: mean, and all if there"
+            " are at most two shifts]",
+        ),
+    ] = None,
+    style: Annotated[
+        Literal["default", "paper", "slide", "dark"],
+        _figure_option(
+            metavar="STYLE",
+            help="Sizes and colours: default, paper (3.3 inches, 8-point text), slide or dark.",
+        ),
+    ] = "default",
+    width_in: Annotated[
+        float | None,
+        _figure_option(metavar="INCHES", help="Width of the figure.  [default: as the style]"),
+    ] = None,
+    group_by: Annotated[
+        Literal["recipe"] | None,
+        _set_option(
+            metavar="recipe",
+            help="Average runs of the same recipe over their seeds; intervals are standard"
+            " deviations.",
+        ),
+    ] = None,
     scale: Annotated[
         Literal["linear", "logit"] | None,
         _figure_option(
@@ -78,9 +114,10 @@ def plot(
 ) -> None:
     """Draw accuracy under shift against in-distribution accuracy.
 
-    The figure has a curve over alpha for each pair of checkpoints, one panel per shift, and one
-    for their mean. The end points and alpha 0.5 are marked, with their 95 % intervals. The path
-    of the image file is printed.
+    The figure has a curve over alpha for each pair of checkpoints, a panel for the mean over the
+    shifts, and one per shift if there are few. The end points and alpha 0.5 are marked, with
+    their 95 % intervals, and joined by a dotted chord. --kind draws other figures of the same
+    results. The path of the image file is printed.
     """
     # lazy: --help of other commands must not wait for numpy
     from wiseft_cli.reporting.figure import plot_results
@@ -89,9 +126,14 @@ def plot(
         results,
         output,
         reference=reference,
-        shifts=_split_names(shifts),
+        shifts=_split_names(shifts, "--shifts"),
         baseline_csv=baseline_csv,
         scale=scale,
+        kind=kind,
+        panels=_split_names(panels, "--panels"),
+        style=style,
+        width_in=width_in,
+        group_by=group_by,
         force=force,
     )
     for warning in done.warnings:
@@ -104,8 +146,8 @@ def plot(
     print_data(str(output))
 
 
-def _split_names(text: str | None) -> list[str]:
+def _split_names(text: str | None, option: str) -> list[str]:
     names = [] if text is None else [name.strip() for name in text.split(",")]
     if not all(names):
-        raise UsageError(f"--shifts {text!r}: expected names separated by commas")
+        raise UsageError(f"{option} {text!r}: expected names separated by commas")
     return names

@@ -12,13 +12,17 @@ from decimal import Decimal
 from statistics import fmean
 from typing import Any
 
-from wiseft_cli.errors import ResultsError
+from wiseft_cli.errors import ResultsError, UsageError
 from wiseft_cli.reporting.results import Metric, ResultLine, WeightsKey
 from wiseft_cli.reporting.statistics import BaselineModel, LogitFit, fit_on_logits
 
 MEAN = "mean"
 """Name of the panel of the mean over all shifts."""
 
+ALL = "all"
+"""Stands for all panels."""
+
+MAX_DEFAULT_PANELS = 3
 
 Row = Mapping[str, ResultLine]
 """The lines of one weight set by set name."""
@@ -286,10 +290,28 @@ class Panel:
         return self.fit.effective_robustness(point.x.value, point.y.value)
 
 
-def arrange_panels(data: CurveData, baselines: Sequence[BaselineModel] = ()) -> tuple[Panel, ...]:
-    """Return one panel per shift, after that of their mean if there are several."""
+def arrange_panels(
+    data: CurveData, baselines: Sequence[BaselineModel] = (), *, names: Sequence[str] = ()
+) -> tuple[Panel, ...]:
+    """Return the panels of a figure.
+
+    Args:
+        names: `mean`, `all`, or names of shifts. By default that of the mean over the shifts and,
+            if that makes at most `MAX_DEFAULT_PANELS`, one per shift.
+    Raises:
+        UsageError: A name is not that of a shift.
+    """
     singles = [(name,) for name in data.shifts]
-    groups = singles if len(singles) == 1 else [data.shifts, *singles]
+    every = singles if len(singles) == 1 else [data.shifts, *singles]
+    groups = every if len(every) <= MAX_DEFAULT_PANELS else every[:1]
+    if names:
+        by_name = {ALL: every, MEAN: every[:1]} | {name: [(name,)] for name in data.shifts}
+        unknown = [name for name in names if name not in by_name]
+        if unknown:
+            raise UsageError(
+                f"--panels {', '.join(unknown)}: not a shift; there are {', '.join(data.shifts)}"
+            )
+        groups = list(dict.fromkeys(group for name in names for group in by_name[name]))
     return tuple(_arrange_panel(data, shifts, baselines) for shifts in groups)
 
 

@@ -1,8 +1,8 @@
 """Draw one panel of the figure: curves, intervals, baselines, ticks, labels.
 
-Positions on the axes are per cent on a linear scale and logits on a logit scale, so that lines,
-labels and free places are computed in the space that is seen. On logit axes models of one kind
-lie along a straight line (Taori et al., arXiv:2007.00644; Miller et al., arXiv:2107.04649).
+Positions on the axes are per cent on a linear scale and fractions on matplotlib's logit scale;
+labels and free places are computed in pixels. On logit axes models of one kind lie along a
+straight line (Taori et al., arXiv:2007.00644; Miller et al., arXiv:2107.04649).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ScaleName = Literal["linear", "logit"]
 Position = tuple[float, float]
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
 """Okabe and Ito's palette, distinguishable under every common colour blindness."""
 
 LINE_STYLES = ("-", "--", "-.", ":")
@@ -53,9 +53,18 @@ _PADDING = 5.0
 """Clear space around a label, in pixels."""
 
 
+def line_scale() -> float:
+    """Return the factor of lines and markers for the font size of the figure's style."""
+    import matplotlib  # lazy: matplotlib takes half a second
+
+    return float(matplotlib.rcParams["font.size"]) / 9.5
+
+
 def position(value: float, scale: ScaleName, *, half_image: float = MIN_ACCURACY) -> float:
-    """Return the position of a fraction on an axis: per cent, or its logit."""
-    return 100.0 * value if scale == "linear" else logit(value, half_image=half_image)
+    """Return the position of a fraction on an axis: per cent, or itself inside (0, 1)."""
+    if scale == "linear":
+        return 100.0 * value
+    return from_logit(logit(value, half_image=half_image))
 
 
 def curve_style(at: int) -> tuple[str, str]:
@@ -75,6 +84,9 @@ def single_name(point: PanelPoint) -> str:
 
 def draw_panel(axes: Axes, panel: Panel, scale: ScaleName) -> None:
     """Draw everything but the labels."""
+    if scale == "logit":
+        axes.set_xscale("logit")
+        axes.set_yscale("logit")
     for at, curve in enumerate(panel.curves):
         _draw_curve(axes, curve, at, scale)
     for at, point in enumerate(panel.singles):
@@ -89,8 +101,23 @@ def draw_panel(axes: Axes, panel: Panel, scale: ScaleName) -> None:
 def _draw_curve(axes: Axes, curve: Sequence[PanelPoint], at: int, scale: ScaleName) -> None:
     colour, style = curve_style(at)
     x, y = zip(*(_at(point, scale) for point in curve), strict=True)
+    if len(curve) > 2:  # the chord, from which the bow is seen
+        ends = (x[0], x[-1]), (y[0], y[-1])
+        dotted: dict[str, Any] = {
+            "linestyle": (0, (1, 2)),
+            "linewidth": 0.9 * line_scale(),
+            "alpha": 0.6,
+        }
+        axes.plot(*ends, color=colour, zorder=1, **dotted)
     axes.plot(
-        x, y, linestyle=style, color=colour, linewidth=1.8, marker="o", markersize=3.6, zorder=3
+        x,
+        y,
+        linestyle=style,
+        color=colour,
+        linewidth=1.8 * line_scale(),
+        marker="o",
+        markersize=3.6 * line_scale(),
+        zorder=3,
     )
     for point in curve:
         if point.of.alpha in MARKED:  # intervals on every point would cover the curve
@@ -102,14 +129,16 @@ def _draw_curve(axes: Axes, curve: Sequence[PanelPoint], at: int, scale: ScaleNa
 def _draw_marker(
     axes: Axes, point: PanelPoint, marker: str, size: float, colour: str, scale: ScaleName
 ) -> None:
+    import matplotlib  # lazy: matplotlib takes half a second
+
     x, y = _at(point, scale)
     axes.plot(
         [x],
         [y],
         marker=marker,
-        markersize=size,
+        markersize=size * line_scale(),
         color=colour,
-        markeredgecolor="white",
+        markeredgecolor=matplotlib.rcParams["axes.facecolor"],
         markeredgewidth=0.8,
         linestyle="none",
         zorder=5,
@@ -125,8 +154,8 @@ def _draw_interval(axes: Axes, point: PanelPoint, colour: str, scale: ScaleName)
         xerr=[[x - left], [right - x]],
         yerr=[[y - low], [high - y]] if point.y.low is not None else None,
         ecolor=colour,
-        elinewidth=1.0,
-        capsize=2.5,
+        elinewidth=1.0 * line_scale(),
+        capsize=2.5 * line_scale(),
         alpha=0.45,
         fmt="none",
         zorder=2,
@@ -162,7 +191,7 @@ def _draw_baselines(axes: Axes, panel: Panel, scale: ScaleName) -> None:
 
 
 def _set_ticks(axes: Axes, scale: ScaleName) -> None:
-    from matplotlib.ticker import MaxNLocator  # lazy: matplotlib takes half a second
+    from matplotlib.ticker import MaxNLocator, NullLocator  # lazy: as above
 
     if scale == "linear":
         for axis in (axes.xaxis, axes.yaxis):
@@ -172,11 +201,9 @@ def _set_ticks(axes: Axes, scale: ScaleName) -> None:
         (axes.xaxis, axes.get_xlim(), axes.set_xlim),
         (axes.yaxis, axes.get_ylim(), axes.set_ylim),
     ):
-        ticks = logit_ticks(*limits)
-        axis.set_ticks(
-            [logit(value, half_image=1e-9) for value in ticks],
-            labels=[f"{100 * value:.6g}" for value in ticks],
-        )
+        ticks = logit_ticks(*(logit(limit, half_image=1e-9) for limit in limits))
+        axis.set_ticks(ticks, labels=[f"{100 * value:.6g}" for value in ticks])
+        axis.set_minor_locator(NullLocator())
         keep(*limits)
 
 
@@ -215,10 +242,7 @@ def draw_labels(
         name_singles: Label single checkpoints too; False if a legend names them.
     """
     labelled = list(_labelled(panel, scale, name_singles=name_singles))
-    texts = [
-        axes.text(x, y, text, ha="center", va="center", color="#222222", zorder=6)
-        for (x, y), text in labelled
-    ]
+    texts = [axes.text(x, y, text, ha="center", va="center", zorder=6) for (x, y), text in labelled]
     extents = [text.get_window_extent() for text in texts]
     to_pixels = axes.transData.transform
     to_data = axes.transData.inverted().transform
@@ -226,7 +250,7 @@ def draw_labels(
     centres = place_labels(
         [tuple(to_pixels(at)) for at, _ in labelled],
         [(extent.width, extent.height) for extent in extents],
-        [tuple(to_pixels(at)) for at in _ink(axes, panel, scale)],
+        list(_ink(axes, panel, scale)),
         Box(frame.x0, frame.y0, frame.x1, frame.y1),
         pixels_per_point=figure.dpi / 72,
     )
@@ -248,20 +272,25 @@ def _labelled(
 
 
 def _ink(axes: Axes, panel: Panel, scale: ScaleName) -> Iterator[Position]:
-    """Yield positions along everything that is drawn, in data coordinates."""
+    """Yield positions along everything that is drawn, in pixels."""
+
+    def pixels(at: Position) -> Position:
+        x, y = axes.transData.transform(at)
+        return float(x), float(y)
+
     for line in axes.get_lines():
-        ends = [(float(x), float(y)) for x, y in np.asarray(line.get_xydata(), dtype=float)]
+        ends = [pixels((float(x), float(y))) for x, y in np.asarray(line.get_xydata(), dtype=float)]
         yield from ends[-1:]
         for start, stop in pairwise(ends):
             yield from _along(start, stop)
     for x, y in panel.baselines:
-        yield position(x, scale), position(y, scale)
+        yield pixels((position(x, scale), position(y, scale)))
     on_curves = (point for curve in panel.curves for point in curve if point.of.alpha in MARKED)
     for point in (*on_curves, *panel.singles):
         x, y = _at(point, scale)
         (left, right), (low, high) = _interval(point, scale)
-        yield from _along((left, y), (right, y))
-        yield from _along((x, low), (x, high))
+        yield from _along(pixels((left, y)), pixels((right, y)))
+        yield from _along(pixels((x, low)), pixels((x, high)))
 
 
 def _along(start: Position, stop: Position) -> Iterator[Position]:

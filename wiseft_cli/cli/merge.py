@@ -288,7 +288,6 @@ def merge(
     """
     # lazy: numpy takes a tenth of a second, and --help does not need it
     from wiseft_cli.checkpoint.shards import parse_size
-    from wiseft_cli.convert.matching import NameMatcher
     from wiseft_cli.merging.merge import merge_checkpoints, open_inputs
     from wiseft_cli.merging.outputs import require_folder_name, require_model_folder
     from wiseft_cli.merging.plan_file import combine_request, render_plan
@@ -324,7 +323,12 @@ def merge(
         require_folder_name(output or "")
     elif writes_folders:
         require_model_folder(finetuned[-1])
-    matcher = NameMatcher()
+    matcher = None
+    if match_names:
+        # lazy: the names of other libraries take as long to import as the merge of a small file
+        from wiseft_cli.convert.matching import NameMatcher
+
+        matcher = NameMatcher()
     with ExitStack() as stack:
         report = merge_checkpoints(
             zeroshot,
@@ -340,14 +344,14 @@ def merge(
             writes_folders=writes_folders,
             max_shard_bytes=max_shard_bytes,
             creates_parents=output is not None and "{alpha}" in dirname(output.rstrip("/")),
-            opens=matcher.open if match_names else open_inputs,
+            opens=matcher.open if matcher else open_inputs,
             on_progress=_Bar(stack),
         )
-    for note in matcher.notes:
+    for note in matcher.notes if matcher else ():
         print_message(f"matched: {note}")
     _print_messages(report, finetuned[-1], writes_folders=writes_folders)
     if json:
-        matched = {"matched": matcher.notes} if match_names else {}
+        matched = {"matched": matcher.notes} if matcher else {}
         results = [_result(file, report) | matched for file in report.files]
         print_json(results if len(results) > 1 else results[0])
     else:

@@ -110,7 +110,7 @@ class Interpolator:
 
     def __init__(self, block: int = BLOCK) -> None:
         self._block = block
-        self._wide = np.empty((4, block))  # one alpha uses only the first two rows
+        self._wide = np.empty((4, block))
         self._rounding = RoundingScratch(block)
 
     def interpolate(
@@ -166,23 +166,37 @@ class Interpolator:
             Whether all elements of both inputs are finite.
         """
         n, is_single, is_all_finite = len(theta_0), len(outs) == 1, True
-        for begin in range(0, n, self._block):
-            end = min(begin + self._block, n)
+        # numpy widens float32 as it multiplies. Each call takes twice as many elements then, in
+        # the same memory, because the threads wait for each other between calls.
+        is_widened_later = is_single and theta_0.dtype == np.float32
+        rows = self._wide.reshape(2, -1) if is_widened_later else self._wide
+        block = rows.shape[1]
+        for begin in range(0, n, block):
+            end = min(begin + block, n)
             x_part, y_part = theta_0[begin:end], theta_1[begin:end]
-            x, y = self._wide[:2, : end - begin]
+            x, y = rows[:2, : end - begin]
             # A single alpha overwrites its operands; several alphas share them.
-            value, term = (x, y) if is_single else self._wide[2:, : end - begin]
-            np.copyto(x, x_part)
-            np.copyto(y, y_part)
+            value, term = (x, y) if is_single else rows[2:, : end - begin]
+            if is_widened_later:
+                x, y = x_part, y_part
+            else:
+                np.copyto(x, x_part)
+                np.copyto(y, y_part)
             # One finite result implies finite x and y, and these give a finite result at every
             # alpha in (0, 1), so only the first one is checked.
             is_finite = False
             for index, alpha, out in outs:
-                np.multiply(x, 1.0 - alpha, value)
-                np.multiply(y, alpha, term)
-                np.add(value, term, value)
+                np.multiply(x, 1.0 - alpha, value, dtype=np.float64)
+                np.multiply(y, alpha, term, dtype=np.float64)
                 out_part = out[begin:end]
-                is_finite = round_into(value, out_part, self._rounding, is_known_finite=is_finite)
+                if out.dtype == np.float32:
+                    np.add(value, term, out_part, casting="same_kind")  # rounded as it is written
+                    is_finite = is_finite or math.isfinite(np.add.reduce(out_part))
+                else:
+                    np.add(value, term, value)
+                    is_finite = round_into(
+                        value, out_part, self._rounding, is_known_finite=is_finite
+                    )
                 if not is_finite:
                     is_all_finite = False
                     counts[index] += _store(x_part, y_part, alpha, out_part, self._rounding)

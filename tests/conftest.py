@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.training.fork_server import ForkServer
+from wiseft_cli.cli.app import main
 from wiseft_cli.compute.workers import default_workers
 
 # One thread: results are compared to the bit, and the suite may share its cores.
@@ -49,7 +51,23 @@ RunWiseft = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def run_wiseft(tmp_path: Path) -> RunWiseft:
+def run_wiseft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> RunWiseft:
+    """Run the command in this process, by default in `tmp_path`."""
+
+    def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.chdir(cwd or tmp_path)
+            code = main([*map(str, arguments)])
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def run_wiseft_process(tmp_path: Path) -> RunWiseft:
     """Run the real command in a process of its own, by default in `tmp_path`."""
 
     def run(
@@ -65,3 +83,10 @@ def run_wiseft(tmp_path: Path) -> RunWiseft:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """A process with torch loaded that forks others."""
+    with ForkServer() as server:
+        yield server

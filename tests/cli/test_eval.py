@@ -58,8 +58,8 @@ PAIR = ("zeroshot.safetensors", "finetuned.safetensors")
 SETS = ("--data", "val", "--data", "other=shift", "--workers", "0")
 
 
-def test_sweep_prints_a_table_and_writes_results(room: Path, run_wiseft: RunWiseft) -> None:
-    done = run_wiseft("eval", *PAIR, "--alpha", "0:1:0.5", *SETS, "--results", "r.jsonl")
+def test_sweep_prints_a_table_and_writes_results(room: Path, run_wiseft_process: RunWiseft) -> None:
+    done = run_wiseft_process("eval", *PAIR, "--alpha", "0:1:0.5", *SETS, "--results", "r.jsonl")
     assert done.returncode == 0, done.stderr
     rows = done.stdout.splitlines()
     assert rows[0].split() == ["checkpoint", "alpha", "val", "other", "average"]
@@ -200,10 +200,12 @@ def test_name_of_a_set_as_an_option_suggests_data(
     assert f"No such option: {option} (Possible options: --data)" in done.stderr
 
 
-def test_error_ends_the_workers(room: Path, run_wiseft: RunWiseft) -> None:
+def test_error_ends_the_workers(room: Path, run_wiseft_process: RunWiseft) -> None:
     for at in range(40):  # more than are decoded by the time of the error
         (room / "val" / LABELS[0] / f"{at}.bad.png").write_text("no picture")
-    done = run_wiseft("eval", PAIR[0], "--data", "val", "--workers", "2", "--batch-size", "2")
+    done = run_wiseft_process(
+        "eval", PAIR[0], "--data", "val", "--workers", "2", "--batch-size", "2"
+    )
     assert (done.returncode, done.stdout) == (1, "")  # and it has ended at all
     assert done.stderr.startswith("error: image set 'val': ")
     assert "hint: replace or remove the files" in done.stderr

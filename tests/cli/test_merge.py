@@ -36,15 +36,17 @@ def test_the_default_is_alpha_0_5_in_the_current_folder(
     assert (tmp_path / "implied").read_bytes() == written
 
 
-def test_several_alphas_print_one_path_per_line(tmp_path: Path, run_wiseft: RunWiseft) -> None:
+def test_several_alphas_print_one_path_per_line(
+    tmp_path: Path, run_wiseft_process: RunWiseft
+) -> None:
     write_pair(tmp_path)
-    done = run_wiseft(
+    done = run_wiseft_process(
         "merge", "--alpha", "0:1:0.5", "--alpha", "0.3", "zs.safetensors", "ft.safetensors"
     )
     assert done.stdout.splitlines() == [
         f"ft-wiseft-{alpha}.safetensors" for alpha in ("0", "0.5", "1", "0.3")
     ]
-    named = run_wiseft(
+    named = run_wiseft_process(
         "merge", "--alpha", "0,1", "zs.safetensors", "ft.safetensors", "-o", "x{alpha}{y}"
     )
     assert named.stdout.splitlines() == ["x0{y}", "x1{y}"]
@@ -177,10 +179,10 @@ def test_the_documented_slim_installation_suffices(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
 
 
-def test_two_processes_write_the_same_bytes(tmp_path: Path, run_wiseft: RunWiseft) -> None:
+def test_two_processes_write_the_same_bytes(tmp_path: Path, run_wiseft_process: RunWiseft) -> None:
     write_pair(tmp_path)
     for out, threads, seed in (("x", "1", "1"), ("y", "4", "2")):
-        run_wiseft(
+        run_wiseft_process(
             "merge", "zs.safetensors", "ft.safetensors", "-o", out, "--threads", threads,
             env={"PYTHONHASHSEED": seed},
         )  # fmt: skip

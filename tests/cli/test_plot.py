@@ -19,8 +19,8 @@ def results(tmp_path: Path) -> Path:
     return tmp_path / "r.jsonl"
 
 
-def test_stdout_is_the_path_of_the_image_file(results: Path, run_wiseft: RunWiseft) -> None:
-    done = run_wiseft("plot", results, "-o", "curve.png")
+def test_stdout_is_the_path_of_the_image_file(results: Path, run_wiseft_process: RunWiseft) -> None:
+    done = run_wiseft_process("plot", results, "-o", "curve.png")
     assert (done.returncode, done.stdout, done.stderr) == (0, "curve.png\n", "")
     assert (results.parent / "curve.png").read_bytes().startswith(b"\x89PNG")
 

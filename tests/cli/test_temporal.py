@@ -26,7 +26,7 @@ from tests.cli.video_sets import (
     ytbb_truth,
 )
 from tests.evaluation.patterns import logits_of, make_pattern_checkpoint
-from tests.evaluation.test_several_processes import torchrun
+from tests.training.fork_server import ForkServer
 from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
@@ -181,14 +181,18 @@ def test_unreadable_frames_and_anchors_are_excluded(
 
 
 def test_two_processes_give_the_results_of_one(
-    data: Path, weights: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path,
+    weights: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    fork_server: ForkServer,
 ) -> None:
     words = ["eval", *weights, "--alpha", "0,0.5", "--suite", "temporal", "--root", str(data)]
     words += ["--json", "--batch-size", "3", "--workers", "0", "--device", "cpu"]
-    shared = torchrun(tmp_path, *words)
-    assert shared.returncode == 0, shared.stderr
+    code, out, err = fork_server.run_two_ranks(*words, folder=tmp_path)
+    assert code == 0, err
     assert main(words) == 0
-    assert json.loads(shared.stdout) == json.loads(capsys.readouterr().out)
+    assert json.loads(out) == json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(("least", "code"), [("0.01", 0), ("0.99", 3)])

@@ -124,12 +124,12 @@ def test_file_holds_only_the_image_tower_and_the_head() -> None:
 
 
 def test_two_processes_write_the_same_bytes_without_any_path(
-    place: Path, run_wiseft: RunWiseft
+    place: Path, run_wiseft: RunWiseft, run_wiseft_process: RunWiseft
 ) -> None:
     other = place / "elsewhere"
     other.mkdir()
     runs = [
-        run_wiseft(
+        execute(
             "zeroshot-head",
             "--model",
             f"local-dir:{place / 'tiny'}",
@@ -139,7 +139,7 @@ def test_two_processes_write_the_same_bytes_without_any_path(
             cwd / "z.safetensors",
             cwd=cwd,
         )
-        for cwd in (place, other)
+        for execute, cwd in ((run_wiseft, place), (run_wiseft_process, other))
     ]
     for run in runs:
         assert run.returncode == 0, run.stderr
@@ -150,8 +150,10 @@ def test_two_processes_write_the_same_bytes_without_any_path(
     assert runs[0].stdout == f"{first}\n"
 
 
-def test_error_has_no_traceback_and_leaves_no_file(place: Path, run_wiseft: RunWiseft) -> None:
-    run = run_wiseft(
+def test_error_has_no_traceback_and_leaves_no_file(
+    place: Path, run_wiseft_process: RunWiseft
+) -> None:
+    run = run_wiseft_process(
         "zeroshot-head",
         "--model",
         "RN101",

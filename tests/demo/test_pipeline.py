@@ -135,9 +135,9 @@ def test_commands_are_shown_as_shell_input():
 
 
 @pytest.mark.timeout(600)
-def test_the_demo_shows_the_effect(run_wiseft, tmp_path: Path):
+def test_the_demo_shows_the_effect(run_wiseft_process, tmp_path: Path):
     """Run the real commands with a fixed seed; docs/demo.md claims these thresholds."""
-    finished = run_wiseft("demo", "--out", "demo")
+    finished = run_wiseft_process("demo", "--out", "demo")
     assert finished.returncode == 0, finished.stderr
     steps = [line.split()[2] for line in finished.stderr.splitlines() if line.startswith("$ ")]
     assert steps == ["zeroshot-head", "finetune", "merge", "eval", "plot"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.tiny import CLASSES, make_images, make_pair
+from tests.training.fork_server import ForkServer
 from wiseft_cli.cli.app import main
 
 LABELS = [entry.id for entry in CLASSES]
@@ -52,8 +53,11 @@ def test_two_processes_give_the_lines_of_one_process(
         assert "".join(part.read_text() for part in parts) == whole.read_text()
 
 
-def test_mistake_that_all_processes_find_is_reported_once(tmp_path: Path) -> None:
+def test_mistake_that_all_processes_find_is_reported_once(
+    tmp_path: Path, fork_server: ForkServer
+) -> None:
     make_pair(tmp_path)
-    done = torchrun(tmp_path, "eval", "zeroshot.safetensors", "--data", "nowhere")
-    assert done.returncode != 0
-    assert done.stderr.count("error: image folder nowhere does not exist") == 1
+    words = ("eval", "zeroshot.safetensors", "--data", "nowhere")
+    code, _, err = fork_server.run_two_ranks(*words, folder=tmp_path)
+    assert code != 0
+    assert err.count("error: image folder nowhere does not exist") == 1

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.training.fork_server import ForkServer
 from tests.training.tiny import write_images, write_zeroshot
 
 
@@ -19,10 +17,3 @@ def zeroshot(tmp_path: Path) -> Path:
 def train_folder(tmp_path: Path) -> Path:
     """Twelve images, four of each class."""
     return write_images(tmp_path / "train")
-
-
-@pytest.fixture(scope="session")
-def fork_server() -> Iterator[ForkServer]:
-    """A process with torch loaded that forks others."""
-    with ForkServer() as server:
-        yield server

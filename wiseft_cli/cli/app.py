@@ -132,6 +132,11 @@ def _has_expanded_shards(words: Sequence[str]) -> bool:
 
 def _run(words: list[str]) -> int:
     is_subcommand = bool(words) and words[0] in COMMANDS
+    if "--sweep" in words or any(word.startswith("--sweep=") for word in words):
+        # lazy: only this option needs it
+        from wiseft_cli.training.sweep import separate_sweep_values
+
+        words = separate_sweep_values(words)
     try:
         names = words[:1] if is_subcommand else COMMANDS
         build_app(names, add_completion=not is_subcommand)(words, prog_name="wiseft")

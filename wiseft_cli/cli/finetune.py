@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from wiseft_cli.compute.torchrun import Launch
     from wiseft_cli.training.finetune import Finetuned
-    from wiseft_cli.training.plan import FinetunePlan
+    from wiseft_cli.training.plan import FinetunePlan, ListedImages
     from wiseft_cli.training.saving import SaveInterval
 
 EXAMPLES = """
@@ -80,6 +80,7 @@ def _recipe_option(key: RecipeKey) -> inspect.Parameter:
 
 @_with_recipe_options
 def finetune(
+    context: typer.Context,
     zeroshot: Annotated[
         Path | None, typer.Argument(metavar="ZEROSHOT", help="Checkpoint to start from.")
     ] = None,
@@ -144,6 +145,22 @@ def finetune(
         _recipe(
             "--print-recipe",
             help="Print the recipe as YAML and exit. With --train, every value is resolved.",
+        ),
+    ] = False,
+    sweep: Annotated[
+        list[str] | None,
+        _recipe(
+            metavar="KEY=V,V...",
+            help="Train once for each combination of these values of recipe keys, one run after"
+            " the other. -o must name each key: -o 'run-{lr}.safetensors'. Finished runs are"
+            " skipped, and killed ones continue.",
+        ),
+    ] = None,
+    print_commands: Annotated[
+        bool,
+        _recipe(
+            "--print-commands",
+            help="Print one command per run of --sweep, for a job scheduler, and exit.",
         ),
     ] = False,
     device: Device = "auto",
@@ -229,24 +246,30 @@ def finetune(
         raise UsageError(f"finetune needs {', '.join(missing)}", hint="see wiseft finetune --help")
     if feature_cache is not None and no_feature_cache:
         raise UsageError("--feature-cache and --no-feature-cache contradict each other")
+    if print_commands and not sweep:
+        raise UsageError("--print-commands prints the runs of --sweep, which is not given")
     _check_device_name(device)
     # lazy: numpy takes a tenth of a second, which --help does not need
     from wiseft_cli.cli.finetune_report import print_plan
+    from wiseft_cli.cli.finetune_sweep import print_run_commands, run_sweep, validate_output
     from wiseft_cli.cli.torchrun import rank_zero_output
     from wiseft_cli.training.kept import parse_keep, probe_path
-    from wiseft_cli.training.plan import DataOptions, make_plan
+    from wiseft_cli.training.plan import DataOptions, list_images, make_plan
     from wiseft_cli.training.recipe import probe_recipe
     from wiseft_cli.training.resume import clear_finished_run
     from wiseft_cli.training.saving import parse_save_interval
+    from wiseft_cli.training.sweep import plan_sweep
 
     save_interval = parse_save_interval(save_every)
     data = DataOptions(train, val or (), val_fraction, shots, labels_are_indices, max_bad)
-    with rank_zero_output() as launch:
-        plan_run = partial(
-            make_plan, data=data, force=force, resume=resume, threads=threads, launch=launch
-        )
-        train_run = partial(
-            _train,
+
+    def train_plan(plan: FinetunePlan, launch: Launch, *, appends: bool) -> tuple[str, list[str]]:
+        """Return the content digest of the output, and the warnings."""
+        if plan.start.digest and launch.world_size == 1:  # without the seconds that torch takes
+            clear_finished_run(plan.output, plan.card, keep_states=keep_state)
+            return plan.start.digest, [*plan.warnings]
+        result = _train(
+            plan,
             launch=launch,
             device_name=device,
             workers=workers,
@@ -256,27 +279,67 @@ def finetune(
             feature_cache=feature_cache,
             uses_cache=not no_feature_cache,
             log=log,
+            appends=appends,
+        )
+        return result.digest, [*plan.warnings, *result.warnings]
+
+    def run(
+        recipe: Recipe,
+        output: Path,
+        launch: Launch,
+        *,
+        resumes: bool,
+        images: ListedImages | None = None,
+    ) -> tuple[FinetunePlan, str, list[str]]:
+        plan_run = partial(
+            make_plan,
+            data=data,
+            images=images,
+            force=force,
+            resume=resumes,
+            threads=threads,
+            launch=launch,
         )
         plan_last = partial(plan_run, output=output, recipe=recipe, keep=parse_keep(keep))
         parent = zeroshot
         if recipe.lp_ft and not dry_run:
-            if not resume:  # mistakes are reported before the linear classifier is trained
+            if not resumes:  # mistakes are reported before the linear classifier is trained
                 plan_last(parent=zeroshot)
             parent = probe_path(output)
             first = plan_run(parent=zeroshot, output=parent, recipe=probe_recipe(recipe))
             print_plan(first, n_processes=launch.world_size)
-            train_run(first, appends=resume)
+            train_plan(first, launch, appends=resumes)
         plan = plan_last(parent=parent)
         print_plan(plan, n_processes=launch.world_size)
         if dry_run:
             _estimate(plan, device, launch, save_interval, workers=workers, as_json=as_json)
-        elif plan.start.digest and launch.world_size == 1:  # without the seconds that torch takes
-            clear_finished_run(plan.output, plan.card, keep_states=keep_state)
-            _print_result(plan, plan.start.digest, plan.warnings, as_json=as_json)
-        else:
-            result = train_run(plan, appends=resume or bool(recipe.lp_ft))
-            warnings = [*plan.warnings, *result.warnings]
-            _print_result(plan, result.digest, warnings, as_json=as_json)
+            return plan, "", []
+        digest, warnings = train_plan(plan, launch, appends=resumes or bool(recipe.lp_ft))
+        return plan, digest, warnings
+
+    with rank_zero_output() as launch:
+        if not sweep:
+            plan, digest, warnings = run(recipe, output, launch, resumes=resume)
+            if not dry_run:
+                _print_result(plan, digest, warnings, as_json=as_json)
+            return
+        runs = plan_sweep(sweep, str(output))
+        if print_commands:
+            print_run_commands(context, runs)
+            return
+        if dry_run or launch.world_size > 1:
+            raise UsageError(
+                "--sweep trains its runs one after the other in a single process",
+                hint="--print-commands prints one command per run, for torchrun or --dry-run",
+            )
+        images = list_images(data)
+        run_sweep(
+            runs,
+            read_recipe=lambda values: _read_recipe(recipe_name, {**recipe_options, **values}),
+            run=lambda recipe, path: run(recipe, path, launch, resumes=not force, images=images),
+            validate=lambda plan: validate_output(plan, device, workers),
+            as_json=as_json,
+        )
 
 
 def _read_recipe(name: str | None, options: dict[str, Any]) -> Recipe:

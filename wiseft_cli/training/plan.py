@@ -134,10 +134,30 @@ class FinetunePlan:
         return (*epochs, ema_path(self.output)) if self.recipe.ema else epochs
 
 
+@dataclass(frozen=True)
+class ListedImages:
+    """The training set and the validation sets of `DataOptions`, before images are selected."""
+
+    train: ImageSet
+    val: tuple[ImageSet, ...]
+
+
+def list_images(data: DataOptions) -> ListedImages:
+    """List the images of a run; several runs on the same images can share the result.
+
+    Raises:
+        UsageError: A spec is malformed.
+        DatasetError: A set cannot be listed.
+    """
+    val = tuple(open_image_set(spec, option="--val") for spec in data.val)
+    return ListedImages(open_training_set(data.train), val)
+
+
 def make_plan(
     *,
     parent: Path,
     data: DataOptions,
+    images: ListedImages | None = None,
     output: Path,
     recipe: Recipe,
     keep: Keep = Keep(),  # noqa: B008 - frozen
@@ -151,6 +171,7 @@ def make_plan(
     Args:
         parent: A checkpoint with a model and classes, of any role.
         data: The training and validation images.
+        images: The sets of `data`, if they are listed already.
         output: Path of the fine-tuned checkpoint.
         recipe: The recipe.
         keep: Which weights are written.
@@ -169,7 +190,9 @@ def make_plan(
     if launch.is_first:
         check_output(output, force=force or resume, inputs=[parent])
     parent_card = read_classifier_card(parent)
-    train, val, record = _open_images(data, parent_card.classes, seed=recipe.seed)
+    train, val, record = _select_images(
+        data, images or list_images(data), parent_card.classes, seed=recipe.seed
+    )
     resolved = resolve(recipe, len(train.images.records))
     selection_set = find_selection_set(keep, [labelled.images.name for labelled in val])
     card = _output_card(parent_card, train.images, resolved, record)
@@ -219,17 +242,17 @@ def _describe_selection(val: Sequence[LabelledSet], name: str) -> Mapping[str, A
     }
 
 
-def _open_images(
-    data: DataOptions, classes: Sequence[ClassEntry], *, seed: int
+def _select_images(
+    data: DataOptions, listed: ListedImages, classes: Sequence[ClassEntry], *, seed: int
 ) -> tuple[LabelledSet, tuple[LabelledSet, ...], Mapping[str, Any]]:
-    """List the sets of a run, and select images by the seed.
+    """Select the images of a run by the seed, and join their labels.
 
     The validation split is taken first, so that it is the same for any number of shots.
 
     Returns:
         The training set, the validation sets, and a description of the selection for the history.
     """
-    images = open_training_set(data.train)
+    images = listed.train
     record: dict[str, Any] = {}
     held_out: list[ImageSet] = []
     if data.val_fraction is not None:
@@ -238,7 +261,7 @@ def _open_images(
     if data.shots is not None:
         selection = few_shot(images, data.shots, seed)
         images, record["selection"] = selection.images, selection.record
-    val = [*held_out, *(open_image_set(spec, option="--val") for spec in data.val)]
+    val = [*held_out, *listed.val]
 
     def join(image_set: ImageSet) -> LabelledSet:
         found = join_image_set(image_set, classes, labels_are_indices=data.labels_are_indices)

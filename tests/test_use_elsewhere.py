@@ -62,6 +62,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_page_has_one_command_and_its_python_code_runs(ran: Any) -> None:
     assert re.findall(r"^\$ wiseft (\w+)", PAGE, re.M) == ["export"]
+    # tests/test_coming_from.py runs commands like those without a prompt, with a ViT.
     _, names = ran
     assert names["probabilities"].shape == (1, 2)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +232,19 @@ def test_a_timm_folder_holds_the_projection_as_its_head() -> None:
         projection = reader.read_array("visual.proj")
     assert np.array_equal(tensors["head.weight"].numpy(), projection.T)
     assert not tensors["head.bias"].any()
+
+
+def test_an_image_encoder_of_another_kind_is_rejected(capsys: Captured, models: Path) -> None:
+    card = read_card(Path("clip.safetensors"))
+    assert card.model is not None
+    vision = card.model.config["vision_cfg"] | {"layers": [1, 1, 1, 1]}
+    changed = replace(
+        card, model=replace(card.model, config={**card.model.config, "vision_cfg": vision})
+    )
+    with open_checkpoint(Path("clip.safetensors")) as reader:
+        arrays = {name: reader.read_array(name) for name in reader.tensors}
+    write_checkpoint(Path("resnet.safetensors"), arrays, changed)
+    for library in ("transformers", "timm"):
+        assert main(["export", "resnet.safetensors", "--format", library, "-o", "out"]) == 1
+        assert "cannot express this image encoder: it is a ResNet" in capsys.readouterr().err
+        assert not Path("out").exists()

@@ -50,10 +50,11 @@ def _vision_config(model_cfg: Mapping[str, Any], kind: str) -> dict[str, Any]:
         width = given.get("width", 768)
         unsupported = [key for key in _UNSUPPORTED_VISION if given.get(key)]
         if isinstance(given.get("layers", 12), (list, tuple)):
-            unsupported.append("layers of a ResNet")
+            unsupported.append("it is a ResNet")
         if unsupported:
             raise ModelError(
-                f"transformers cannot express this image encoder: {', '.join(unsupported)}",
+                "transformers and timm cannot express this image encoder: "
+                + ", ".join(unsupported),
                 hint="use --format open_clip",
             )
         shape: tuple[int, ...] = (
@@ -92,7 +93,7 @@ def _shape_of_tower(name: str) -> tuple[int, ...]:
         if name in [f"{base}_{size}" for size in sizes]:
             return shape
     raise ModelError(
-        f"transformers cannot express the image encoder {name or 'without timm_model_name'}",
+        f"transformers cannot express the image encoder {name or 'without a name'} as SigLIP",
         hint="use --format open_clip",
     )
 

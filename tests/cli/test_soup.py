@@ -186,3 +186,18 @@ def test_killed_selection_leaves_no_soup_and_continues(room: Path) -> None:
     assert main(["soup", *words]) == 0
     assert main(["soup", *SEEDS, *SELECT, "-o", "again.safetensors"]) == 0
     assert Path("again.safetensors").read_bytes() == Path("soup.safetensors").read_bytes()
+
+
+def test_greedy_soup_can_be_redone_from_its_history(
+    room: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--base", "zeroshot.safetensors", "--alpha", "0.3"]
+    for name, options in (("a", []), ("b", words)):
+        assert main(["soup", *SEEDS, *SELECT, *options, "-o", f"{name}.safetensors"]) == 0
+        capsys.readouterr()
+        assert main(["verify", f"{name}.safetensors", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["has_equal_bytes"] is True
+        assert main(["inspect", f"{name}.safetensors", "--commands"]) == 0
+        out = capsys.readouterr().out
+        assert '# an image set selected the inputs: {"candidates": ' in out
+        assert "--selection" not in out

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,17 +19,35 @@ from wiseft_cli.cli.console import (
     progress,
     warn,
 )
+from wiseft_cli.cli.merge_options import (
+    Density,
+    Drop,
+    FisherFiles,
+    FisherFloor,
+    LayerAlphaFrom,
+    LayerAlphas,
+    Method,
+    OutsideBlocks,
+    PlanFile,
+    Seed,
+    Then,
+    TrimScope,
+    Weights,
+    describe_default_alphas,
+)
 from wiseft_cli.cli.options import BatchSize, Device, Precision, Threads, Workers
-from wiseft_cli.errors import GateFailedError, WiseftError, counted, list_some
+from wiseft_cli.errors import GateFailedError, UsageError, WiseftError, counted, list_some
 
 if TYPE_CHECKING:
     from wiseft_cli.evaluation.evaluate import Evaluation
     from wiseft_cli.evaluation.plan import EvalPlan
+    from wiseft_cli.merging.plan_file import MergeRequest
     from wiseft_cli.reporting.results import ResultLine
 
 EXAMPLES = """
 wiseft eval merged.safetensors --data imagenet=/data/imagenet --data photos/test
 wiseft eval zero.safetensors tuned.safetensors --alpha 0:1:0.1 --data t --data v --select-on v
+wiseft eval zero.safetensors a.safetensors b.safetensors --method ties --alpha 0.3:1:0.1 --data t
 """
 
 _data_option = partial(typer.Option, rich_help_panel="Image sets")
@@ -45,7 +63,8 @@ def eval_command(
         list[Path],
         typer.Argument(
             metavar="CHECKPOINT",
-            help="Checkpoints that wiseft wrote, or folders that hold a single one.",
+            help="Checkpoints that wiseft wrote, or folders that hold a single one. With --alpha or"
+            " --method they are merged: ZEROSHOT FINETUNED...",
             show_default=False,
         ),
     ],
@@ -84,11 +103,24 @@ def eval_command(
         list[str] | None,
         _weights_option(
             metavar="ALPHA",
-            help="Evaluate the points between two checkpoints, ZEROSHOT FINETUNED, at these"
-            " weights of the fine-tuned one: 0.5, a list 0,0.5,1 or a range 0:1:0.1. May be"
-            " repeated.",
+            help="Evaluate merges of the checkpoints, ZEROSHOT FINETUNED..., at these weights of"
+            " the fine-tuned ones: 0.5, a list 0,0.5,1 or a range 0:1:0.1. May be repeated."
+            f" Default with --method: {describe_default_alphas()}.",
         ),
     ] = None,
+    method: Method = None,
+    weights: Weights = None,
+    layer_alpha: LayerAlphas = None,
+    density: Density = None,
+    trim_scope: TrimScope = None,
+    drop: Drop = None,
+    seed: Seed = None,
+    then: Then = None,
+    layer_alpha_from: LayerAlphaFrom = None,
+    outside_blocks: OutsideBlocks = None,
+    fisher: FisherFiles = None,
+    fisher_floor: FisherFloor = None,
+    plan: PlanFile = None,
     select_on: Annotated[
         str | None,
         _weights_option(
@@ -100,7 +132,9 @@ def eval_command(
     merge_best: Annotated[
         Path | None,
         _weights_option(
-            metavar="FILE", help="Write the merge at the alpha that --select-on chooses."
+            metavar="FILE",
+            help="Write the merge at the alpha that --select-on chooses, or the merge by a method"
+            " that has no alpha.",
         ),
     ] = None,
     output_ensemble: Annotated[
@@ -205,7 +239,8 @@ def eval_command(
 
     Labels are joined with the classes of the head by id or name. The table has one row per
     checkpoint or alpha and one column per set; a set with only some of the head's classes is
-    scored over those. All rows are computed in one pass over the images. Under torchrun the
+    scored over those. A merge is evaluated in memory with the weights that `wiseft merge` would
+    write. All rows are computed in one pass over the images. Under torchrun the
     processes share the images.
     """
     # lazy: --help of other commands must not wait for numpy
@@ -214,12 +249,35 @@ def eval_command(
     from wiseft_cli.evaluation.plan import plan_evaluation
     from wiseft_cli.evaluation.request import EvalRequest
 
+    merge = _read_merge(
+        plan,
+        {
+            "method": method,
+            "alpha": alpha,
+            "weights": weights,
+            "layer_alpha": layer_alpha,
+            "density": density,
+            "trim_scope": trim_scope,
+            "drop": drop,
+            "seed": seed,
+            "then": then,
+            "layer_alpha_from": layer_alpha_from,
+            "outside_blocks": outside_blocks,
+            "fisher": [str(path) for path in fisher or ()],
+            "fisher_floor": fisher_floor,
+        },
+    )
     request = EvalRequest(
         checkpoints=checkpoints,
         data=data or (),
         suite=suite,
         root=root,
-        alpha=alpha or (),
+        alpha=merge.alpha,
+        method=merge.method if plan or method else None,
+        weights=merge.weights,
+        layer_alpha=[f"{row.pattern}={row.alpha.text}" for row in merge.layer_alpha],
+        options=merge.options,
+        fisher=merge.fisher,
         output_ensemble=output_ensemble,
         reference=reference,
         select_on=select_on,
@@ -241,11 +299,11 @@ def eval_command(
         force=force,
     )
     with rank_zero_output() as launch:
-        plan = plan_evaluation(request, launch)
+        planned = plan_evaluation(request, launch)
         if dry_run:
-            _print_dry_run(plan, as_json=as_json)
+            _print_dry_run(planned, as_json=as_json)
             return
-        evaluation = _run(plan)
+        evaluation = _run(planned)
         if evaluation is None:  # process 0 has the results
             return
         if as_json:
@@ -254,8 +312,8 @@ def eval_command(
             print_block(evaluation.table())
         for warning in evaluation.warnings:
             warn(warning)
-        write_summary(plan, evaluation)
-        for warning in merge_selected(plan, evaluation):
+        write_summary(planned, evaluation)
+        for warning in merge_selected(planned, evaluation):
             warn(warning)
         if merge_best is not None and evaluation.selected_alpha is not None:
             text = evaluation.selected_alpha.text
@@ -264,7 +322,25 @@ def eval_command(
             )
         elif merge_best is not None:
             print_message(f"wrote {merge_best}: the merge, by a method without alpha")
-        _report_gates(plan, evaluation)
+        _report_gates(planned, evaluation)
+
+
+def _read_merge(path: Path | None, given: Mapping[str, Any]) -> MergeRequest:
+    """Return the merge that the options and the plan file state.
+
+    Raises:
+        UsageError: The plan has a key that changes a file but not an evaluation.
+    """
+    from wiseft_cli.merging.plan_file import MergeRequest, combine_request  # lazy: as above
+
+    merge = combine_request(path, given)
+    for key in ("dtype", "missing", "extrapolate"):
+        if getattr(merge, key) != getattr(MergeRequest, key):
+            raise UsageError(
+                f"{path}: {key} is for `wiseft merge`; an evaluation merges in the dtype of the"
+                " checkpoints, which must have the same tensors"
+            )
+    return merge
 
 
 def _print_dry_run(plan: EvalPlan, *, as_json: bool) -> None:

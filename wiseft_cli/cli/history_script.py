@@ -87,6 +87,9 @@ def _merge(entry: HistoryEntry, inputs: list[str], _needed: dict[str, str]) -> l
     fishers = [f for f, item in zip(inputs, entry.inputs, strict=True) if item.role == "fisher"]
     words = [f"wiseft {entry.command}"]
     words += [file for file in inputs if file not in fishers]
+    # In JSON, so that no text of a card becomes a line of the script.
+    selection = options.pop("selection", None)
+    notes = [f"# an image set selected the inputs: {json.dumps(selection)}"] if selection else []
     words += _remaining({**options, **own})
     for pattern, alpha in layers:
         words += ["--layer-alpha", shlex.quote(f"{pattern}={alpha}")]
@@ -94,7 +97,7 @@ def _merge(entry: HistoryEntry, inputs: list[str], _needed: dict[str, str]) -> l
         words += ["--weights", ",".join(weights)]
     for file in fishers:
         words += ["--fisher", file]
-    return [" ".join([*words, "-o", _output(entry)])]
+    return [*notes, " ".join([*words, "-o", _output(entry)])]
 
 
 def _unknown(entry: HistoryEntry, inputs: list[str], _needed: dict[str, str]) -> list[str]:

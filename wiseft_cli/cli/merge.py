@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wiseft_cli.cli.completion import complete_method
 from wiseft_cli.cli.console import (
     Advance,
     print_data,
@@ -21,9 +20,26 @@ from wiseft_cli.cli.console import (
     progress,
     warn,
 )
+from wiseft_cli.cli.merge_options import (
+    METHOD_PANEL,
+    Density,
+    Drop,
+    FisherFiles,
+    FisherFloor,
+    LayerAlphaFrom,
+    LayerAlphas,
+    Method,
+    OutsideBlocks,
+    PlanFile,
+    Seed,
+    Then,
+    TrimScope,
+    Weights,
+    describe_default_alphas,
+)
 from wiseft_cli.cli.options import Force, Json
 from wiseft_cli.errors import UsageError, counted, list_some
-from wiseft_cli.merging.methods import DEFAULT_METHOD, METHODS
+from wiseft_cli.merging.methods import DEFAULT_METHOD
 from wiseft_cli.merging.methods import list_methods as method_rows
 
 if TYPE_CHECKING:
@@ -36,7 +52,7 @@ wiseft merge --alpha 0:1:0.1 zeroshot.safetensors finetuned.safetensors --json
 wiseft merge --method ties zeroshot.safetensors a.safetensors b.safetensors -o m.safetensors
 """
 
-_INTERPOLATION, _METHOD, _OUTPUT, _COMPUTE = "Interpolation", "Method", "Output", "Compute"
+_INTERPOLATION, _OUTPUT, _COMPUTE = "Interpolation", "Output", "Compute"
 
 
 class StoredDtype(StrEnum):
@@ -78,39 +94,6 @@ def _describe_alpha(default: str | None) -> str:
     return "none" if default is None else f"default {default}"
 
 
-def _describe_defaults() -> str:
-    """Return the default alpha of the methods, for the help."""
-    others = [
-        f"{row['name']} {row['default_alpha'] or 'has none'}"
-        for row in method_rows()
-        if row["default_alpha"] != "0.5"
-    ]
-    return f"0.5; {', '.join(others)}"
-
-
-def _describe_methods() -> str:
-    """Return the names and papers of the methods, for the help."""
-    return ", ".join(f"{row.name} ({row.paper})" for row in METHODS.values() if row.has_base)
-
-
-def _option_help(name: str) -> str:
-    """Return the help of an option that some methods have."""
-    owners = [
-        (method.name, option)
-        for method in METHODS.values()
-        for option in method.options
-        if option.name == name
-    ]
-    _, option = owners[0]
-    default = "Required" if option.default is None else f"Default: {option.default}"
-    text = f"{option.help[0].lower()}{option.help[1:]}"
-    return f"{', '.join(owner for owner, _ in owners)}: {text} {default}."
-
-
-def _method_option(name: str, metavar: str) -> Any:
-    return typer.Option(metavar=metavar, rich_help_panel=_METHOD, help=_option_help(name))
-
-
 def merge(
     zeroshot: Annotated[
         Path,
@@ -133,68 +116,27 @@ def merge(
             rich_help_panel=_INTERPOLATION,
             help="Weight of FINETUNED: 0 is ZEROSHOT, 1 is FINETUNED. A number, a list 0,0.5,1 or "
             "an inclusive range 0:1:0.1; can be repeated. For a method it is the factor on what "
-            f"is added to ZEROSHOT. Default: {_describe_defaults()}.",
+            f"is added to ZEROSHOT. Default: {describe_default_alphas()}.",
         ),
     ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            metavar="METHOD",
-            rich_help_panel=_METHOD,
-            help=f"Merge method: {_describe_methods()}. "
-            "--list-methods describes them. Default: linear.",
-            autocompletion=complete_method,
-        ),
-    ] = None,
-    weights: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="W,W,...",
-            rich_help_panel=_METHOD,
-            help="Weight of each FINETUNED, in their order; the sum must be 1. Default: equal "
-            "weights.",
-        ),
-    ] = None,
-    layer_alpha: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="GLOB=ALPHA",
-            rich_help_panel=_METHOD,
-            help="Alpha of the tensors whose whole names match: * is any text, ? a character, "
-            "{0-5} a range, {a,b} a choice. Repeatable; the first match counts.",
-        ),
-    ] = None,
-    density: Annotated[str | None, _method_option("density", "SHARE")] = None,
-    trim_scope: Annotated[str | None, _method_option("trim_scope", "SCOPE")] = None,
-    drop: Annotated[str | None, _method_option("drop", "SHARE")] = None,
-    seed: Annotated[str | None, _method_option("seed", "N")] = None,
-    then: Annotated[str | None, _method_option("then", "METHOD")] = None,
-    layer_alpha_from: Annotated[str | None, _method_option("layer_alpha_from", "ALPHA")] = None,
-    outside_blocks: Annotated[str | None, _method_option("outside_blocks", "WHERE")] = None,
-    fisher: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=_METHOD,
-            help="fisher: Fisher information of an input, from wiseft fisher. Give it once per "
-            "input, that of ZEROSHOT first.",
-        ),
-    ] = None,
-    fisher_floor: Annotated[str | None, _method_option("fisher_floor", "VALUE")] = None,
-    plan: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=_METHOD,
-            help="YAML file whose keys are the names of these options, and of --dtype and "
-            "--missing. An option replaces the key of the same name.",
-        ),
-    ] = None,
+    method: Method = None,
+    weights: Weights = None,
+    layer_alpha: LayerAlphas = None,
+    density: Density = None,
+    trim_scope: TrimScope = None,
+    drop: Drop = None,
+    seed: Seed = None,
+    then: Then = None,
+    layer_alpha_from: LayerAlphaFrom = None,
+    outside_blocks: OutsideBlocks = None,
+    fisher: FisherFiles = None,
+    fisher_floor: FisherFloor = None,
+    plan: PlanFile = None,
     print_plan: Annotated[
         bool,
         typer.Option(
             "--print-plan",
-            rich_help_panel=_METHOD,
+            rich_help_panel=METHOD_PANEL,
             help="Print the plan as YAML with all defaults, and exit without reading the inputs.",
         ),
     ] = False,
@@ -202,7 +144,7 @@ def merge(
         bool,
         typer.Option(
             "--list-methods",
-            rich_help_panel=_METHOD,
+            rich_help_panel=METHOD_PANEL,
             is_eager=True,
             callback=_print_methods,
             help="Print the formula, inputs, options and source of every method, and exit.",

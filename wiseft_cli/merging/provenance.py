@@ -163,6 +163,7 @@ def _redo(
     shared: dict[str, Any] = {
         "dtype": options.get("dtype"),
         "copies_missing": options.get("missing") == "copy",
+        "selection": options.get("selection"),
         "on_progress": on_progress,
     }
     if entry.command == "soup":

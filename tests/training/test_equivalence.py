@@ -25,6 +25,7 @@ from wiseft_cli.model.classifier import load_classifier
 from wiseft_cli.model.transforms import eval_transform
 from wiseft_cli.training.batches import epoch_order
 from wiseft_cli.training.callbacks import Callbacks, StepReport
+from wiseft_cli.training.kept import TextSource
 from wiseft_cli.training.loop import train
 from wiseft_cli.training.plan import DataOptions, make_plan
 from wiseft_cli.training.recipe import Recipe, resolve
@@ -57,6 +58,7 @@ def steps_of(
     *,
     zeroshot: Path | None = None,
     feature_cache: Path | None = None,
+    text: TextSource | None = None,
     **keys: Any,
 ) -> tuple[Weights, list[StepReport], list[str]]:
     """Take the steps of a run; return its weights, its steps and its notes."""
@@ -65,6 +67,7 @@ def steps_of(
         data=DataOptions(str(folder / "train")),
         output=folder / "out",
         recipe=Recipe(**{**KEYS, **keys}),
+        text=text,
     )
     run = open_run(plan, processes)
     run.classifier.double()

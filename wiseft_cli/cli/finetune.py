@@ -134,8 +134,8 @@ def finetune(
             "--recipe",
             metavar="NAME|FILE",
             help="A built-in recipe (wise-ft, wise-ft-16shot, linear-classifier, patching,"
-            " model-soups, ema, l2-sp, lp-ft, spd) or a YAML file. The options below replace its"
-            " values.",
+            " model-soups, ema, l2-sp, lp-ft, spd, car-ft, lipsum-ft) or a YAML file. The options"
+            " below replace its values.",
             show_default="wise-ft",
             autocompletion=complete_recipe,
         ),
@@ -163,6 +163,22 @@ def finetune(
             help="Print one command per run of --sweep, for a job scheduler, and exit.",
         ),
     ] = False,
+    model: Annotated[
+        str | None,
+        _methods(
+            metavar="NAME",
+            help="CLIP model that ZEROSHOT was made from, whose text tower --car-ft and --lipsum-ft"
+            " use: an open_clip name such as ViT-B-32, hf-hub:ORG/REPO or local-dir:DIR.",
+        ),
+    ] = None,
+    pretrained: Annotated[
+        str | None,
+        _methods(
+            metavar="TAG",
+            help="Weights for an open_clip name: one of its tags, or a local file (.safetensors,"
+            " .bin, .pt).",
+        ),
+    ] = None,
     device: Device = "auto",
     workers: Workers = None,
     threads: Threads = None,
@@ -248,12 +264,14 @@ def finetune(
         raise UsageError("--feature-cache and --no-feature-cache contradict each other")
     if print_commands and not sweep:
         raise UsageError("--print-commands prints the runs of --sweep, which is not given")
+    if (model or pretrained) and not (recipe.car_ft or recipe.lipsum_ft or sweep):
+        raise UsageError("--model and --pretrained are only for --car-ft and --lipsum-ft")
     _check_device_name(device)
     # lazy: numpy takes a tenth of a second, which --help does not need
     from wiseft_cli.cli.finetune_report import print_plan
     from wiseft_cli.cli.finetune_sweep import print_run_commands, run_sweep, validate_output
     from wiseft_cli.cli.torchrun import rank_zero_output
-    from wiseft_cli.training.kept import parse_keep, probe_path
+    from wiseft_cli.training.kept import TextSource, parse_keep, probe_path
     from wiseft_cli.training.plan import DataOptions, list_images, make_plan
     from wiseft_cli.training.recipe import probe_recipe
     from wiseft_cli.training.resume import clear_finished_run
@@ -300,7 +318,10 @@ def finetune(
             threads=threads,
             launch=launch,
         )
-        plan_last = partial(plan_run, output=output, recipe=recipe, keep=parse_keep(keep))
+        text = None if model is None else TextSource(model, pretrained)
+        plan_last = partial(
+            plan_run, output=output, recipe=recipe, keep=parse_keep(keep), text=text
+        )
         parent = zeroshot
         if recipe.lp_ft and not dry_run:
             if not resumes:  # mistakes are reported before the linear classifier is trained

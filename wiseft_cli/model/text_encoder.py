@@ -44,6 +44,10 @@ class TextEncoder:
         parameter: nn.Parameter = next(self._model.parameters())
         return parameter.device
 
+    def to(self, device: torch.device) -> None:
+        """Move the model to a device."""
+        self._model.to(device)
+
     def lengths(self, tokens: Tensor) -> Tensor:
         """Return the number of positions that the feature of each prompt depends on.
 

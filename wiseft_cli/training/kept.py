@@ -47,6 +47,21 @@ class Keep:
     set_name: str | None = None
 
 
+@dataclass(frozen=True)
+class TextSource:
+    """The CLIP model that provides the text tower of a method, as options name it.
+
+    Attributes:
+        model: An open_clip name, `hf-hub:ORG/REPO` or `local-dir:DIR`.
+        pretrained: Tag or weights file of an open_clip name.
+        random_weights: Whether its weights are the random ones of zeroshot-head.
+    """
+
+    model: str
+    pretrained: str | None = None
+    random_weights: bool = False
+
+
 def parse_keep(text: str) -> Keep:
     """Return the value of `--keep`.
 

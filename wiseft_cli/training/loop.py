@@ -103,7 +103,7 @@ def train(
         processes=processes,
         first_step=run.steps_done,
         scaler=run.scaler,
-        added_loss=_build_added_loss(run, recipe),
+        added_loss=_build_added_loss(run, plan),
         anchored=_build_anchored_weights(run, recipe),
         stop=lambda: bool(stop),
     )
@@ -133,10 +133,10 @@ def train(
     return True
 
 
-def _build_added_loss(run: Run, recipe: ResolvedRecipe) -> AddedLoss | None:
-    if run.anchor is None or not set(recipe.methods) & set(ADDS_LOSS):
+def _build_added_loss(run: Run, plan: FinetunePlan) -> AddedLoss | None:
+    if run.anchor is None or not set(plan.recipe.methods) & set(ADDS_LOSS):
         return None
-    return AddedLoss(recipe, run.anchor)
+    return AddedLoss(plan.recipe, run.anchor, plan.text and plan.text.to(run.device))
 
 
 def _build_anchored_weights(run: Run, recipe: ResolvedRecipe) -> AnchoredWeights | None:

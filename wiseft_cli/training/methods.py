@@ -1,8 +1,8 @@
 """Methods that make better end points for a merge; each is off by default.
 
 Every method compares with the anchor, the weights theta_0 that the run starts from. Two kinds act
-on the weights: L2-SP on their gradients, SPD on their update. Distillation is an addition to the
-loss. The moving average of the weights has no influence on the run.
+on the weights: L2-SP on their gradients, SPD on their update. Distillation, CAR-FT and Lipsum-FT
+add to the loss. The moving average of the weights has no influence on the run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,13 @@ from wiseft_cli.errors import RecipeError
 from wiseft_cli.model.classifier import ImageClassifier
 from wiseft_cli.training.recipe import ResolvedRecipe
 
-USES_ANCHOR = ("l2_sp", "spd", "distill")
+if TYPE_CHECKING:
+    from wiseft_cli.training.text import TextGuide
+
+USES_ANCHOR = ("l2_sp", "spd", "distill", "car_ft", "lipsum_ft")
 """Recipe keys of methods that need the anchor."""
 
-ADDS_LOSS = ("distill",)
+ADDS_LOSS = ("distill", "car_ft", "lipsum_ft")
 """Recipe keys of methods that add to the loss of each image."""
 
 Tensors = Sequence[torch.Tensor]
@@ -49,25 +52,57 @@ class AddedLoss:
     Distillation: X * KL(p_0 || p), the divergence of the predictions p from those of the anchor,
     p_0, at temperature 1 (Hinton et al. 2015, arXiv 1503.02531).
 
+    CAR-FT: the same divergence of the distributions over the contexts, softmax(s * f @ T_c) of the
+    features f, the features T_c of the class-free prompts, and s = exp(logit_scale) (Mao et al.
+    2022, arXiv 2211.16175).
+
+    Lipsum-FT: X / (2 K) times the sum over K random texts t of (s * f @ t - s * f_0 @ t)^2 (Nam et
+    al. 2024, arXiv 2404.00860).
+
     Args:
         recipe: The strengths.
         anchor: The classifier at theta_0; it is put into evaluation mode.
+        guide: Text features, for CAR-FT and Lipsum-FT.
     """
 
-    def __init__(self, recipe: ResolvedRecipe, anchor: ImageClassifier) -> None:
+    def __init__(
+        self, recipe: ResolvedRecipe, anchor: ImageClassifier, guide: TextGuide | None = None
+    ) -> None:
         self._recipe = recipe
         self._anchor = anchor.eval().requires_grad_(False)
+        self._guide = guide
+        self._texts: tuple[int, torch.Tensor] | None = None
 
-    def __call__(self, outputs: Outputs, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, outputs: Outputs, images: torch.Tensor, step: int) -> torch.Tensor:
         """Return the sum over the images of a pass, shape ().
 
         Args:
             outputs: Of the classifier that trains.
             images: The same images (B, 3, H, W).
+            step: The step, which decides the random texts.
         """
+        recipe, guide = self._recipe, self._guide
         with torch.no_grad():
-            before = forward_outputs(self._anchor, images, precision=self._recipe.precision)
-        return self._recipe.distill * divergence(before.logits, outputs.logits)
+            before = forward_outputs(self._anchor, images, precision=recipe.precision)
+        total = outputs.logits.new_zeros(())
+        if recipe.distill:
+            total = total + recipe.distill * divergence(before.logits, outputs.logits)
+        if recipe.car_ft and guide and guide.contexts is not None:
+            contexts = guide.scale * guide.contexts.to(before.features.dtype).T
+            total = total + recipe.car_ft * divergence(
+                before.features @ contexts, outputs.features @ contexts
+            )
+        if recipe.lipsum_ft and guide:
+            texts = self._random_texts(guide, step).to(before.features.dtype)
+            changes = guide.scale * (outputs.features - before.features) @ texts.T
+            total = total + recipe.lipsum_ft * changes.square().sum() / (2 * len(texts))
+        return total
+
+    def _random_texts(self, guide: TextGuide, step: int) -> torch.Tensor:
+        """Return the texts of a step; all passes of the step share them."""
+        if self._texts is None or self._texts[0] != step:
+            self._texts = step, guide.random_features(self._recipe.seed, step)
+        return self._texts[1]
 
 
 def divergence(target_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

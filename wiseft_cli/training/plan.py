@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wiseft_cli import __version__
 from wiseft_cli.checkpoint.atomic import check_output
@@ -28,11 +28,12 @@ from wiseft_cli.data.image_set import ImageSet, data_fingerprint
 from wiseft_cli.data.label_join import LabelJoin, join_image_set, require_one_class
 from wiseft_cli.data.sources import open_image_set, open_training_set
 from wiseft_cli.data.subsets import few_shot, stratified_split
-from wiseft_cli.errors import list_some
+from wiseft_cli.errors import UsageError, list_some
 from wiseft_cli.evaluation.data_overlap import contains_training_images, training_records
 from wiseft_cli.training.kept import (
     EPOCHS,
     Keep,
+    TextSource,
     ema_path,
     epoch_path,
     find_selection_set,
@@ -40,6 +41,9 @@ from wiseft_cli.training.kept import (
 )
 from wiseft_cli.training.recipe import Recipe, ResolvedRecipe, recipe_warnings, resolve
 from wiseft_cli.training.resume import Start, find_start, reject_other_output
+
+if TYPE_CHECKING:
+    from wiseft_cli.training.text import TextGuide
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class FinetunePlan:
         max_bad: Unreadable training images that are allowed.
         start: Where the run starts; of several processes the first one's counts.
         keep: Which weights are written.
+        text: Text features of CAR-FT and Lipsum-FT; None if neither is on.
         selection_set: Name of the validation set that chooses the weights; None for no choice.
         notes: Information, one sentence each.
         warnings: Settings that are allowed but probably unintended, one sentence each.
@@ -116,6 +121,7 @@ class FinetunePlan:
     max_bad: int
     start: Start
     keep: Keep
+    text: TextGuide | None
     selection_set: str | None
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -161,6 +167,7 @@ def make_plan(
     output: Path,
     recipe: Recipe,
     keep: Keep = Keep(),  # noqa: B008 - frozen
+    text: TextSource | None = None,
     force: bool = False,
     resume: bool = False,
     threads: int | None = None,
@@ -175,6 +182,7 @@ def make_plan(
         output: Path of the fine-tuned checkpoint.
         recipe: The recipe.
         keep: Which weights are written.
+        text: The CLIP model whose text tower CAR-FT and Lipsum-FT use.
         force: Whether an existing output or state may be replaced.
         resume: Whether the run continues from an earlier part of it, if there is one.
         threads: CPU threads of torch; None accepts those of a state.
@@ -182,7 +190,8 @@ def make_plan(
     Raises:
         OutputError: The output exists, is an input, or cannot be written; or there is a state.
         CheckpointError: The parent is not a checkpoint with a model and classes.
-        UsageError: A spec is malformed.
+        UsageError: A spec is malformed, or a method has no text tower.
+        ModelError: The text tower cannot be loaded, or is not the parent's.
         DatasetError: A set cannot be listed, or a label is not a class of the head.
         RecipeError: The recipe does not fit the training set, or a state is of another run.
     """
@@ -198,6 +207,9 @@ def make_plan(
     card = _output_card(parent_card, train.images, resolved, record)
     if selection_set is not None:
         card = written_card(card, selection=_describe_selection(val, selection_set))
+    guide = _load_text_guide(text, parent, parent_card, resolved)
+    if guide is not None:
+        card = written_card(card, text_tower={"model": guide.name, "weights": guide.digest})
     plan = FinetunePlan(
         parent=parent,
         parent_card=parent_card,
@@ -211,8 +223,9 @@ def make_plan(
         max_bad=data.max_bad,
         start=Start(),
         keep=keep,
+        text=guide,
         selection_set=selection_set,
-        notes=_list_notes(parent_card, (train, *val)),
+        notes=(*_list_notes(parent_card, (train, *val)), *(guide.notes if guide else ())),
         warnings=(
             *(text for labelled in (train, *val) for text in labelled.images.warnings),
             *_classes_without_images(train, parent_card),
@@ -230,6 +243,23 @@ def make_plan(
         output, card, resume=resume, force=force, threads=threads, world_size=launch.world_size
     )
     return replace(plan, start=start)
+
+
+def _load_text_guide(
+    source: TextSource | None, parent: Path, card: Card, recipe: ResolvedRecipe
+) -> TextGuide | None:
+    if not recipe.needs_text:
+        return None
+    if source is None:
+        raise UsageError(
+            "car_ft and lipsum_ft need the text tower of the CLIP model that the checkpoint was"
+            " made from",
+            hint="add --model, and --pretrained for an open_clip name",
+        )
+    # lazy: only these methods need torch to plan a run
+    from wiseft_cli.training.text import load_text_guide
+
+    return load_text_guide(source, parent, card, recipe)
 
 
 def _describe_selection(val: Sequence[LabelledSet], name: str) -> Mapping[str, Any]:

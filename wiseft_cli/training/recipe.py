@@ -247,6 +247,18 @@ class Recipe:
         "Hinton et al. 2015, arXiv 1503.02531; Wortsman et al. 2021, arXiv 2109.01903, section C.3",
         frozen_encoder=(0.0, "the encoder is not trained"),
     )
+    car_ft: float = strength(
+        "Add X times the divergence of the images' distribution over contexts, the head's templates"
+        " without a class, from that of the starting weights. Needs --model.",
+        "Mao et al. 2022, arXiv 2211.16175",
+        frozen_encoder=(0.0, "the encoder is not trained"),
+    )
+    lipsum_ft: float = strength(
+        "Add X times half the mean squared change of the logits of 80 random texts, drawn anew for"
+        " each step, from those of the starting weights. Needs --model.",
+        "Nam et al. 2024, arXiv 2404.00860",
+        frozen_encoder=(0.0, "the encoder is not trained"),
+    )
     seed: int = integer(
         0,
         "Seed of shuffling, augmentation, random layers, --val-fraction and --shots.",
@@ -300,6 +312,11 @@ class ResolvedRecipe(Recipe):
     def methods(self) -> tuple[str, ...]:
         """Names of the methods that are on, in the order of the table."""
         return tuple(key for key, row in RECIPE_KEYS.items() if row.is_on(getattr(self, key)))
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether a method compares images with texts."""
+        return bool(self.car_ft or self.lipsum_ft)
 
     @property
     def mixes_images(self) -> bool:
@@ -439,9 +456,9 @@ def probe_recipe(recipe: Recipe) -> Recipe:
 
     It has the batch size, the optimizer, the precision and the seed of the fine-tuning.
     """
-    kept = ("batch_size", "micro_batch_size", "weight_decay", "betas", "eps", "schedule")
-    kept += ("clip_grad_norm", "label_smoothing", "precision", "seed", "deterministic")
-    values = {key: getattr(recipe, key) for key in kept}
+    kept = "batch_size micro_batch_size weight_decay betas eps schedule clip_grad_norm"
+    kept += " label_smoothing precision seed deterministic"
+    values = {key: getattr(recipe, key) for key in kept.split()}
     if recipe.spd:  # the strength of SPD is in place of a decay
         values["weight_decay"] = Recipe.weight_decay
     return Recipe(epochs=recipe.lp_ft, lr=recipe.lp_lr, freeze="encoder", **values)

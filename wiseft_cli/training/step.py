@@ -92,7 +92,7 @@ def run_steps(
         position = (step, processes.rank) if processes.rank else (step,)
         seed = derive_seed(recipe.seed, Purpose.STOCHASTIC_LAYERS, *position)
         seed_device_generators(seed, processes.device)
-        forward = _Objective(logits_of, recipe, added_loss)
+        forward = _Objective(logits_of, recipe, added_loss, step)
         yield _take_step(
             step, forward, optimizer, passes, recipe, processes, scaler, anchored, stop
         )
@@ -105,6 +105,7 @@ class _Objective:
     logits_of: Logits
     recipe: ResolvedRecipe
     added_loss: AddedLoss | None
+    step: int
 
     def loss(self, inputs: torch.Tensor, targets: torch.Tensor, n_images: int) -> torch.Tensor:
         """Return the part of a step's mean loss that a pass has, shape ().
@@ -120,7 +121,7 @@ class _Objective:
         loss = mean_loss_share(logits[:n_targets], targets, n_images, label_smoothing=smoothing)
         if self.added_loss is None or not n_targets:
             return loss
-        return loss + self.added_loss(outputs, inputs) / n_images
+        return loss + self.added_loss(outputs, inputs, self.step) / n_images
 
 
 def _take_step(

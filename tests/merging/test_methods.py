@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 from typing import Any
 
 import ml_dtypes
@@ -18,6 +19,7 @@ from wiseft_cli.merging.kernels import KERNEL_BLOCK, UpdateSettings, keep_mask
 from wiseft_cli.merging.layers import parse_layer_alpha
 from wiseft_cli.merging.methods import METHODS
 from wiseft_cli.merging.model_merge import ModelMerge
+from wiseft_cli.merging.reductions import LargestMagnitudes
 from wiseft_cli.merging.settings import MergeSettings, resolve_settings
 
 SHAPES = {
@@ -474,3 +476,27 @@ def test_wrong_settings_are_usage_errors_with_a_remedy(
     text = f"{caught.value} {caught.value.hint}"
     for fact in facts:
         assert fact in text
+
+
+@pytest.mark.parametrize("kind", ["normal", "sorted", "mostly zero", "with NaN", "few values"])
+@pytest.mark.parametrize("capacity", [1 << 22, 1 << 15])
+def test_large_searches_for_a_magnitude_are_exact(kind: str, capacity: int) -> None:
+    n = 3_000_000
+    values = np.abs(np.random.default_rng(0).standard_normal(n))
+    if kind == "sorted":  # so that a sample of blocks is a bad guess
+        values.sort()
+    elif kind == "mostly zero":
+        values[: n * 9 // 10] = 0.0
+    elif kind == "with NaN":
+        values[::1000] = np.nan
+    elif kind == "few values":
+        values = np.round(values)
+    expected = np.sort(values)  # NaN comes last
+    for density in ("0.05", "0.2", "0.9"):
+        search = LargestMagnitudes(1, n, Fraction(density), capacity=capacity)
+        while True:
+            for part in np.split(values, 10):
+                search.observe([np.zeros(len(part)), part])
+            if search.finish_pass():
+                break
+        assert search.thresholds == [expected[n - int(n * Fraction(density))]]

@@ -7,7 +7,7 @@ get the same bits. Files are not known here.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from statistics import median
 from typing import Any
@@ -26,7 +26,6 @@ from wiseft_cli.merging.coefficients import (
 )
 from wiseft_cli.merging.kernels import (
     OF_CHANGES,
-    UPDATES,
     BlockInputs,
     Scratch,
     UpdateSettings,
@@ -374,6 +373,7 @@ class BlockMerger:
         self, tensor: TensorMerge, inputs: BlockInputs, outs: Outs
     ) -> tuple[list[int], bool]:
         restores_equal = _restores_equal(tensor, inputs, outs)
+        method = tensor.model.settings.method
         if inputs.fishers:
             return merge_fisher_block(
                 inputs,
@@ -383,7 +383,8 @@ class BlockMerger:
                 restores_equal=restores_equal,
             )
         return merge_block(
-            UPDATES.get(tensor.model.settings.method, UPDATES["linear"]),
+            # Of the method fisher, tensors without Fisher values are interpolated.
+            "linear" if method == "fisher" else method,
             inputs,
             tensor.update,
             [(*tensor.coefficients(alpha), out) for alpha, out in outs],
@@ -404,14 +405,16 @@ def _copied(tensor: TensorMerge, thetas: Sequence[Array], alpha: Alpha | None) -
     return thetas[1] if is_mean and p == 0.0 and len(thetas) == 2 else None
 
 
-def _restores_equal(tensor: TensorMerge, inputs: BlockInputs, outs: Iterable[Any]) -> bool:
-    """Return whether rounding alone would not give back weights that all inputs share.
+def _restores_equal(tensor: TensorMerge, inputs: BlockInputs, outs: Outs) -> bool:
+    """Return whether the value alone would not keep weights that all inputs share.
 
-    A convex combination of equal weights is within a few units of float64 of them, so rounding to
-    a narrower dtype of the inputs gives them back.
+    theta_0 minus a change of 0 times alpha does, unless alpha is negative. A convex combination of
+    equal weights is within a few units of float64 of them, so rounding to a narrower dtype of the
+    inputs gives them back.
     """
+    alphas = [tensor.alpha(alpha) for alpha, _ in outs]
+    if tensor.model.settings.method in OF_CHANGES:
+        return min(alphas) < 0.0
     dtypes = {theta.dtype for theta in inputs.thetas} | {out.dtype for _, out in outs}
-    is_convex = tensor.model.settings.method not in OF_CHANGES and all(
-        0.0 <= tensor.alpha(alpha) <= 1.0 for alpha, _ in outs
-    )
+    is_convex = min(alphas) >= 0.0 and max(alphas) <= 1.0
     return len(dtypes) > 1 or not is_convex or np.dtype(np.float64) in dtypes

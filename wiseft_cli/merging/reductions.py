@@ -27,11 +27,27 @@ multiple of it, so that the blocks begin at the same elements for every size of 
 _SHIFTS = (47, 31, 15, 0)
 """Right shifts of the bits of a magnitude, whose sign is 0: 16, 32, 48 and 63 leading bits."""
 
+_SAMPLE = 1 << 18
+"""Magnitudes in a sample, per input, unless the capacity is smaller."""
+
+_SAMPLED_BLOCKS = 8
+"""Of so many blocks, a sample is drawn from one; the others are not read."""
+
+_MARGIN = 0.01
+"""Half the width of the interval from a sample, as a share of all elements."""
+
 _COMPRESSED = 1024
 
 
 class Reduction(Protocol):
-    """A statistic of one or several tensors."""
+    """A statistic of one or several tensors.
+
+    Attributes:
+        block_step: Of so many blocks of a tensor, the current pass observes only the first; the
+            others can be left out.
+    """
+
+    block_step: int
 
     def observe(self, arrays: Sequence[Array]) -> None:
         """Add the next elements: those of theta_0, then those of every fine-tuned input."""
@@ -48,6 +64,7 @@ class Products(Reduction):
     """
 
     def __init__(self, *, of_changes: bool) -> None:
+        self.block_step = 1
         self._of_changes = of_changes
         self._sums: dict[tuple[int, int], list[float]] = {}
 
@@ -93,42 +110,54 @@ class Products(Reduction):
 
 
 class LargestMagnitudes(Reduction):
-    """The k-th largest |tau_i| of every fine-tuned input, exactly, in two to four passes.
+    """The k-th largest |tau_i| of every fine-tuned input, exactly; calls may come from any thread.
 
-    Doubles of one sign are ordered as their bit patterns are. A pass counts the next 16 bits of
-    the magnitudes that begin with the bits known so far; once few enough are left, a pass
-    collects them. Calls may come from several threads.
+    The first pass draws a sample, which gives an interval that almost surely holds the result; the
+    second counts what is above it and collects what is in it. If the result is elsewhere, or the
+    interval holds too much, up to four passes follow that count bit patterns.
 
     Args:
         n_elements: Number of elements of all tensors together.
         density: Share of the elements to keep; k is the next smaller whole number, at least 1.
-        capacity: Maximum number of magnitudes to collect.
+        capacity: Maximum number of magnitudes to collect, of all inputs together.
+
+    Attributes:
+        block_step: Of so many blocks, the current pass observes only the first.
     """
 
     def __init__(
         self, n_finetuned: int, n_elements: int, density: Fraction, *, capacity: int
     ) -> None:
-        self._capacity = capacity // n_finetuned
-        self._lock = threading.Lock()
+        rank = max(1, math.floor(density * n_elements))
+        share = capacity // n_finetuned
+        step = 1 if n_elements <= share else max(1, n_elements // min(_SAMPLE, share))
+        self.block_step = _SAMPLED_BLOCKS if step >= _SAMPLED_BLOCKS else 1
+        self._lock, self._memory = threading.Lock(), threading.local()
         self._searches = [
-            _Search(max(1, math.floor(density * n_elements))) for _ in range(n_finetuned)
+            _Search(rank, n_elements, share, step // self.block_step) for _ in range(n_finetuned)
         ]
 
     def observe(self, arrays: Sequence[Array]) -> None:
-        if not len(arrays[0]):
-            return
         with np.errstate(all="ignore"):  # infinite values have NaN differences
-            theta_0 = arrays[0].astype(np.float64)
-            for search, theta_i in zip(self._searches, arrays[1:], strict=True):
-                if search.threshold is None:
-                    magnitude = np.subtract(theta_i, theta_0, dtype=np.float64)
-                    np.abs(magnitude, out=magnitude)
-                    search.observe(magnitude.view(np.int64), self._lock)
+            for begin in range(0, len(arrays[0]), self.block_step * REDUCTION_BLOCK):
+                self._observe_block([array[begin : begin + REDUCTION_BLOCK] for array in arrays])
+
+    def _observe_block(self, arrays: Sequence[Array]) -> None:
+        if not hasattr(self._memory, "arrays"):
+            self._memory.arrays = np.empty((2, REDUCTION_BLOCK))
+        theta_0, magnitude = self._memory.arrays[:, : len(arrays[0])]
+        np.copyto(theta_0, arrays[0])
+        for search, theta_i in zip(self._searches, arrays[1:], strict=True):
+            if search.threshold is None:
+                np.copyto(magnitude, theta_i)
+                np.subtract(theta_0, magnitude, out=magnitude)
+                search.observe(np.abs(magnitude, out=magnitude), self._lock)
 
     def finish_pass(self) -> bool:
+        self.block_step = 1
         for search in self._searches:
             if search.threshold is None:
-                search.finish_pass(self._capacity)
+                search.finish_pass()
         return all(search.threshold is not None for search in self._searches)
 
     @property
@@ -140,49 +169,110 @@ class LargestMagnitudes(Reduction):
 class _Search:
     """The search for the magnitude of one rank.
 
+    Args:
+        capacity: Maximum number of magnitudes to collect.
+        step: Of so many observed magnitudes, one belongs to the sample.
+
     Attributes:
-        rank: Rank, from the largest, among the magnitudes that begin with `prefix`.
-        level: Number of finished passes, an index of `_SHIFTS`.
+        threshold: The result, once it is known; infinite if it is NaN.
+    """
+
+    def __init__(self, rank: int, n_elements: int, capacity: int, step: int) -> None:
+        self._rank, self._n_elements, self._capacity = rank, n_elements, capacity
+        self._collected: list[Array] = []
+        self._n_collected = self._n_above = 0
+        self._interval: tuple[float, float] | None = None
+        self._counts: _BitCounts | None = None
+        self._step = step
+        self.threshold: float | None = None
+
+    def observe(self, magnitude: Array, lock: threading.Lock) -> None:
+        if self._counts is not None:
+            self._counts.observe(magnitude.view(np.int64), lock)
+            return
+        n_above = 0
+        if self._interval is None:
+            found = magnitude[:: self._step].copy()
+        else:
+            low, high = self._interval
+            is_below = magnitude < high  # not NaN, which is above every number
+            n_above = len(magnitude) - int(np.count_nonzero(is_below))
+            # All zeros are equal, so they need not be collected.
+            is_below &= magnitude >= low if low else magnitude > 0.0
+            found = magnitude[is_below]
+        with lock:
+            self._n_above += n_above
+            self._n_collected += len(found)
+            if self._interval is None or self._n_collected <= self._capacity:
+                self._collected.append(found)
+
+    def finish_pass(self) -> None:
+        if self._counts is not None:
+            self._set(self._counts.finish_pass())
+            return
+        if self._interval is None and self._n_collected < self._n_elements:
+            self._interval = self._guess_interval()
+        elif self._n_collected > self._capacity or not self._holds_result():
+            self._counts = _BitCounts(self._rank)
+        elif self._rank > self._n_above + self._n_collected:
+            self._set(0.0)
+        else:
+            self._set(_largest(np.concatenate(self._collected), self._rank - self._n_above))
+        self._collected, self._n_collected = [], 0
+
+    def _guess_interval(self) -> tuple[float, float]:
+        """Return bounds of the result from a sample, as wide as the capacity allows."""
+        sample = np.sort(np.concatenate(self._collected))
+        share = self._rank / self._n_elements
+        margin = min(_MARGIN, 0.4 * self._capacity / self._n_elements)
+        first, last = ((1 - share + sign * margin) * len(sample) for sign in (-1, 1))
+        low = float(sample[int(first)]) if first >= 0 else 0.0
+        high = float(sample[int(last)]) if last < len(sample) else math.inf
+        return low, math.inf if math.isnan(high) else high
+
+    def _holds_result(self) -> bool:
+        if self._n_above >= self._rank:
+            return False
+        is_lowest = self._interval is not None and self._interval[0] == 0.0
+        return is_lowest or self._rank <= self._n_above + self._n_collected
+
+    def _set(self, value: float | None) -> None:
+        self.threshold = math.inf if value is not None and math.isnan(value) else value
+
+
+def _largest(values: Array, rank: int) -> float:
+    """Return the value of a rank from the largest; NaN is larger than every number."""
+    place = len(values) - rank
+    return float(np.partition(values, place)[place])
+
+
+class _BitCounts:
+    """Select a rank by counting the leading bits of magnitudes, 16 more in each of four passes.
+
+    Doubles of one sign are ordered as their bit patterns are.
     """
 
     def __init__(self, rank: int) -> None:
-        self.rank = rank
-        self.level = 0
-        self.prefix = 0
-        self.counts: Array | None = np.zeros(1 << 16, np.int64)
-        self.collected: list[Array] = []
-        self.threshold: float | None = None
+        self._rank = rank
+        self._level = self._prefix = 0
+        self._counts = np.zeros(1 << 16, np.int64)
 
     def observe(self, bits: Array, lock: threading.Lock) -> None:
-        if self.level:
-            bits = bits[(bits >> _SHIFTS[self.level - 1]) == self.prefix]
-        if self.counts is None:
-            with lock:
-                self.collected.append(bits)
-            return
-        digits = (bits >> _SHIFTS[self.level]) & (0xFFFF if self.level < 3 else 0x7FFF)
+        if self._level:
+            bits = bits[(bits >> _SHIFTS[self._level - 1]) == self._prefix]
+        digits = (bits >> _SHIFTS[self._level]) & (0xFFFF if self._level < 3 else 0x7FFF)
         counts = np.bincount(digits, minlength=1 << 16)
         with lock:
-            self.counts += counts
+            self._counts += counts
 
-    def finish_pass(self, capacity: int) -> None:
-        if self.counts is None:
-            found = np.concatenate(self.collected)
-            self._set(int(np.partition(found, len(found) - self.rank)[len(found) - self.rank]))
-            return
-        from_above = np.cumsum(self.counts[::-1])
-        place = int(np.searchsorted(from_above, self.rank))
+    def finish_pass(self) -> float | None:
+        """Return the magnitude after the last pass, otherwise None."""
+        from_above = np.cumsum(self._counts[::-1])
+        place = int(np.searchsorted(from_above, self._rank))
         digit = len(from_above) - 1 - place
-        count = int(self.counts[digit])
-        self.rank -= int(from_above[place]) - count
-        shift = _SHIFTS[self.level]
-        self.prefix = self.prefix << (16 if self.level < 3 else 15) | digit
-        if not shift:
-            self._set(self.prefix)
-            return
-        self.level += 1
-        self.counts = None if count <= capacity else np.zeros(1 << 16, np.int64)
-
-    def _set(self, bits: int) -> None:
-        self.threshold = float(np.int64(bits).view(np.float64))
-        self.counts, self.collected = None, []
+        self._rank -= int(from_above[place]) - int(self._counts[digit])
+        self._prefix = self._prefix << (16 if self._level < 3 else 15) | digit
+        self._counts[:] = 0
+        self._level += 1
+        is_last = self._level == len(_SHIFTS)
+        return float(np.int64(self._prefix).view(np.float64)) if is_last else None

@@ -300,8 +300,13 @@ class _Worker:
         """Pass a tensor of every input to a statistic, without hashing it."""
         tensors = list(self._open(step).values())[: len(self._job.plan.inputs)]
         n = self._elements_per_chunk(step, *tensors)
-        while tensors[0].rest and not self._job.stop.is_set():
+        skipped = (reduction.block_step - 1) * REDUCTION_BLOCK
+        if skipped:
+            n = REDUCTION_BLOCK
+        while tensors[0].rest > 0 and not self._job.stop.is_set():
             reduction.observe([self._read_elements(t, n, hashes=False) for t in tensors])
+            for tensor in tensors:
+                tensor.position += skipped * tensor.dtype.itemsize
 
     def _copy(self, step: Step, tensor: _TensorInput) -> None:
         """Copy a tensor's bytes, or its values if the dtype changes."""

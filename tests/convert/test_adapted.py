@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.convert.tiny import CLIP_CONFIG
 from wiseft_cli.checkpoint.reader import open_checkpoint
+from wiseft_cli.cli.app import main
 from wiseft_cli.convert.adapted import open_adapted
 from wiseft_cli.convert.convert import convert_checkpoint
 from wiseft_cli.errors import CheckpointError, UsageError
@@ -114,3 +115,45 @@ def test_options_are_checked(
     with pytest.raises(UsageError, match="--base does not apply"):
         convert_checkpoint("base.safetensors", "out.safetensors", base="expected.safetensors")
     assert not Path("out.safetensors").exists()
+
+
+@pytest.mark.parametrize("alpha", ["0", "0.3", "1"])
+def test_merging_an_adapter_equals_merging_the_converted_file(
+    tmp_path: Path, monkeypatch: Any, capsys: Any, alpha: str
+) -> None:
+    make_adapter(tmp_path, "CLIPVisionModelWithProjection")
+    with_head(tmp_path / "base.safetensors")
+    monkeypatch.chdir(tmp_path)
+    convert_checkpoint("adapter", "tuned.safetensors", base="base.safetensors")
+    merged = ["merge", "base.safetensors", "adapter", "--alpha", alpha, "--threads", "2"]
+    assert main([*merged, "-o", "direct.safetensors"]) == 0
+    assert main(["merge", "base.safetensors", "tuned.safetensors", "--alpha", alpha]) == 0
+    outputs = capsys.readouterr().out.split()
+    direct, other = (load_file(path) for path in outputs)
+    assert direct.keys() == other.keys()
+    assert all(torch.equal(direct[name], other[name]) for name in direct)
+
+
+def test_an_adapter_among_several_fine_tuned_inputs(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    make_adapter(tmp_path, "CLIPModel")
+    monkeypatch.chdir(tmp_path)
+    words = ["merge", "base.safetensors", "adapter", "expected.safetensors", "--alpha", "1"]
+    assert main([*words, "-o", "out.safetensors"]) == 0
+    found, expected = load_file("out.safetensors"), load_file("expected.safetensors")
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-6)
+
+
+def test_an_adapter_of_another_base_and_a_folder_output_are_refused(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    make_adapter(tmp_path, "CLIPModel")
+    monkeypatch.chdir(tmp_path)
+    save_file({"a.weight": torch.zeros(2, 2)}, "other.safetensors")
+    assert main(["merge", "other.safetensors", "adapter"]) == 1
+    assert "the adapter does not fit other.safetensors" in capsys.readouterr().err
+    assert main(["merge", "base.safetensors", "adapter", "-o", "out/"]) == 2
+    assert "is an adapter, whose folder has no config" in capsys.readouterr().err
+    assert not Path("out").exists()

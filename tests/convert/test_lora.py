@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from wiseft_cli.checkpoint.reader import open_checkpoint
-from wiseft_cli.convert.lora import is_adapter, open_adapter
+from wiseft_cli.checkpoint.shards import is_adapter
+from wiseft_cli.convert.lora import open_adapter
 from wiseft_cli.errors import CheckpointError, IncompatibleCheckpointsError
 
 # peft and transformers write configs that are read here; they warn about each other.

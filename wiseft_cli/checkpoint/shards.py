@@ -33,6 +33,11 @@ INDEX_NAME = re.compile(r"\.safetensors\.index(?:\.[\w-]+)?\.json$")
 """Name of an index of shards, the variants of transformers included."""
 
 _SHARD_NAME = re.compile(r"^(.*?)[-_.]?(\d+)-of-(\d+)(.*)\.safetensors$")
+ADAPTER_CONFIG = "adapter_config.json"
+"""Settings of an adapter of PEFT; its folder holds a change of a model, not a model."""
+
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
 TORCH_NAMES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
 """Files of torch.save that hold the weights of a model folder."""
 
@@ -74,6 +79,13 @@ def find_checkpoint_files(path: Path) -> CheckpointFiles:
     if path.name.endswith(".json"):
         return _read_index(path)
     return CheckpointFiles((path,))
+
+
+def is_adapter(path: Path) -> bool:
+    """Return whether a path is the folder of a PEFT adapter, or the weights file in one."""
+    return (path / ADAPTER_CONFIG).is_file() or (
+        path.name in ADAPTER_WEIGHTS and (path.parent / ADAPTER_CONFIG).is_file()
+    )
 
 
 def shard_number(path: Path) -> tuple[int, int] | None:

@@ -44,7 +44,7 @@ from wiseft_cli.merging.methods import list_methods as method_rows
 
 if TYPE_CHECKING:
     from wiseft_cli.merging.alpha import Alpha
-    from wiseft_cli.merging.merge import MergedFile, MergeReport
+    from wiseft_cli.merging.merge import MergedFile, MergeReport, OpenInputs
 
 EXAMPLES = """
 wiseft merge --alpha 0.5 zeroshot.safetensors finetuned.safetensors
@@ -106,7 +106,8 @@ def merge(
         list[Path],
         typer.Argument(
             metavar="FINETUNED",
-            help="The fine-tuned checkpoint, or several, in any of these forms.",
+            help="The fine-tuned checkpoint, or several, in any of these forms; or the folder of a "
+            "LoRA adapter of PEFT that was trained on ZEROSHOT.",
         ),
     ],
     alpha: Annotated[
@@ -230,7 +231,7 @@ def merge(
     """
     # lazy: numpy takes a tenth of a second, and --help does not need it
     from wiseft_cli.checkpoint.shards import parse_size
-    from wiseft_cli.merging.merge import merge_checkpoints, open_inputs
+    from wiseft_cli.merging.merge import merge_checkpoints
     from wiseft_cli.merging.outputs import require_folder_name, require_model_folder
     from wiseft_cli.merging.plan_file import combine_request, render_plan
 
@@ -286,7 +287,7 @@ def merge(
             writes_folders=writes_folders,
             max_shard_bytes=max_shard_bytes,
             creates_parents=output is not None and "{alpha}" in dirname(output.rstrip("/")),
-            opens=matcher.open if matcher else open_inputs,
+            opens=matcher.open if matcher else _find_opener(finetuned),
             on_progress=_Bar(stack),
         )
     for note in matcher.notes if matcher else ():
@@ -299,6 +300,19 @@ def merge(
     else:
         for file in report.files:
             print_data(str(file.path))
+
+
+def _find_opener(finetuned: Sequence[Path]) -> OpenInputs:
+    """Return what opens the inputs: adapters need modules that take time to import."""
+    # lazy: as above
+    from wiseft_cli.checkpoint.shards import is_adapter
+    from wiseft_cli.merging.merge import open_inputs
+
+    if not any(map(is_adapter, finetuned)):
+        return open_inputs
+    from wiseft_cli.convert.adapted import open_with_adapters
+
+    return open_with_adapters
 
 
 def name_outputs(

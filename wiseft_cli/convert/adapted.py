@@ -7,11 +7,13 @@ the names of transformers, and the result is read under the names of the base ag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from wiseft_cli.checkpoint.reader import CheckpointReader
+from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint
+from wiseft_cli.checkpoint.shards import is_adapter
 from wiseft_cli.convert.lora import open_adapter
 from wiseft_cli.convert.names import Naming
 from wiseft_cli.convert.plain_names import read_plainly, rename
@@ -50,6 +52,26 @@ def open_adapted(path: Path, base: CheckpointReader) -> CheckpointReader:
         adapted.__exit__()
         raise CheckpointError(f"{path}: the adapter changes the shape of weights", faults=lost)
     return _Owner(restored, adapted)
+
+
+@contextmanager
+def open_with_adapters(paths: Sequence[Path]) -> Iterator[Sequence[CheckpointReader]]:
+    """Open the inputs of a merge, of which all but the first may be adapters of the first.
+
+    Raises:
+        CheckpointError: One cannot be read, or an adapter does not fit the first.
+    """
+    with ExitStack() as stack:
+        base = stack.enter_context(open_checkpoint(paths[0], allow_shards=True))
+        readers = [base]
+        for path in paths[1:]:
+            opened = (
+                open_adapted(path, base)
+                if is_adapter(path)
+                else open_checkpoint(path, allow_shards=True)
+            )
+            readers.append(stack.enter_context(opened))
+        yield readers
 
 
 def _views(base: CheckpointReader) -> list[_View]:

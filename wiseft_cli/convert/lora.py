@@ -26,12 +26,11 @@ import numpy.typing as npt
 from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.format import TensorInfo, numpy_dtype
 from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint
-from wiseft_cli.convert.lora_config import CONFIG_NAME, AdapterConfig, read_adapter_config
+from wiseft_cli.checkpoint.shards import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from wiseft_cli.convert.lora_config import AdapterConfig, read_adapter_config
 from wiseft_cli.convert.torch_files import open_torch_weights
 from wiseft_cli.errors import CheckpointError, IncompatibleCheckpointsError, brief, counted
 from wiseft_cli.merging.arithmetic import INTERPOLATED_DTYPES
-
-WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?:(.*)\.)?lora_(?:(embedding)_)?([AB])(?:\.default)?(?:\.weight)?")
@@ -41,13 +40,6 @@ _ROWS = 64
 """Rows of a weight that are computed at once."""
 
 Array = npt.NDArray[Any]
-
-
-def is_adapter(path: Path) -> bool:
-    """Return whether a path is the folder of a PEFT adapter, or a file in one."""
-    return (path / CONFIG_NAME).is_file() or (
-        path.name in WEIGHTS_NAMES and (path.parent / CONFIG_NAME).is_file()
-    )
 
 
 @dataclass(frozen=True)
@@ -86,7 +78,7 @@ class AdapterReader(CheckpointReader):
     def __init__(
         self, path: Path, base: CheckpointReader, adapter: CheckpointReader, plan: _Plan
     ) -> None:
-        self.path, self.files = path, (*adapter.files, path / CONFIG_NAME)
+        self.path, self.files = path, (*adapter.files, path / ADAPTER_CONFIG)
         self.base, self._adapter = base, adapter
         self._updates, self._saved = plan.updates, plan.saved
         self.metadata = {}
@@ -191,7 +183,7 @@ def open_adapter(path: Path, *bases: CheckpointReader) -> AdapterReader:
         IncompatibleCheckpointsError: It belongs to another model.
     """
     folder = path if path.is_dir() else path.parent
-    config = read_adapter_config(folder / CONFIG_NAME)
+    config = read_adapter_config(folder / ADAPTER_CONFIG)
     with ExitStack() as stack:
         adapter = stack.enter_context(_open_weights(folder))
         plans = [_plan(adapter, config, base) for base in bases]
@@ -216,10 +208,10 @@ def _other_base(
 
 
 def _open_weights(folder: Path) -> CheckpointReader:
-    found = [folder / name for name in WEIGHTS_NAMES if (folder / name).exists()]
+    found = [folder / name for name in ADAPTER_WEIGHTS if (folder / name).exists()]
     if not found:
         raise CheckpointError(
-            f"{folder}: is an adapter without weights, expected {' or '.join(WEIGHTS_NAMES)}"
+            f"{folder}: is an adapter without weights, expected {' or '.join(ADAPTER_WEIGHTS)}"
         )
     if found[0].suffix == ".bin":
         return open_torch_weights(found[0])[0]

@@ -15,8 +15,6 @@ from typing import Any
 
 from wiseft_cli.errors import CheckpointError, brief
 
-CONFIG_NAME = "adapter_config.json"
-
 _MAX_CONFIG_BYTES = 16 << 20
 _MAX_PATTERN = 300
 _CHANGES_BASE = re.compile(r"pissa|olora|corda|lora_ga|loftq")

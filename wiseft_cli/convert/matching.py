@@ -12,11 +12,11 @@ from pathlib import Path
 
 from wiseft_cli.checkpoint.format import TensorInfo
 from wiseft_cli.checkpoint.reader import CheckpointReader
+from wiseft_cli.convert.adapted import open_with_adapters
 from wiseft_cli.convert.convert import convert_names
 from wiseft_cli.convert.plain_names import read_plainly, rename
 from wiseft_cli.errors import counted
 from wiseft_cli.merging.causes import find_renaming
-from wiseft_cli.merging.merge import open_inputs
 
 
 class NameMatcher:
@@ -31,12 +31,12 @@ class NameMatcher:
 
     @contextmanager
     def open(self, paths: Sequence[Path]) -> Iterator[Sequence[CheckpointReader]]:
-        """Open checkpoints as `open_inputs` does, under matched names.
+        """Open checkpoints as `open_with_adapters` does, under matched names.
 
         Raises:
             CheckpointError: One cannot be read, or has tensors that the tables do not know.
         """
-        with open_inputs(paths) as readers:
+        with open_with_adapters(paths) as readers:
             carded = [reader for reader in readers if reader.card is not None]
             target = carded[0] if len(carded) == 1 else readers[-1]
             yield [

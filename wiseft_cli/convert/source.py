@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint, require_whole_checkpoint
+from wiseft_cli.checkpoint.shards import is_adapter
 from wiseft_cli.convert.adapted import open_adapted
-from wiseft_cli.convert.lora import is_adapter
 from wiseft_cli.convert.torch_files import find_torch_file, open_torch_weights
 from wiseft_cli.errors import UsageError
 

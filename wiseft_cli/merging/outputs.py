@@ -18,6 +18,7 @@ from wiseft_cli.checkpoint.atomic_folder import AtomicFolder, check_output_folde
 from wiseft_cli.checkpoint.format import TensorSpec
 from wiseft_cli.checkpoint.sharded_writer import ShardedWriter
 from wiseft_cli.checkpoint.shards import (
+    ADAPTER_CONFIG,
     FILE_SUFFIX,
     INDEX_NAME,
     WHOLE_NAME,
@@ -51,7 +52,7 @@ def list_companions(checkpoint: Path) -> list[Path]:
         checkpoint: A folder, or an index of shards in it; a single file has no companions.
     """
     folder = checkpoint.parent if INDEX_NAME.search(checkpoint.name) else checkpoint
-    if not folder.is_dir():
+    if not folder.is_dir() or (folder / ADAPTER_CONFIG).is_file():
         return []
     return sorted(
         path
@@ -69,8 +70,13 @@ def require_model_folder(finetuned: Path) -> None:
     """Reject a fine-tuned checkpoint whose companions are unknown.
 
     Raises:
-        UsageError: It is a single file.
+        UsageError: It is a single file, or an adapter.
     """
+    if (finetuned / ADAPTER_CONFIG).is_file():
+        raise UsageError(
+            f"{finetuned}: is an adapter, whose folder has no config and tokenizer of a model",
+            hint="name an output file with -o",
+        )
     if _is_single_file(finetuned):
         raise UsageError(
             f"{finetuned}: is a file, and an output folder takes config and tokenizer from the "

@@ -11,11 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.convert.tiny import CLIP_CONFIG
-from wiseft_cli.checkpoint.reader import open_checkpoint
+from wiseft_cli.checkpoint.card import Card, ClassEntry
+from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
+from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.cli.app import main
 from wiseft_cli.convert.adapted import open_adapted
 from wiseft_cli.convert.convert import convert_checkpoint
 from wiseft_cli.errors import CheckpointError, UsageError
+from wiseft_cli.merging.alpha import parse_alphas
+from wiseft_cli.merging.merge import merge_checkpoints
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -157,3 +161,25 @@ def test_an_adapter_of_another_base_and_a_folder_output_are_refused(
     assert main(["merge", "base.safetensors", "adapter", "-o", "out/"]) == 2
     assert "is an adapter, whose folder has no config" in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_the_result_is_a_checkpoint_if_the_base_is_one(tmp_path: Path) -> None:
+    make_adapter(tmp_path, "CLIPVisionModelWithProjection")
+    base, out = tmp_path / "base.safetensors", tmp_path / "out.safetensors"
+    with_head(base)
+    classes = tuple(ClassEntry(name, name) for name in "abc")
+    arrays = {name: tensor.numpy() for name, tensor in load_file(base).items()}
+    write_checkpoint(base, arrays, Card("zeroshot", classes=classes), force=True)
+    convert_checkpoint(tmp_path / "adapter", out, base=base)
+    card = read_card(out)
+    assert (card.role, card.classes) == ("finetuned", classes)
+    assert card.history[-1].command == "convert"
+    assert [item.role for item in card.history[-1].inputs] == ["zeroshot", "adapter"]
+    assert card.history[-1].inputs[0].digest == read_card(base).digest
+    report = merge_checkpoints(base, out, [(parse_alphas(["0.5"])[0], tmp_path / "m.safetensors")])
+    assert report.warnings == ()
+    data = bytearray(base.read_bytes())
+    data[-1] ^= 1
+    base.write_bytes(data)
+    with pytest.raises(CheckpointError, match="do not match its card"):
+        convert_checkpoint(tmp_path / "adapter", out, base=base, force=True)

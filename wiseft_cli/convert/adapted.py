@@ -9,12 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint
+from wiseft_cli import __version__
+from wiseft_cli.checkpoint.card import Card, HistoryEntry, HistoryInput, join_histories
+from wiseft_cli.checkpoint.reader import (
+    CheckpointReader,
+    open_checkpoint,
+    read_content,
+    require_card_digest,
+)
 from wiseft_cli.checkpoint.shards import is_adapter
-from wiseft_cli.convert.lora import open_adapter
+from wiseft_cli.convert.lora import open_adapter, open_adapter_weights
 from wiseft_cli.convert.names import Naming
 from wiseft_cli.convert.plain_names import read_plainly, rename
 from wiseft_cli.convert.view import ConvertedReader, Derived, Piece, plan_names
@@ -72,6 +79,23 @@ def open_with_adapters(paths: Sequence[Path]) -> Iterator[Sequence[CheckpointRea
             )
             readers.append(stack.enter_context(opened))
         yield readers
+
+
+def finetuned_card(base: CheckpointReader, adapter: Path) -> Card | None:
+    """Return the card of a base model with an adapter merged into it; None if the base has none.
+
+    Raises:
+        CheckpointError: The base does not have the digest of its card.
+    """
+    if base.card is None:
+        return None
+    require_card_digest(base, read_content(base).digest)
+    with open_adapter_weights(adapter if adapter.is_dir() else adapter.parent) as weights:
+        digest = read_content(weights).digest
+    inputs = HistoryInput(base.card.role, str(base.card.digest)), HistoryInput("adapter", digest)
+    entry = HistoryEntry("convert", __version__, {"adapter": "lora"}, inputs)
+    history = (*join_histories(base.card), entry)
+    return replace(base.card, role="finetuned", alpha=None, history=history, digest=None)
 
 
 def _views(base: CheckpointReader) -> list[_View]:

@@ -8,12 +8,13 @@ written.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from wiseft_cli.checkpoint.atomic_folder import AtomicFolder
+from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.format import TensorSpec, plan_layout
 from wiseft_cli.checkpoint.reader import CheckpointReader
 from wiseft_cli.checkpoint.writer import CheckpointWriter
@@ -48,12 +49,14 @@ class Conversion:
         source: The naming of the file; None if it is unknown and names are kept.
         target: The naming of `reader`; None as above.
         notes: What was removed or left out, for the user.
+        card: The card to write, if the result is a checkpoint of wiseft.
     """
 
     reader: CheckpointReader
     source: Naming | None
     target: Naming | None
     notes: tuple[str, ...]
+    card: Card | None = None
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,7 @@ def convert_checkpoint(
         raise UsageError(f"to {to!r}: expected one of {', '.join(LIBRARIES)}")
     with open_source(source, key=key, base=None if base is None else Path(base)) as opened:
         if to is None and opened.keeps_names:
-            found = keep_names(opened.reader)
+            found = replace(keep_names(opened.reader), card=opened.card)
         else:
             found = convert_names(opened.reader, to or "open_clip")
         inputs = (*opened.reader.files, *opened.inputs)
@@ -252,11 +255,11 @@ def write_converted(
     reader = found.reader
     specs = [TensorSpec(info.name, info.dtype, info.shape) for info in reader.tensors.values()]
     metadata = {"format": "pt"}
-    if found.source is not None:
+    if found.source is not None and found.card is None:
         metadata[CONVERTED_FROM] = f"{found.source.library}/{found.source.family}"
     buffer = np.empty(_CHUNK_BYTES, np.uint8).data
     with CheckpointWriter(
-        path, specs, None, force=force, inputs=inputs, metadata=metadata
+        path, specs, found.card, force=force, inputs=inputs, metadata=metadata
     ) as writer:
         for info in plan_layout(specs):
             for offset in range(0, info.nbytes, _CHUNK_BYTES):

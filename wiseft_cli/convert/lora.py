@@ -185,7 +185,7 @@ def open_adapter(path: Path, *bases: CheckpointReader) -> AdapterReader:
     folder = path if path.is_dir() else path.parent
     config = read_adapter_config(folder / ADAPTER_CONFIG)
     with ExitStack() as stack:
-        adapter = stack.enter_context(_open_weights(folder))
+        adapter = stack.enter_context(open_adapter_weights(folder))
         plans = [_plan(adapter, config, base) for base in bases]
         plan, base = min(zip(plans, bases, strict=True), key=lambda pair: len(pair[0].faults))
         if plan.faults:
@@ -207,7 +207,12 @@ def _other_base(
     )
 
 
-def _open_weights(folder: Path) -> CheckpointReader:
+def open_adapter_weights(folder: Path) -> CheckpointReader:
+    """Open the factors of an adapter, as they are stored.
+
+    Raises:
+        CheckpointError: The folder has none, or they are damaged.
+    """
     found = [folder / name for name in ADAPTER_WEIGHTS if (folder / name).exists()]
     if not found:
         raise CheckpointError(

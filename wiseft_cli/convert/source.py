@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint, require_whole_checkpoint
 from wiseft_cli.checkpoint.shards import is_adapter
-from wiseft_cli.convert.adapted import open_adapted
+from wiseft_cli.convert.adapted import finetuned_card, open_adapted
 from wiseft_cli.convert.torch_files import find_torch_file, open_torch_weights
 from wiseft_cli.errors import UsageError
 
@@ -27,6 +28,7 @@ class Source:
         notes: What was chosen and left out, for the user.
         keeps_names: Whether the names stay as they are unless a library is given.
         inputs: Files that it is read from, besides those of the reader.
+        card: Card of the result, if it is a checkpoint of wiseft.
     """
 
     reader: CheckpointReader
@@ -34,6 +36,7 @@ class Source:
     notes: tuple[str, ...] = ()
     keeps_names: bool = False
     inputs: tuple[Path, ...] = ()
+    card: Card | None = None
 
 
 @contextmanager
@@ -62,7 +65,13 @@ def open_source(
             open_checkpoint(base, allow_shards=True) as model,
             open_adapted(path, model) as adapted,
         ):
-            yield Source(adapted, path if path.is_dir() else path.parent, (), True, model.files)
+            yield Source(
+                adapted,
+                base if base.is_dir() else base.parent,
+                keeps_names=True,
+                inputs=model.files,
+                card=finetuned_card(model, path),
+            )
         return
     _require_unused(path, "not a LoRA adapter", base=base)
     if (file := find_torch_file(path)) is not None:

@@ -275,7 +275,7 @@ def zeroshot_parents(card: Card) -> list[str]:
     return [
         item.digest
         for entry in card.history
-        if entry.command in ("finetune", "merge")
+        if entry.command in ("finetune", "merge", "convert")
         for item in entry.inputs
         if item.role == "zeroshot"
     ]

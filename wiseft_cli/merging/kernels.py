@@ -29,8 +29,9 @@ from wiseft_cli.merging.arithmetic import RoundingScratch, raw_bits, round_into
 
 Array = npt.NDArray[Any]
 
-KERNEL_BLOCK = 1 << 14
-"""Elements per block: the intermediate arrays of a block stay in the cache."""
+KERNEL_BLOCK = 1 << 16
+"""Elements per block: shorter blocks, whose arrays stay in the cache, lose more time than they gain
+because the threads wait for each other between calls to numpy."""
 
 _SMALLEST_WEIGHT = 1e-300
 """Smaller than every sum of weights but 0, which it replaces."""

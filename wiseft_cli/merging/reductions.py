@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-REDUCTION_BLOCK = 1 << 14
+REDUCTION_BLOCK = 1 << 15
 """Elements that are summed at once. Every call of `observe` but a tensor's last one must bring a
 multiple of it, so that the blocks begin at the same elements for every size of chunks."""
 
@@ -66,6 +66,7 @@ class Products(Reduction):
     def __init__(self, *, of_changes: bool) -> None:
         self.block_step = 1
         self._of_changes = of_changes
+        self._product = np.empty(REDUCTION_BLOCK)
         self._sums: dict[tuple[int, int], list[float]] = {}
 
     def observe(self, arrays: Sequence[Array]) -> None:
@@ -83,7 +84,8 @@ class Products(Reduction):
         for i, first in enumerate(vectors):
             for j in range(i, len(vectors)):
                 partial = self._sums.setdefault((i, j), [])
-                partial.append(float(np.add.reduce(first * vectors[j])))
+                product = np.multiply(first, vectors[j], out=self._product[: len(first)])
+                partial.append(float(np.add.reduce(product)))
                 if len(partial) >= _COMPRESSED:
                     partial[:] = [math.fsum(partial)]
 

@@ -14,7 +14,7 @@ OWN_WORDS = {
     "--json": {"eval", "plot", "report"},
     "--batch-size": {"finetune", "zeroshot-head"},
     "--precision": {"finetune", "zeroshot-head"},
-    "--threads": {"merge"},
+    "--threads": {"merge", "soup"},
 }
 """Commands in which an option does something else."""
 

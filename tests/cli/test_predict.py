@@ -144,7 +144,7 @@ def test_a_near_name_is_suggested_for_a_missing_image(
         (["model.safetensors", "photos", "--csv", "--jsonl"], 2,
          "error: --jsonl and --csv exclude each other\n"),
         (["model.safetensors", "photos", "--top", "0"], 2,
-         "Input should be greater than or equal to 1"),
+         "Invalid value for '--top': "),
         (["model.safetensors"], 2, "Missing argument 'IMAGE|FOLDER|MANIFEST|-'"),
         (["gone.safetensors", "photos"], 1, "error: gone.safetensors: "),
         (["foreign.safetensors", "photos"], 1, "error: foreign.safetensors: has no wiseft card"),

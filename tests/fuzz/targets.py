@@ -274,6 +274,15 @@ def _zeros(shapes: dict[str, tuple[int, int]]) -> bytes:
     return _safetensors_file(header, end)
 
 
+def _merge_plan(folder: Path, data: bytes) -> object:
+    from wiseft_cli.merging.plan_file import combine_request, render_plan
+
+    rendered = render_plan(combine_request(_write(folder, "case.yaml", data), {}), 2)
+    again = _write(folder, "again.yaml", rendered.encode())
+    assert render_plan(combine_request(again, {}), 2) == rendered
+    return None
+
+
 def _tar_file(members: Iterable[tuple[str, bytes]]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -380,6 +389,15 @@ TARGETS = {
         (b"lr: 3.0e-5\nepochs: 2\nbatch_size: 16\n", b"source: paper\nseed: 1\nfreeze: encoder\n"),
         "wiseft_cli.training.recipe_file",
         (b"weight_decay: ", b"precision: bf16", b"warmup_steps: "),
+    ),
+    "merge-plan": Target(
+        _merge_plan,
+        (
+            b"method: ties\nalpha: [0.5, 1]\ndensity: 0.2\nweights: [0.5, 0.5]\n",
+            b"layer_alpha: {'visual.transformer.resblocks.{0-5}.*': 0.2}\ndtype: float16\n",
+        ),
+        "wiseft_cli.merging.plan_file",
+        (b"{0-99999999}", b"fisher_floor: ", b"{a,b,{0-9}}", b"alpha: 0:1:1e-9"),
     ),
     "manifest": Target(
         _manifest,

@@ -89,6 +89,8 @@ def read_document(path: Path, error_type: type[WiseftError]) -> Node | None:
 def read_yaml(path: Path, error_type: type[WiseftError]) -> Node | None:
     """Read a YAML file; the place of a node is its line.
 
+    Aliases are rejected: a few of them can stand for a billion values.
+
     Returns:
         The root node, or None for an empty file.
     Raises:
@@ -96,8 +98,16 @@ def read_yaml(path: Path, error_type: type[WiseftError]) -> Node | None:
     """
     import yaml  # lazy: slow to import, and not needed for text files and JSON
 
+    text = read_text(path, error_type)
     try:
-        root = yaml.compose(read_text(path, error_type), Loader=yaml.BaseLoader)
+        if "*" in text:
+            for event in yaml.parse(text, Loader=yaml.BaseLoader):
+                if isinstance(event, yaml.AliasEvent):
+                    raise error_type(
+                        f"{path}, line {event.start_mark.line + 1}: has the alias *{event.anchor}",
+                        hint="write the value out; or quote it, if it is a text",
+                    )
+        root = yaml.compose(text, Loader=yaml.BaseLoader)
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise error_type(f"{path}{line}: is not YAML: {error.problem}") from None

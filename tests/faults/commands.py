@@ -8,6 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
 from tests.training.tiny import write_images, write_zeroshot
 
 Words = tuple[str, ...]
@@ -35,6 +38,8 @@ def make_inputs(folder: Path) -> None:
     write_zeroshot(folder / "zeroshot.safetensors")
     write_zeroshot(folder / "finetuned.safetensors")
     write_images(folder / "images", (2, 2, 2))
+    tensors = load_file(folder / "zeroshot.safetensors")
+    torch.save({"state_dict": tensors, "epoch": 1}, folder / "saved.pt")
     model = folder / "model"
     model.mkdir()
     shutil.copy(folder / "finetuned.safetensors", model / "model.safetensors")
@@ -50,6 +55,11 @@ def _run(*words: str) -> None:
 
     assert main(list(words)) == 0
 
+
+_evaluate = functools.partial(
+    *(_run, "eval", *_PAIR, "--alpha", "0,0.5,1", "--data", "images"),
+    *("--data", "shift=images", "--results", "results.jsonl", *_QUIET),
+)
 
 COMMANDS = {
     "merge": WritingCommand(("merge", *_PAIR, "-o", "out.safetensors"), ("out.safetensors",)),
@@ -68,6 +78,20 @@ COMMANDS = {
         ("merge", *_PAIR, "--alpha", "0,1", "-o", "at-{alpha}/out.safetensors"),
         ("at-0/out.safetensors", "at-1/out.safetensors"),
     ),
+    "merge in shards": WritingCommand(
+        ("merge", *_PAIR, "--max-shard-size", "40KB", "-o", "out/"), ("out",)
+    ),
+    "soup": WritingCommand(("soup", *_PAIR, "-o", "out.safetensors"), ("out.safetensors",)),
+    "fisher": WritingCommand(
+        (
+            *("fisher", _PAIR[1], "--data", "images", "--samples", "all", "--threads", "1"),
+            *("-o", "out.safetensors", *_QUIET),
+        ),
+        ("out.safetensors",),
+    ),
+    "convert": WritingCommand(
+        ("convert", "saved.pt", "-o", "out.safetensors"), ("out.safetensors",)
+    ),
     "eval --results": WritingCommand(
         ("eval", *_PAIR, "--alpha", "0.5", "--data", "images", "--results", "out.jsonl", *_QUIET),
         ("out.jsonl",),
@@ -83,13 +107,12 @@ COMMANDS = {
         ),
         ("out.safetensors",),
     ),
-    "plot": WritingCommand(
-        ("plot", "results.jsonl", "-o", "out.png"),
-        ("out.png",),
-        functools.partial(
-            *(_run, "eval", *_PAIR, "--alpha", "0,0.5,1", "--data", "images"),
-            *("--data", "shift=images", "--results", "results.jsonl", *_QUIET),
-        ),
+    "plot": WritingCommand(("plot", "results.jsonl", "-o", "out.png"), ("out.png",), _evaluate),
+    "report as Markdown": WritingCommand(
+        ("report", "results.jsonl", "-o", "out.md"), ("out.md",), _evaluate
+    ),
+    "report as a table": WritingCommand(
+        ("report", "results.jsonl", "-o", "out.csv"), ("out.csv",), _evaluate
     ),
     "finetune": WritingCommand(
         (

@@ -19,7 +19,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
 COMMANDS = [
     line
     for block in re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    for line in block.splitlines()
+    for line in block.replace("\\\n", "").splitlines()
 ]
 
 
@@ -38,8 +38,9 @@ def test_commands_of_the_page_run(tmp_path, monkeypatch, capsys, short_patching)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("wiseft_cli.training.finetune.default_workers", lambda *_: 0)
     write_zeroshot(tmp_path / "zeroshot.safetensors")
-    write_images(tmp_path / "train", (10, 10, 10))
-    assert len(COMMANDS) == 7
+    for folder in ("train", "photos/train", "photos/val"):
+        write_images(tmp_path / folder, (10, 10, 10))
+    assert len(COMMANDS) == 8
     for line in COMMANDS:
         assert line.startswith("wiseft ")
         assert main(shlex.split(line)[1:]) == 0, line + capsys.readouterr().err

@@ -56,7 +56,7 @@ class SweepSettings:
         predictions: File of each job's predictions; empty if none are written.
         force: Whether existing files of predictions may be overwritten.
         processes: The processes that share the images.
-        load: Loads the images of a set, as `load_images` does.
+        load: Loads the images of a set in place of `load_images`, for example from memory.
     """
 
     batch_size: int
@@ -66,7 +66,7 @@ class SweepSettings:
     predictions: Mapping[Job, Path] = field(default_factory=dict)
     force: bool = False
     processes: ProcessGroup = SINGLE_PROCESS
-    load: Callable[..., Iterator[ImageBatch]] = load_images
+    load: Callable[..., Iterator[ImageBatch]] | None = None
 
     def report_out_of_memory(self) -> AbstractContextManager[None]:
         """Suggest a smaller batch if memory runs out."""
@@ -147,7 +147,7 @@ def _load(
     """Yield the batches of a job's set, and collect what could not be read or is rotated."""
     n_seen = 0
     is_counted = job.image_set.misses_orientation(job.weights.preprocess)
-    for batch in settings.load(
+    for batch in (settings.load or load_images)(
         job.image_set,
         job.weights.preprocess,
         batch_size=settings.batch_size,

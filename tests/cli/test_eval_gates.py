@@ -339,3 +339,24 @@ def test_summary_is_appended_with_the_gates(run_here: RunHere, tmp_path: Path) -
     assert (refused.returncode, "--summary and --results" in refused.stderr) == (2, True)
     missing = run_here(*words[:-1], tmp_path / "no" / "s.md")
     assert (missing.returncode, "its folder" in missing.stderr) == (1, True)
+
+
+def test_columns_of_the_table_are_checked_before_the_evaluation(run_here: RunHere) -> None:
+    done = run_here("eval", *PAIR, *SETS, "--columns", "a, val:mean_per_class")
+    assert done.stdout.splitlines()[0].split()[1:] == ["a", "val:mean_per_class"]
+    refused = run_here("eval", *PAIR, *SETS, "--columns", "a,c")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--columns c: not a column of the table" in refused.stderr
+    assert "hint: the columns are val, a, b, mean shift, average, val:top1" in refused.stderr
+
+
+def test_terminal_shows_a_curve_and_a_pipe_does_not(
+    run_here: RunHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("eval", *PAIR, *SETS, "--alpha", "0,0.5,1")
+    piped = run_here(*words)
+    assert "over alpha" not in piped.stdout
+    monkeypatch.setattr("wiseft_cli.cli.eval.terminal_width", lambda: 60)
+    shown = run_here(*words)
+    assert "* val, o mean shift, in % over alpha" in shown.stdout
+    assert max(map(len, shown.stdout.split("\n\n")[0].splitlines())) <= 60

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -63,23 +65,33 @@ def warn(text: str) -> None:
     print_message(f"warning: {text}")
 
 
+def terminal_width() -> int | None:
+    """Return the columns of the terminal that stdout is; None for a pipe, a file or a plain one."""
+    is_plain = os.environ.get("TERM", "") in ("", "dumb")
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "") if sys.stdout else ""
+    if not sys.stdout or not sys.stdout.isatty() or is_plain or not encoding.startswith("utf"):
+        return None
+    return shutil.get_terminal_size().columns
+
+
 Advance = Callable[..., None]
 """`advance(n=1, note="")`: n more steps are done; the note is shown beside the bar."""
 
 
 @contextmanager
-def progress(total: int, description: str) -> Iterator[Advance]:
+def progress(total: int, description: str, *, unit: str | None = None) -> Iterator[Advance]:
     """Show progress on stderr: a bar on a terminal, a plain line now and then elsewhere.
 
     Args:
         total: Number of steps.
         description: What is counted, in a few words.
+        unit: Name of the steps, to show how many are done per second.
     """
     if sys.stderr.isatty():
-        with _bar(total, description) as advance:
+        with _bar(total, description, unit) as advance:
             yield advance
     else:
-        yield _plain_lines(total, description)
+        yield _plain_lines(total, description, unit)
 
 
 @contextmanager
@@ -101,22 +113,31 @@ def deferred_progress(description: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def _bar(total: int, description: str) -> Iterator[Advance]:
+def _bar(total: int, description: str, unit: str | None) -> Iterator[Advance]:
     # lazy: rich takes a tenth of a second, and only a terminal needs it
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class SpeedColumn(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if unit is None or not speed else f"{speed:,.0f} {unit}/s")
 
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
+        SpeedColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -128,15 +149,26 @@ def _bar(total: int, description: str) -> Iterator[Advance]:
         yield advance
 
 
-def _plain_lines(total: int, description: str) -> Advance:
+def _plain_lines(total: int, description: str, unit: str | None) -> Advance:
     done = 0
-    last = time.monotonic()
+    start = last = time.monotonic()
 
     def advance(n: int = 1, note: str = "") -> None:
         nonlocal done, last
         done += n
         if time.monotonic() - last >= PLAIN_INTERVAL_SECONDS:
             last = time.monotonic()
-            print_message(f"{description}: {done}/{total} {note}".rstrip())
+            speed = done / max(last - start, 1e-9)
+            rate = "" if unit is None or not done else f", {speed:,.0f} {unit}/s"
+            left = f", {_duration((total - done) / speed)} left" if rate else ""
+            print_message(f"{description}: {done}/{total}{rate}{left} {note}".rstrip())
 
     return advance
+
+
+def _duration(seconds: float) -> str:
+    """Write a time as `5 s`, `3 min` or `2 h 10 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

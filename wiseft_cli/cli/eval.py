@@ -17,6 +17,7 @@ from wiseft_cli.cli.console import (
     print_message,
     print_result,
     progress,
+    terminal_width,
     warn,
 )
 from wiseft_cli.cli.merge_options import (
@@ -179,6 +180,14 @@ def eval_command(
             " $GITHUB_STEP_SUMMARY.",
         ),
     ] = None,
+    columns: Annotated[
+        str | None,
+        _output_option(
+            metavar="NAME,...",
+            help="Columns of the table: names of sets, 'mean shift', average, or SET:METRIC."
+            "  [default: all sets and means]",
+        ),
+    ] = None,
     force: Annotated[
         bool,
         _output_option(
@@ -288,6 +297,7 @@ def eval_command(
         results=results,
         save_predictions=save_predictions,
         summary=summary,
+        columns=_split_columns(columns),
         all_classes=all_classes,
         labels_are_indices=labels_are_indices,
         max_bad=max_bad,
@@ -309,7 +319,7 @@ def eval_command(
         if as_json:
             print_json(evaluation.documents())
         else:
-            print_block(evaluation.table())
+            print_block(evaluation.table(width=terminal_width(), columns=request.columns))
         for warning in evaluation.warnings:
             warn(warning)
         write_summary(planned, evaluation)
@@ -341,6 +351,13 @@ def _read_merge(path: Path | None, given: Mapping[str, Any]) -> MergeRequest:
                 " checkpoints, which must have the same tensors"
             )
     return merge
+
+
+def _split_columns(text: str | None) -> list[str]:
+    names = [] if text is None else [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise UsageError(f"--columns {text!r}: expected names separated by commas")
+    return names
 
 
 def _print_dry_run(plan: EvalPlan, *, as_json: bool) -> None:
@@ -389,7 +406,9 @@ def _run(plan: EvalPlan) -> Evaluation | None:
             return run_evaluation(plan)
         finished = list(plan.held.values())
         try:
-            with progress(plan.n_to_do, "evaluating (images times weights)") as advance:
+            with progress(
+                plan.n_to_do, "evaluating (images times weights)", unit="images"
+            ) as advance:
                 return run_evaluation(plan, on_progress=advance, on_lines=finished.extend)
         except BaseException:  # Ctrl-C and SIGTERM too
             _report_finished_sets(plan, finished)

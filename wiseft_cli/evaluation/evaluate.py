@@ -39,6 +39,7 @@ from wiseft_cli.reporting.results import (
     result_document,
 )
 from wiseft_cli.reporting.table import implausible_results, render_table
+from wiseft_cli.reporting.terminal_curve import render_terminal_curve
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,18 @@ class Evaluation:
     comparisons: tuple[Comparison, ...] = ()
     default_alpha: str | None = PLAIN.spec.default_alpha
 
-    def table(self) -> str:
-        """Return the table of accuracies in per cent, the choices of alpha, and comparisons."""
+    def table(self, *, width: int | None = None, columns: Sequence[str] = ()) -> str:
+        """Return the table of accuracies in per cent, the choices of alpha, and comparisons.
+
+        Args:
+            width: Columns of a terminal: wider tables are folded, and a curve over alpha is drawn
+                below. By default neither.
+            columns: Columns of the table; by default all.
+        """
         choices = render_choices(self.lines, default=self.default_alpha)
-        blocks = [[render_table(self.lines)], choices, self._paired()]
+        curve = "" if width is None else render_terminal_curve(self.lines, width=width)
+        table = render_table(self.lines, width=width, columns=columns)
+        blocks = [[table], [curve] if curve else [], choices, self._paired()]
         return "\n\n".join("\n".join(block) for block in blocks if block)
 
     def _paired(self) -> list[str]:

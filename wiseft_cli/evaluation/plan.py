@@ -52,6 +52,7 @@ from wiseft_cli.reporting.results import (
     ResultLine,
     read_result_lines,
 )
+from wiseft_cli.reporting.table import table_columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +169,7 @@ def plan_evaluation(request: EvalRequest, launch: Launch | None = None) -> EvalP
         precision=request.precision,
         optional=[image_set.name for image_set in suite],
     )
+    _check_columns(request, jobs)
     shifts = _shifts(jobs, judged)
     if judged is not None and baseline is not None:
         _check_baseline(jobs, judged, baseline)
@@ -315,6 +317,16 @@ def _fine_tuning(weights: WeightSet) -> dict[str, Any]:
     (card,) = runs
     train = [entry.options.get("train") for entry in card.history if entry.command == "finetune"]
     return {FINE_TUNING: {"recipe": card.recipe, "seed": card.seed, "train": train}}
+
+
+def _check_columns(request: EvalRequest, jobs: Sequence[Job]) -> None:
+    known = table_columns([job.line for job in jobs])
+    unknown = [name for name in request.columns if name not in known]
+    if unknown:
+        raise UsageError(
+            f"--columns {', '.join(unknown)}: not a column of the table",
+            hint=f"the columns are {', '.join(list_some(known, limit=20))}",
+        )
 
 
 def _check_name(name: str | None, image_sets: Sequence[ImageSet], option: str) -> None:

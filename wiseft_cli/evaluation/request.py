@@ -54,6 +54,7 @@ class EvalRequest:
         results: File of results lines to add to; what it holds already is not computed again.
         save_predictions: Folder for files with the prediction for each image.
         summary: File that the results are appended to as Markdown, with the gates.
+        columns: Columns of the table: names of sets, `mean shift`, `average`, `SET:METRIC`.
         all_classes: Score over all classes of the head, not only those of each set.
         labels_are_indices: Labels are positions among the head's classes, from 0.
         max_bad: Maximum number of unreadable images per set; they are left out.
@@ -86,6 +87,7 @@ class EvalRequest:
     results: PathLike | None = None
     save_predictions: PathLike | None = None
     summary: PathLike | None = None
+    columns: Sequence[str] = ()
     all_classes: bool = False
     labels_are_indices: bool = False
     max_bad: int = 0

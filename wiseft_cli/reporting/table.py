@@ -24,7 +24,9 @@ FAR_BELOW = 0.25
 share is low, since a hard natural shift can take more than half of a model's skill."""
 
 
-def render_table(lines: Sequence[ResultLine]) -> str:
+def render_table(
+    lines: Sequence[ResultLine], *, width: int | None = None, columns: Sequence[str] = ()
+) -> str:
     """Return the table, with one line of facts per set below it.
 
     The column of the reference set is the first. With two or more shifts the mean over them
@@ -35,8 +37,11 @@ def render_table(lines: Sequence[ResultLine]) -> str:
 
     Args:
         lines: At least one; not every weight set needs a line for every set.
+        width: Fold tables that are wider into blocks of fewer columns; by default never.
+        columns: Columns to show, in this order: names of sets, `mean shift`, `average`, or
+            `SET:METRIC` for another metric. By default all.
     """
-    return "\n\n".join(map(_render, split_tables(lines)))
+    return "\n\n".join(_render(table, width, columns) for table in split_tables(lines))
 
 
 def split_tables(lines: Sequence[ResultLine]) -> list[list[ResultLine]]:
@@ -57,7 +62,7 @@ def _row_key(line: ResultLine) -> object:
     return line.weights_key, line.checkpoints
 
 
-def _render(lines: Sequence[ResultLine]) -> str:
+def _render(lines: Sequence[ResultLine], width: int | None, wanted: Sequence[str]) -> str:
     of_set: dict[str, list[ResultLine]] = {}
     by_weights: dict[object, dict[str, ResultLine]] = {}
     for line in sorted(lines, key=lambda line: not line.reference):
@@ -74,19 +79,60 @@ def _render(lines: Sequence[ResultLine]) -> str:
         "mean shift": [mean_over(row, shifts) for row in rows] if len(shifts) > 1 else [],
         "average": [_average_over(row, references, shifts) for row in rows],
     }
+    if wanted:
+        columns |= {name: _metric_column(name, rows) for name in wanted if name not in columns}
+        columns = {name: columns[name] for name in wanted}
     shown = {
         title: _format_values(values)
         for title, values in columns.items()
         if any(value is not None for value in values)
     }
-    header = [*compress(("checkpoint", "method", "alpha"), is_shown), *shown]
+    header = [*compress(("checkpoint", "method", "alpha"), is_shown)]
     labels = [[*compress(_label(next(iter(row.values()))), is_shown)] for row in rows]
-    cells = [
-        [*label, *values]
-        for label, values in zip(labels, zip(*shown.values(), strict=True), strict=True)
+    blocks = [
+        "\n".join(_align([*map(list.__add__, [header, *labels], block)], n_left=len(header)))
+        for block in _fold([header, *labels], shown, width)
     ]
     facts = [_facts(of_one) for of_one in of_set.values()]
-    return "\n".join([*_align([header, *cells], n_left=sum(is_shown)), "", *facts])
+    return "\n\n".join([*blocks, "\n".join(facts)])
+
+
+def _fold(
+    labels: Sequence[Sequence[str]], shown: Mapping[str, Sequence[str]], width: int | None
+) -> list[list[list[str]]]:
+    """Split the columns into blocks that fit beside the labels; each has at least one column.
+
+    Returns:
+        For each block its rows of cells, the header first.
+    """
+    of_labels = sum(max(map(len, column)) + 2 for column in zip(*labels, strict=True))
+    blocks: list[list[list[str]]] = []
+    used = 0
+    for title, values in shown.items():
+        needed = max(len(title), *map(len, values)) + 2
+        if not blocks or (width is not None and used + needed - 2 > width):
+            blocks.append([])
+            used = of_labels
+        blocks[-1].append([title, *values])
+        used += needed
+    # Without a column, rows have their labels alone.
+    return [[list(row) for row in zip(*block, strict=True)] for block in blocks] or [
+        [[] for _ in labels]
+    ]
+
+
+def table_columns(lines: Sequence[ResultLine]) -> list[str]:
+    """Return the columns that a table of some lines can have."""
+    names = list(dict.fromkeys(line.set_name for line in lines))
+    metrics = [f"{line.set_name}:{metric}" for line in lines for metric in line.metrics]
+    return [*names, "mean shift", "average", *dict.fromkeys(metrics)]
+
+
+def _metric_column(name: str, rows: Sequence[Mapping[str, ResultLine]]) -> list[float | None]:
+    """Return the values of `SET:METRIC`; None where a row has none."""
+    set_name, _, metric = name.rpartition(":")
+    found = [row[set_name].metrics.get(metric) if set_name in row else None for row in rows]
+    return [None if at is None else at.value for at in found]
 
 
 def _set_columns(

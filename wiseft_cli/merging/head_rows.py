@@ -73,8 +73,8 @@ def _reject_permutation(theta_0: CheckpointReader, theta_1: CheckpointReader, na
     cosines = _unit_rows(theta_1, name) @ _unit_rows(theta_0, name).T
     nearest = cosines.argmax(axis=1)
     moved = np.flatnonzero(cosines[range(rows), nearest] > np.diagonal(cosines) + _MARGIN)
-    is_clear = len(moved) and len(set(nearest[moved])) == len(moved)
-    if not is_clear or cosines[moved, nearest[moved]].min() < 0.5:
+    is_permuted = len(moved) and set(nearest[moved]) == set(moved)
+    if not is_permuted or cosines[moved, nearest[moved]].min() < 0.5:
         return
     raise IncompatibleCheckpointsError(
         f"{theta_1.path}: {name} has the rows of {theta_0.path} in another order",

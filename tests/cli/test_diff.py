@@ -62,6 +62,37 @@ def test_values_are_listed_by_decreasing_distance(tmp_path: Path, run_wiseft: Ru
     )
 
 
+def test_values_are_summed_by_block_from_the_stem_to_the_head(
+    tmp_path: Path, run_wiseft: RunWiseft
+) -> None:
+    names = [
+        *(f"visual.transformer.resblocks.{block}.{part}" for block in (10, 2) for part in "ab"),
+        "visual.proj",
+        "visual.conv1.weight",
+        "classification_head.bias",
+    ]
+    theta_0 = {name: np.full(3, 2.0) for name in names}
+    theta_1 = {name: x + i for i, (name, x) in enumerate(theta_0.items())}
+    write_foreign(tmp_path / "a", theta_0)
+    write_foreign(tmp_path / "b", theta_1)
+    blocks = json.loads(run_wiseft("diff", "a", "b", "--values", "--json").stdout)["blocks"]
+    assert [block["name"] for block in blocks] == [
+        "visual.conv1",
+        "visual.transformer.resblocks.2",
+        "visual.transformer.resblocks.10",
+        "classification_head",
+        "visual.proj",
+    ]
+    assert blocks[1] == {
+        "name": "visual.transformer.resblocks.2",
+        "relative_l2": pytest.approx(np.sqrt((4 + 9) / (4 + 4))),
+        "largest": 3.0,
+        "n_tensors": 2,
+    }
+    shown = run_wiseft("diff", "a", "b", "--values").stdout
+    assert "\n1.275        3          visual.transformer.resblocks.2\n" in shown
+
+
 def test_json_output_contains_no_infinity_or_nan(tmp_path: Path, run_wiseft: RunWiseft) -> None:
     write_foreign(tmp_path / "a", {"w": np.zeros(2), "v": np.array([np.nan, 1])})
     write_foreign(tmp_path / "b", {"w": np.ones(2), "v": np.array([1, np.inf])})

@@ -15,7 +15,7 @@ from wiseft_cli.errors import list_some
 if TYPE_CHECKING:
     from wiseft_cli.checkpoint.reader import CheckpointReader
     from wiseft_cli.merging.compatibility import Comparison
-    from wiseft_cli.merging.distance import TensorDistance
+    from wiseft_cli.merging.distance import BlockDistance, TensorDistance
 
 EXAMPLES = """
 wiseft diff zeroshot.safetensors finetuned.safetensors
@@ -41,7 +41,7 @@ def diff(
             "--values",
             rich_help_panel="Content",
             help="Read all data; show ||B - A|| / ||A|| and the largest absolute difference of "
-            "every tensor, the largest first.",
+            "every tensor, the largest first, and of every block of layers in order.",
         ),
     ] = False,
     match_names: Annotated[
@@ -101,12 +101,22 @@ def _document(found: Comparison, distances: list[TensorDistance] | None) -> dict
     }
     if distances is not None:
         # JSON has no infinity.
-        document["distances"] = [
-            {**vars(one), "relative_l2": one.relative_l2 if isfinite(one.relative_l2) else None}
-            for one in distances
-        ]
+        document["distances"] = [_finite(one) for one in distances]
+        document["blocks"] = [_finite(one) for one in _blocks(distances)]
         document["not_compared"] = dict(_uncompared(found))
     return document
+
+
+def _finite(one: TensorDistance | BlockDistance) -> dict[str, Any]:
+    fields = {name: value for name, value in vars(one).items() if not name.startswith("square_")}
+    return {**fields, "relative_l2": one.relative_l2 if isfinite(one.relative_l2) else None}
+
+
+def _blocks(distances: list[TensorDistance]) -> list[BlockDistance]:
+    # lazy: as above
+    from wiseft_cli.merging.distance import sum_by_block
+
+    return sum_by_block(distances)
 
 
 def _print(found: Comparison, distances: list[TensorDistance] | None) -> None:
@@ -147,4 +157,8 @@ def _print_distances(distances: list[TensorDistance]) -> None:
         print_result(
             f"{distance.relative_l2:<11.4g}  {distance.largest:<9.4g}  {distance.name}{note}"
         )
+    if different and (blocks := _blocks(distances)):
+        print_result("relative L2  largest    block, from the first to the last")
+        for block in blocks:
+            print_result(f"{block.relative_l2:<11.4g}  {block.largest:<9.4g}  {block.name}")
     print_result(f"bitwise equal: {len(distances) - len(different)} of {len(distances)}")

@@ -5,7 +5,8 @@ Only values are compared; `compatibility.py` compares names, shapes and dtypes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from wiseft_cli.checkpoint.format import FLOATING_DTYPES, INTEGER_DTYPES, numpy_dtype
 from wiseft_cli.checkpoint.reader import CheckpointReader
+from wiseft_cli.merging.layers import block_position, find_block, group_label
 
 _BLOCK = 1 << 16
 _MEASURED_DTYPES = FLOATING_DTYPES | INTEGER_DTYPES
@@ -28,6 +30,8 @@ class TensorDistance:
         largest: The largest absolute difference, over the same elements.
         n_not_finite: Number of elements that are infinite or NaN in either.
         is_equal: Whether every byte is the same.
+        square_0: ||theta_0||^2, over the same elements.
+        square_difference: ||theta_1 - theta_0||^2, over the same elements.
     """
 
     name: str
@@ -35,6 +39,25 @@ class TensorDistance:
     largest: float
     n_not_finite: int
     is_equal: bool
+    square_0: float
+    square_difference: float
+
+
+@dataclass(frozen=True)
+class BlockDistance:
+    """Distance between a block of theta_1 and the same block of theta_0, all its tensors together.
+
+    Attributes:
+        name: Beginning of the names of its tensors; outside the blocks, a module.
+        relative_l2: As of `TensorDistance`, over the elements of all tensors.
+        largest: The largest absolute difference.
+        n_tensors: Number of its tensors that were measured.
+    """
+
+    name: str
+    relative_l2: float
+    largest: float
+    n_tensors: int
 
 
 def measure_distances(
@@ -106,5 +129,36 @@ def _measure(
             largest = max(largest, float(np.max(difference, initial=0.0)))
         if on_progress:
             on_progress(raw[0].nbytes + raw[1].nbytes)
-    relative = sqrt(square_difference / square_0) if square_0 else inf if square_difference else 0.0
-    return TensorDistance(name, relative, largest, n_not_finite, is_equal)
+    relative = _relative(square_0, square_difference)
+    return TensorDistance(
+        name, relative, largest, n_not_finite, is_equal, square_0, square_difference
+    )
+
+
+def _relative(square_0: float, square_difference: float) -> float:
+    if square_0:
+        return sqrt(square_difference / square_0)
+    return inf if square_difference else 0.0
+
+
+def sum_by_block(distances: Sequence[TensorDistance]) -> list[BlockDistance]:
+    """Return the distances of whole blocks, from the first to the last, to choose layer alphas by.
+
+    Returns:
+        The modules before the blocks, the blocks in their order, and the modules after them; an
+        empty list if no tensor is in a block.
+    """
+    groups: dict[str, list[TensorDistance]] = defaultdict(list)
+    for one in sorted(distances, key=lambda one: (block_position(one.name), one.name)):
+        groups[group_label(one.name)].append(one)
+    if not any(find_block(one.name) for one in distances):
+        return []
+    return [
+        BlockDistance(
+            label,
+            _relative(sum(t.square_0 for t in part), sum(t.square_difference for t in part)),
+            max(one.largest for one in part),
+            len(part),
+        )
+        for label, part in groups.items()
+    ]

@@ -22,6 +22,11 @@ _RANGE = re.compile(r"(\d+)-(\d+)")
 _CONTAINERS = frozenset({"resblocks", "blocks", "layers", "layer", "stages", "h"})
 """Modules whose children are numbered blocks, or numbered stages of blocks."""
 
+_LEAVES = frozenset(
+    {"weight", "bias", "running_mean", "running_var", "num_batches_tracked", "gamma"}
+)
+"""Last parts of the names of tensors that are shown together as their module."""
+
 _RESNET_STAGE = re.compile(r"layer(\d+)")
 _STEM = re.compile(
     r"(?:^|(?<!attnpool)\.)(?:conv[123]|bn[123]|class_embedding|positional_embedding|ln_pre|patchnorm_pre_ln"
@@ -181,7 +186,16 @@ def _read_path(parts: Sequence[str], start: int) -> tuple[int, tuple[int, ...]]:
 def group_label(name: str) -> str:
     """Return the block of a tensor, or its module if it is outside the blocks."""
     block = find_block(name)
-    return block.label if block else name.rpartition(".")[0] or name
+    module, _, leaf = name.rpartition(".")
+    return block.label if block else module if module and leaf in _LEAVES else name
+
+
+def block_position(name: str) -> tuple[int, str, tuple[int, ...]]:
+    """Return a key that sorts tensors from the stem through the blocks to the head."""
+    block = find_block(name)
+    if block:
+        return 1, block.tower, block.path
+    return (0 if _STEM.search(name) else 2), "", ()
 
 
 def relative_depths(names: Iterable[str], *, by_place: bool) -> Mapping[str, Fraction]:

@@ -56,6 +56,10 @@ def test_a_folder_survives_the_way_to_open_clip_and_back(make: object, loader: t
     convert("hf", "-o", "oc/")
     convert("oc", "--to", "transformers", "-o", "back/")
     assert raw_tensors(Path("back/model.safetensors")) == raw_tensors(Path("hf/model.safetensors"))
+    convert("back", "-o", "again/")
+    assert raw_tensors(Path("again/open_clip_model.safetensors")) == raw_tensors(
+        Path("oc/open_clip_model.safetensors")
+    )
     model, report = loader.from_pretrained("back", output_loading_info=True)  # type: ignore[attr-defined]
     assert not any(report.values()), report
     original = loader.from_pretrained("hf")  # type: ignore[attr-defined]

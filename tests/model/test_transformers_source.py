@@ -12,6 +12,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, SiglipModel
 
 from tests.convert.folders import clip_folder, edit_json, siglip_folder
@@ -113,6 +114,17 @@ def test_a_sharded_folder_gives_the_same_head(clip: Path, place: Path) -> None:
     assert read_card(Path("z.safetensors")).digest == digest
 
 
+def test_a_folder_with_a_file_of_torch_save_gives_the_same_head(clip: Path, copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    tensors["text_model.embeddings.position_ids"] = torch.arange(20)[None]  # as old files have
+    torch.save(tensors, copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    assert head(str(clip)) == 0
+    digest = read_card(Path("z.safetensors")).digest
+    assert head("copy", "--force") == 0
+    assert read_card(Path("z.safetensors")).digest == digest
+
+
 @pytest.mark.usefixtures("place")
 def test_a_repository_of_the_hub_in_the_form_of_transformers_is_used(
     clip: Path,
@@ -140,6 +152,26 @@ def test_weights_with_names_of_transformers_fit_an_open_clip_folder(clip: Path, 
     (copy / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     assert head("local-dir:copy", "--force") == 0
     assert read_card(Path("z.safetensors")).digest == digest
+
+
+OLD_PROCESSOR = {
+    "crop_size": SIDE, "do_center_crop": True, "do_normalize": True, "do_resize": True,
+    "feature_extractor_type": "CLIPFeatureExtractor", "image_mean": [0.4, 0.5, 0.6],
+    "image_std": [0.2, 0.25, 0.3], "resample": 3, "size": SIDE,
+}  # fmt: skip
+
+
+def test_old_files_of_transformers_mean_the_same(clip: Path, copy: Path) -> None:
+    (copy / "preprocessor_config.json").write_text(json.dumps(OLD_PROCESSOR))
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"text_config_dict": None, "vision_config_dict": config["vision_config"]}
+    config["vision_config"] = {"hidden_size": 8, "output_attentions": False}
+    (copy / "config.json").write_text(json.dumps(config))
+    assert head(str(clip)) == 0
+    card = read_card(Path("z.safetensors"))
+    assert head("copy", "--force") == 0
+    found = read_card(Path("z.safetensors"))
+    assert (found.digest, found.preprocess) == (card.digest, card.preprocess)
 
 
 def test_defaults_are_those_of_transformers() -> None:

@@ -24,7 +24,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _TEXT = {
     "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12,
     "num_attention_heads": 8, "max_position_embeddings": 77, "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5, "bos_token_id": 49406, "eos_token_id": 49407,
+    "layer_norm_eps": 1e-5, "eos_token_id": 49407,
 }  # fmt: skip
 _VISION = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
@@ -121,7 +121,8 @@ def read_transformers_config(folder: Path) -> dict[str, Any]:
             given |= value
         filled[part] = {**defaults, **given}
         for key, default in defaults.items():
-            if isinstance(default, int) and not _is_count(filled[part][key]):
+            is_used = key != "eos_token_id" or kind == "clip"
+            if isinstance(default, int) and is_used and not _is_count(filled[part][key]):
                 raise ModelError(
                     f"{path}: {part}.{key} is {filled[part][key]!r}, expected an integer"
                 )

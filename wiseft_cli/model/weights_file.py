@@ -36,6 +36,10 @@ from wiseft_cli.model.quiet import quiet_libraries
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 OPENAI_KEYS = frozenset({"input_resolution", "context_length", "vocab_size"})
 """Entries of OpenAI's state dicts that are not weights."""
+_CONVERTED_NAME = re.compile(
+    r"(?:^|\.)(?:vision_model\.)?embeddings\.patch_embedding\.weight$|^blocks\.0\.attn\.qkv\.weight$"
+)
+"""Names in files of transformers and timm."""
 MAX_LOGIT_FACTOR = 1000
 """Largest plausible exp(logit_scale); CLIP's training limits it to 100."""
 
@@ -95,6 +99,9 @@ def inspect_weights(path: Path, *, is_tower: bool = False) -> WeightsFile:
             files = source.reader.files
     else:
         shapes, files = _torch_shapes(path), (path,)
+        if any(map(_CONVERTED_NAME.search, shapes)):
+            with open_source(path) as source:
+                shapes, is_converted = _find_shapes(source.reader)
     if HEAD_WEIGHT in shapes and not is_tower:
         raise ModelError(
             f"{path}: holds a classifier (image encoder and head), expected a whole CLIP model",

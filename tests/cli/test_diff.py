@@ -30,7 +30,7 @@ def test_differences_and_their_likely_cause_are_shown(
         "  module.visual.b: only in b\n"
         "  module.visual.w: only in b\n"
         "likely cause: the names in the second file start with 'module.'; save it without the "
-        "prefix\n"
+        "prefix; --match-names matches such names\n"
         "values: not compared; --values compares them\n"
     )
 

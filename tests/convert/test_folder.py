@@ -108,7 +108,7 @@ def test_clips_own_vocabulary_is_written_as_transformers_has_it() -> None:
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        ("config.json", "config.json: No such file or directory"),
+        ("config.json", "no config.json beside the weights"),
         ("preprocessor_config.json", "no preprocessor_config.json"),
         ("vocab.json merges.txt tokenizer_config.json", "no tokenizer files"),
     ],

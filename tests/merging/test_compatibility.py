@@ -73,7 +73,8 @@ def test_a_prefix_on_one_side_is_recognized(tmp_path: Path, prefix: str, side: s
     plain, prefixed = list(BLOCK_NAMES), [prefix + name for name in BLOCK_NAMES]
     names = (prefixed, plain) if side == "first" else (plain, prefixed)
     assert refusal_of_names(tmp_path, *names) == (
-        f"the names in the {side} file start with {prefix!r}; save it without the prefix"
+        f"the names in the {side} file start with {prefix!r}; save it without the prefix; "
+        "--match-names matches such names"
     )
 
 
@@ -82,8 +83,8 @@ def test_hugging_face_names_are_recognized(tmp_path: Path) -> None:
         tmp_path, ["visual.conv1.weight"], ["vision_model.embeddings.patch_embedding.weight"]
     )
     assert hint == (
-        "the second file has Hugging Face tensor names (vision_model.*); convert them to "
-        "open_clip names (visual.*), or merge two files with Hugging Face names"
+        "the second file has Hugging Face tensor names (vision_model.*); convert it "
+        "with `wiseft convert`; --match-names matches such names"
     )
 
 

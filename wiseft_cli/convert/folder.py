@@ -74,6 +74,12 @@ def read_model_files(folder: Path, naming: Naming) -> ModelFiles:
             "transformers can be made",
             hint="write its weights alone: -o FILE.safetensors",
         )
+    name = CONFIG_NAME if naming.library == "transformers" else OPEN_CLIP_CONFIG
+    if not (folder / name).is_file():
+        raise ModelError(
+            f"{folder}: no {name} beside the weights, from which a model folder could be made",
+            hint="write the weights alone: -o FILE.safetensors",
+        )
     if naming.library == "transformers":
         config = read_transformers_config(folder)
         model_cfg = open_clip_model_config(config, folder / CONFIG_NAME)

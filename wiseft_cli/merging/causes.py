@@ -46,6 +46,8 @@ ZERO_3 = "DeepSpeed ZeRO-3 saves them in each process; gather the weights with i
 _ARCHITECTURES = "the architectures differ"
 _CLASS_LISTS = "the class lists differ; fine-tune from this zero-shot checkpoint"
 
+_MATCH_NAMES = "--match-names matches such names"
+
 Tensors = Mapping[str, TensorInfo]
 
 
@@ -108,6 +110,7 @@ def find_cause(tensors_0: Tensors, tensors_1: Tensors) -> str:
     renaming = find_renaming(*sides)
     texts = [renaming.describe()] if renaming else []
     texts += _causes_in_tensors(renaming.apply() if renaming else sides)
+    texts += [_MATCH_NAMES] if renaming else []
     return "; ".join(texts) or "choose the dtype to store, for example --dtype float32"
 
 
@@ -140,8 +143,8 @@ def _cause_in_naming_scheme(sides: tuple[Tensors, Tensors]) -> str | None:
     ):
         if here and not there and any(map(_OPEN_CLIP.search, other)):
             return (
-                f"the {side} file has Hugging Face tensor names (vision_model.*); convert them to "
-                "open_clip names (visual.*), or merge two files with Hugging Face names"
+                f"the {side} file has Hugging Face tensor names (vision_model.*); convert it "
+                f"with `wiseft convert`; {_MATCH_NAMES}"
             )
     return None
 

@@ -123,5 +123,6 @@ def test_curves_of_a_merge_method_have_their_own_headline_with_the_same_end_poin
         for name, count in (("val", 790), ("shift-a", 600), ("shift-b", 520))
     ]
     plain, ties = arrange_report([*sweep_lines(), *by_method]).headlines
+    assert plain.startswith("zeroshot to finetuned: fine-tuning raised val")
     assert "77.00 % on val" in plain
     assert "79.00 % on val (in-distribution) (+19.00 points against zero-shot" in ties

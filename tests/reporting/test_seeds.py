@@ -54,6 +54,7 @@ def test_deviation_of_a_mean_over_shifts_is_that_of_the_means_of_the_runs() -> N
     text = render_markdown(arrange_report(averaged))
     means = [fmean(counts[1:]) / 10 for counts in COUNTS.values()]
     assert f"{fmean(means):.2f} ± {stdev(means):.2f}" in text
+    assert "± is the standard deviation over seeds." in text
     assert f"{fmean(means):.1f} $\\pm$ {stdev(means):.2f}" in render_tex(arrange_report(averaged))
     assert render_csv(arrange_report(averaged)).splitlines()[0].startswith("model,alpha,seeds,val,")
 

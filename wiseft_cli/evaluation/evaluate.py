@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wiseft_cli.compute.workers import default_workers
+from wiseft_cli.errors import ResultsError
 from wiseft_cli.evaluation.plan import EvalPlan, Job, plan_evaluation
 from wiseft_cli.evaluation.request import EvalRequest
 from wiseft_cli.evaluation.weight_sets import PLAIN, WeightSet, descent_warnings
@@ -148,12 +149,13 @@ def run_evaluation(
         return None
     lines = tuple(done[job] for job in plan.jobs)
     folder = PredictionFolder(plan.predictions_folder)
+    comparisons, notes = _compare(plan, lines, folder)
     return Evaluation(
         lines=lines,
         selected_alpha=_selected_alpha(lines),
         verdicts=_judge(plan, lines, folder),
-        warnings=implausible_results(lines),
-        comparisons=_compare(plan, lines, folder),
+        warnings=(*implausible_results(lines), *notes),
+        comparisons=comparisons,
         default_alpha=(plan.request.settings or PLAIN).spec.default_alpha,
     )
 
@@ -196,6 +198,8 @@ def _run_jobs(
             if results is not None:
                 add_result_lines(results, list(lines.values()))
             on_lines(list(lines.values()))
+        if plan.predictions:
+            processes.gather([])  # wait until every process has written its files
     return done
 
 
@@ -226,18 +230,21 @@ def _judge(
 
 def _compare(
     plan: EvalPlan, lines: Sequence[ResultLine], folder: PredictionFolder
-) -> tuple[Comparison, ...]:
-    """Compare rows image by image, if their predictions are saved."""
+) -> tuple[tuple[Comparison, ...], list[str]]:
+    """Compare rows image by image, if their predictions are saved; or say why they cannot be."""
     if folder.path is None:
-        return ()
+        return (), []
     weight_sets: list[WeightSet] = []
     for job in plan.jobs:
         if job.weights not in weight_sets:
             weight_sets.append(job.weights)
     rows = [_lines_of(plan, lines, weights) for weights in weight_sets]
     baseline = None if plan.baseline is None else rows[weight_sets.index(plan.baseline)]
-    compared = (compare_rows(*pair, folder) for pair in compared_pairs(rows, baseline))
-    return tuple(comparison for comparison in compared if comparison is not None)
+    try:
+        compared = [compare_rows(*pair, folder) for pair in compared_pairs(rows, baseline)]
+    except ResultsError as error:  # such as the parts of processes on another machine
+        return (), [f"paired differences are left out: {error.message}"]
+    return tuple(comparison for comparison in compared if comparison is not None), []
 
 
 def _lines_of(

@@ -103,7 +103,9 @@ def compare_rows(row: Row, against: Row, folder: PredictionFolder) -> Comparison
     if len(shifts) > 1 and all(name in counts for name in shifts):
         differences[MEAN_SHIFT] = paired_difference([counts[name] for name in shifts])
     first, other = next(iter(row.values())), next(iter(against.values()))
-    return Comparison(first.weights_name, other.weights_name, differences, first.weights_key)
+    is_same_curve = first.checkpoints == other.checkpoints and other.alpha is not None
+    against_name = f"alpha {other.alpha}" if is_same_curve else other.weights_name
+    return Comparison(first.weights_name, against_name, differences, first.weights_key)
 
 
 def compared_pairs(rows: Sequence[Row], baseline: Row | None = None) -> list[tuple[Row, Row]]:

@@ -369,6 +369,9 @@ def describe_family(report: Report, family: Family) -> str:
     if merge is not None:
         parts += [_describe_merge(columns, family, merge)]
     text = "; ".join(filter(None, parts))
+    if text and len(report.families) > 1:
+        rows = (row for row in (merge, finetuned, zeroshot) if row is not None)
+        return f"{first_line(next(rows)).checkpoints_name}: {text}."
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 

@@ -52,7 +52,7 @@ from wiseft_cli.reporting.report_history import (
     merge_command,
     read_checkpoint_files,
 )
-from wiseft_cli.reporting.seeds import standard_deviation
+from wiseft_cli.reporting.seeds import n_seeds, standard_deviation
 
 if TYPE_CHECKING:
     from wiseft_cli.reporting.report import ReportRequest
@@ -99,6 +99,7 @@ def render_page(report: Report, request: ReportRequest, folder: PredictionFolder
         "version": __version__,
         "charting": versions,
         "has_predictions": folder.path is not None,
+        "has_seeds": any(n_seeds(line) > 1 for line in report.lines),
     }
     return _fill_template(context, data, vega)
 

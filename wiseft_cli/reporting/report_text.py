@@ -110,6 +110,8 @@ def _markdown_table(report: Report) -> str:
     notes = ["Accuracies in %, best in bold."]
     if any(family.zeroshot for family in report.families):
         notes[0] = "Accuracies in %, best in bold; in parentheses, points above zero-shot."
+    if any(n_seeds(line) > 1 for line in report.lines):
+        notes.append("± is the standard deviation over seeds.")
     if n_left_out:
         notes.append(f"{n_left_out} of {len(report.rows)} rows are left out.")
     return _pipe_table(table, n_left=n_labels) + "\n\n" + " ".join(notes)

@@ -199,6 +199,19 @@ def test_a_dry_run_warns_of_more_memory_than_the_device_has(
         assert (needed <= free) == ("--micro-batch-size" in remedy)
 
 
+@pytest.mark.parametrize(
+    ("words", "n_copies"),
+    [(["--ema", "0.1"], 1), (["--l2-sp", "0.1"], 1), (["--ema", "3", "--distill", "1"], 2)],
+)
+def test_a_dry_run_counts_the_copies_of_methods(folder, capsys, words, n_copies):
+    def memory(*more: str) -> int:
+        assert main([*WORDS, *QUICK, *more, "--dry-run", "--json"]) == 0
+        return int(json.loads(capsys.readouterr().out)["memory_bytes"])
+
+    assert memory(*words) - memory() == n_copies * 4 * 32_715
+    assert memory() - memory("--optimizer", "lion") == 4 * 32_715
+
+
 @pytest.mark.parametrize("turned", [0, 1, 3])
 def test_a_dry_run_counts_orientations_that_are_not_applied(folder, capsys, turned):
     exif = Image.Exif()

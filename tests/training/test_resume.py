@@ -121,6 +121,7 @@ def test_stopped_run_resumes_to_the_same_bytes(folder, family, keys, stop_after)
             },
             3,
         ),
+        ({"optimizer": "lion", "lr": 1e-4, "layer_decay": 0.8}, 3),
         ({"spd": 1.0, "weight_decay": 0.0, "distill": 0.5, "layer_decay": 0.7}, 5),
     ],
 )

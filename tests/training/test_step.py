@@ -75,6 +75,25 @@ def test_steps_equal_adamw_written_by_hand():
     torch.testing.assert_close(weights(model), weights(twin), rtol=0, atol=1e-12)
 
 
+def test_steps_of_lion_equal_its_paper():
+    keys = {"optimizer": "lion", "betas": (0.9, 0.99), "weight_decay": 0.3, "schedule": "constant"}
+    recipe = resolve(Recipe(steps=6, batch_size=N_IMAGES, lr=0.01, warmup=0, **keys), N_IMAGES)
+    model, twin = make_model(), make_model()
+    run(model, recipe)
+    inputs, targets = make_data()
+    moments = [torch.zeros_like(p) for p in twin.parameters()]
+    for _ in range(6):
+        twin.zero_grad()
+        nn.functional.cross_entropy(twin(inputs), targets).backward()
+        nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
+        with torch.no_grad():
+            for p, m in zip(twin.parameters(), moments, strict=True):
+                update = (0.9 * m + 0.1 * p.grad).sign()
+                p.sub_(0.01 * (update + 0.3 * p))
+                m.mul_(0.99).add_(0.01 * p.grad)
+    torch.testing.assert_close(weights(model), weights(twin), rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("size", [1, 2, 4, 5])
 def test_accumulated_passes_equal_the_whole_batch(size):
     keys = {"epochs": 4, "batch_size": 6, "lr": 0.01, "label_smoothing": 0.1}

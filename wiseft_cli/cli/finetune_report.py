@@ -32,6 +32,8 @@ RECENT_STEPS = 20
 SHOWN_CLASSES = 10
 """Classes whose number of images the plan shows."""
 
+_OPTIMIZERS = {"adamw": "AdamW", "lion": "Lion"}
+
 _TRAINABLE = {
     "none": "image encoder and classification head",
     "encoder": "classification head (encoder frozen, features computed once)",
@@ -61,7 +63,7 @@ def print_plan(plan: FinetunePlan, *, n_processes: int = 1) -> None:
     )
     keys = [key for key, row in RECIPE_KEYS.items() if row.in_plan or key in recipe.methods]
     values = [f"{key.replace('_', ' ')} {describe_value(getattr(recipe, key))}" for key in keys]
-    print_message(f"recipe   AdamW, {', '.join(values)}")
+    print_message(f"recipe   {_OPTIMIZERS[recipe.optimizer]}, {', '.join(values)}")
     for note in plan.notes:
         print_message(f"note: {note}")
     for warning in plan.warnings:
@@ -299,6 +301,8 @@ def _describe_memory(found: Estimate) -> str:
         f"gradients {_mb(found.gradients)}",
         f"moments {_mb(found.moments)}",
     ]
+    if found.copies:
+        parts.append(f"copies for methods {_mb(found.copies)}")
     if found.features:
         parts.append(f"features {_mb(found.features)}")
     else:

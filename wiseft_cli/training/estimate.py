@@ -23,6 +23,7 @@ from wiseft_cli.training.batches import largest_pass
 from wiseft_cli.training.finetune import report_out_of_memory_before_steps
 from wiseft_cli.training.images import black_image
 from wiseft_cli.training.modes import set_training_modes
+from wiseft_cli.training.optimizer import MOMENTS
 from wiseft_cli.training.plan import FinetunePlan
 from wiseft_cli.training.state import Run, open_run
 from wiseft_cli.training.state_dir import KEPT_STATES
@@ -49,6 +50,8 @@ class Estimate:
         disk_free: Free bytes on the disk of the output.
         n_outputs: Checkpoints that the run writes.
         memory_free: Free memory of the device for this process; None if it cannot be known here.
+        moments: Of the optimizer's moments.
+        copies: Of the weights that methods compare with, and of their moving average.
         seconds_per_image: Time of a training step per image; None if the device is not here.
     """
 
@@ -63,19 +66,17 @@ class Estimate:
     n_outputs: int
     memory_free: int | None
     seconds_per_image: float | None
+    moments: int
+    copies: int
 
     n_states = KEPT_STATES + 1
     """States on disk at the same time, at most."""
 
     @property
-    def moments(self) -> int:
-        """Bytes of AdamW's two moments."""
-        return 2 * self.gradients
-
-    @property
     def memory(self) -> int:
         """Bytes in memory."""
-        return self.weights + self.gradients + self.moments + self.activations + self.features
+        fixed = self.weights + self.gradients + self.moments + self.copies
+        return fixed + self.activations + self.features
 
     @property
     def disk(self) -> int:
@@ -143,6 +144,8 @@ def estimate(
         if is_here
         else None,
         seconds_per_image=seconds / _N_TRIED if is_here and not is_probe else None,
+        moments=trainable * sum(name != "step" for name in MOMENTS[recipe.optimizer]),
+        copies=run.weight_bytes * ((run.anchor is not None) + bool(recipe.ema)),
     )
 
 

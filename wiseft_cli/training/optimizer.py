@@ -1,4 +1,4 @@
-"""AdamW, its learning rate at each step, and gradient clipping.
+"""The optimizer, its learning rate at each step, and gradient clipping.
 
 Source: Wortsman et al. 2021, arXiv 2109.01903, section D.2; wise-ft src/models/finetune.py.
 """
@@ -13,14 +13,17 @@ import torch
 
 from wiseft_cli.training.recipe import ResolvedRecipe
 
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq", "step"), "lion": ("exp_avg",)}
+"""Names of an optimizer's tensors for each trainable tensor."""
+
 
 def build_optimizer(
     parameters: Sequence[torch.nn.Parameter],
     recipe: ResolvedRecipe,
     *,
     lr_scales: Sequence[float] | None = None,
-) -> torch.optim.AdamW:
-    """Return AdamW over all trainable tensors; all of them have weight decay.
+) -> torch.optim.Optimizer:
+    """Return AdamW, or timm's Lion, over all trainable tensors; all of them have weight decay.
 
     On the CPU and on CUDA the update is fused: it takes a third of the time of torch's default
     on a CPU, and gives the same numbers to rounding.
@@ -36,6 +39,11 @@ def build_optimizer(
         for parameter, scale in zip(parameters, lr_scales, strict=True):
             tensors_of.setdefault(scale, []).append(parameter)
         groups = [{"params": of, "lr_scale": scale} for scale, of in tensors_of.items()]
+    if recipe.optimizer == "lion":
+        # lazy: timm takes a second
+        from timm.optim.lion import Lion
+
+        return Lion(groups, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay)
     return torch.optim.AdamW(
         groups,
         lr=recipe.lr,

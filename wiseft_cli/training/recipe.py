@@ -66,10 +66,17 @@ class Recipe:
     )
     lr: float = number(
         3e-5,
-        "Peak learning rate of AdamW.",
+        "Peak learning rate.",
         is_valid=lambda lr: 0 < lr <= MAX_LR,
         expected=f"a number above 0, at most {MAX_LR:g}",
         in_plan=True,
+    )
+    optimizer: str = choice(
+        "adamw",
+        "Optimizer. Lion, from timm, takes a learning rate that is 3 to 10 times as small, and"
+        " --betas 0.9 0.99 in its paper; it has no --eps.",
+        ("adamw", "lion"),
+        source="Loshchilov & Hutter 2019, arXiv 1711.05101; Chen et al. 2023, arXiv 2302.06675",
     )
     weight_decay: float = number(
         0.1,
@@ -80,7 +87,7 @@ class Recipe:
     )
     betas: tuple[float, float] = recipe_key(
         (0.9, 0.999),
-        "Decay rates of AdamW's two moments.",
+        "Decay rates of the optimizer's two moments.",
         parse=parse_betas,
         is_valid=lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
         expected="two numbers in [0, 1)",
@@ -340,7 +347,7 @@ class ResolvedRecipe(Recipe):
 
     def as_mapping(self) -> Mapping[str, Any]:
         """Return what the card stores: all that affects the result except data and seed."""
-        values = {**asdict(self), "betas": list(self.betas), "optimizer": "adamw"}
+        values = {**asdict(self), "betas": list(self.betas)}
         values["warmup_steps"] = values.pop("warmup")
         del values["n_images"], values["seed"]
         off = [key for key, row in RECIPE_KEYS.items() if row.is_method and key not in self.methods]
@@ -456,7 +463,7 @@ def probe_recipe(recipe: Recipe) -> Recipe:
 
     It has the batch size, the optimizer, the precision and the seed of the fine-tuning.
     """
-    kept = "batch_size micro_batch_size weight_decay betas eps schedule clip_grad_norm"
+    kept = "batch_size micro_batch_size optimizer weight_decay betas eps schedule clip_grad_norm"
     kept += " label_smoothing precision seed deterministic"
     values = {key: getattr(recipe, key) for key in kept.split()}
     if recipe.spd:  # the strength of SPD is in place of a decay

@@ -32,7 +32,7 @@ from wiseft_cli.training.modes import (
     freeze_parameters,
     reject_single_image_batch_norm,
 )
-from wiseft_cli.training.optimizer import build_optimizer
+from wiseft_cli.training.optimizer import MOMENTS, build_optimizer
 from wiseft_cli.training.plan import FinetunePlan
 from wiseft_cli.training.resume import torch_version
 from wiseft_cli.training.state_dir import (
@@ -43,8 +43,6 @@ from wiseft_cli.training.state_dir import (
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
 """Tensors by the name of a weight."""
-
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass
@@ -67,7 +65,7 @@ class Run:
     """
 
     classifier: ImageClassifier
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     steps_done: int = 0
     loss_sum: float = 0.0
@@ -117,13 +115,17 @@ class Run:
         }
 
     def moments(self) -> dict[str, torch.Tensor]:
-        """Return AdamW's tensors as `<moment>.<parameter>`; none before the first update."""
+        """Return the optimizer's tensors as `<moment>.<parameter>`; none before an update."""
         return {
             f"{moment}.{name}": self.optimizer.state[parameter][moment]
             for name, parameter in self.trainable.items()
             if parameter in self.optimizer.state
-            for moment in _MOMENTS
+            for moment in self._moment_names
         }
+
+    @property
+    def _moment_names(self) -> tuple[str, ...]:
+        return MOMENTS["adamw" if isinstance(self.optimizer, torch.optim.AdamW) else "lion"]
 
     def make_copies(self, purposes: Iterable[str]) -> None:
         """Create copies, to be overwritten."""
@@ -131,15 +133,16 @@ class Run:
             self.copy_weights(purpose)
 
     def make_moments(self, names: set[str]) -> None:
-        """Create moments of zeros, to be overwritten, for the parameters whose `step` is named."""
-        is_fused = self.optimizer.defaults["fused"]
+        """Create moments of zeros, to be overwritten, for the parameters that are named."""
+        is_fused = self.optimizer.defaults.get("fused", False)
         for name, parameter in self.trainable.items():
-            if f"step.{name}" in names:
+            if f"exp_avg.{name}" in names:
                 self.optimizer.state[parameter] = {
                     # AdamW counts steps on the CPU, unless the update is fused.
-                    "step": torch.zeros((), device=parameter.device if is_fused else "cpu"),
-                    "exp_avg": torch.zeros_like(parameter, requires_grad=False),
-                    "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+                    moment: torch.zeros((), device=parameter.device if is_fused else "cpu")
+                    if moment == "step"
+                    else torch.zeros_like(parameter, requires_grad=False)
+                    for moment in self._moment_names
                 }
 
 

@@ -105,6 +105,12 @@ def test_weights_follow_their_inputs_into_the_card(folder: Path, run_wiseft: Run
     }
 
 
+def test_the_weight_of_a_single_input_changes_nothing(folder: Path, run_wiseft: RunWiseft) -> None:
+    run_wiseft("merge", "zs", "a", "-o", "m")
+    run_wiseft("merge", "zs", "a", "--weights", "1", "--method", "linear", "-o", "n")
+    assert (folder / "m").read_bytes() == (folder / "n").read_bytes()
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -143,6 +149,13 @@ def test_inspect_says_how_a_merge_was_made(folder: Path, run_wiseft: RunWiseft) 
         "merged by ties at alpha 1 from a zero-shot and 2 fine-tuned checkpoints with equal weights"
         " (density 0.2, trim_scope model)"
     ) in shown
+    weights = ["--weights", "0.75,0.25", "--layer-alpha", "visual.proj=0.1"]
+    run_wiseft("merge", "zs", "a", "b", *weights, "-o", "w")
+    shown = run_wiseft("inspect", "w").stdout
+    assert f"0.75 ({(read_card(folder / 'a').digest or '')[7:19]})" in shown
+    assert "(layer_alpha visual.proj=0.1)" in shown
+    run_wiseft("merge", "zs", "a", "--method", "slerp", "-o", "s")
+    assert "from a zero-shot and a fine-tuned checkpoint\n" in run_wiseft("inspect", "s").stdout
     document = json.loads(run_wiseft("inspect", "m", "--json").stdout)["card"]
     assert (document["alpha"], document["method"]) == (None, "model-stock")
 

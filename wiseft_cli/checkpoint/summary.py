@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from wiseft_cli.checkpoint.card import Card, HistoryEntry, closed_history
+from wiseft_cli.checkpoint.card import Card, HistoryEntry, HistoryInput, closed_history
 from wiseft_cli.checkpoint.digest import is_digest, shorten
 from wiseft_cli.checkpoint.reader import CheckpointReader
 from wiseft_cli.errors import brief
@@ -52,26 +52,33 @@ def describe_role(card: Card) -> str:
     """Return the role of a checkpoint, and of a merge how it was made, as one sentence."""
     if card.method is None or not card.history:
         return f"{card.role}, alpha {card.alpha}" if card.alpha else card.role
-    inputs = Counter(item.role for item in card.history[-1].inputs)
+    inputs = [item for item in card.history[-1].inputs if item.role in _ROLE_NAMES]
     kinds = [
-        (f"{count} {_ROLE_NAMES.get(role, role)}" if count > 1 else f"a {_ROLE_NAMES[role]}")
-        for role, count in inputs.items()
-        if role in _ROLE_NAMES
+        f"{count} {_ROLE_NAMES[role]}" if count > 1 else f"a {_ROLE_NAMES[role]}"
+        for role, count in Counter(item.role for item in inputs).items()
     ]
-    noun = "checkpoints" if sum(inputs[role] for role in _ROLE_NAMES) > 1 else "checkpoint"
+    noun = "checkpoints" if kinds and not kinds[-1].startswith("a ") else "checkpoint"
     text = f"{card.role} by {card.method}"
     if card.alpha is not None:
         text += f" at alpha {card.alpha}"
-    text += f" from {' and '.join(kinds)} {noun}"
-    if card.weights:
-        is_equal = len(set(card.weights)) == 1
-        text += " with " + ("equal weights" if is_equal else f"weights {', '.join(card.weights)}")
-    options = [f"{name} {_option(value)}" for name, value in (card.method_options or {}).items()]
+    text += f" from {' and '.join(kinds)} {noun}{_describe_weights(card, inputs)}"
+    options = [_describe_option(*item) for item in (card.method_options or {}).items()]
     return text + (f" ({', '.join(options)})" if options else "")
 
 
-def _option(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _describe_weights(card: Card, inputs: Sequence[HistoryInput]) -> str:
+    weights = card.weights or ()
+    if len(set(weights)) <= 1:
+        return " with equal weights" if weights else ""
+    weighted = inputs[-len(weights) :]
+    pairs = zip(weights, weighted, strict=False)
+    return " with weights " + ", ".join(f"{w} ({shorten(item.digest)})" for w, item in pairs)
+
+
+def _describe_option(name: str, value: Any) -> str:
+    if name == "layer_alpha" and isinstance(value, list):
+        return ", ".join(f"layer_alpha {row[0]}={row[1]}" for row in value if len(row) == 2)
+    return f"{name} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
 
 
 def draw_history(card: Card) -> list[str]:

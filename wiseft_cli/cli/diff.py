@@ -160,5 +160,6 @@ def _print_distances(distances: list[TensorDistance]) -> None:
     if different and (blocks := _blocks(distances)):
         print_result("relative L2  largest    block, from the first to the last")
         for block in blocks:
-            print_result(f"{block.relative_l2:<11.4g}  {block.largest:<9.4g}  {block.name}")
+            if block.relative_l2:
+                print_result(f"{block.relative_l2:<11.4g}  {block.largest:<9.4g}  {block.name}")
     print_result(f"bitwise equal: {len(distances) - len(different)} of {len(distances)}")

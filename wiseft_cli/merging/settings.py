@@ -212,7 +212,8 @@ def _resolve_weights(
             f"--weights: the sum of {', '.join(texts)} is {total}, expected exactly 1",
             hint=_suggest_weights(decimals) + ", or omit --weights for equal weights",
         )
-    return tuple(map(Alpha.of, decimals))
+    # The weight 1 of a single input is no setting.
+    return tuple(map(Alpha.of, decimals)) if n_finetuned > 1 else ()
 
 
 def _parse_weight(text: str) -> Decimal:

@@ -26,12 +26,16 @@ from transformers import (
 
 from tests.convert.folders import clip_folder, siglip_folder
 from tests.convert.tiny import HEADS, LAYERS, MLP, PATCH, SIDE, WIDTH, images
+from wiseft_cli.checkpoint.card import Card, HistoryEntry, HistoryInput, ModelSpec
 from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
 from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.cli.app import main
 from wiseft_cli.convert import configs
 from wiseft_cli.convert.timm_config import CLIP_TOWERS
 from wiseft_cli.model.classifier import load_checkpoint
+from wiseft_cli.model.export import find_repository
+from wiseft_cli.reporting.model_card import results_of
+from wiseft_cli.reporting.results import CheckpointName, read_result_lines
 
 Captured = pytest.CaptureFixture[str]
 
@@ -190,6 +194,37 @@ def test_the_model_card_has_front_matter_and_metrics(library: str, models: Path)
     assert "| imagenet-r | 30,000 | top1 | 77.12 % | 76.00 to 78.00 |" in body
     assert "3 classes: cat, dog, owl." in body
     assert str(Path.cwd()) not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "expected"),
+    [
+        ("x", "hf-hub:org/model", "org/model"),
+        ("ViT-B-32", "laion2b_s34b_b79k", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
+        ("ViT-B-32", "sha256:0", None),
+        ("ViT-B-32", None, None),
+    ],
+)
+def test_the_base_model_is_its_repository_on_the_hub(
+    name: str, source: str | None, expected: str | None
+) -> None:
+    card = read_card(Path("clip.safetensors"))
+    assert find_repository(replace(card, model=ModelSpec(name, source, {}))) == expected
+
+
+def test_a_row_of_an_alpha_belongs_to_the_merge_with_the_same_inputs() -> None:
+    write_results("sha256:a")
+    (line,) = read_result_lines(Path("results.jsonl"))
+    parts = (
+        CheckpointName("z", "zeroshot", "sha256:a"),
+        CheckpointName("f", "finetuned", "sha256:b"),
+    )
+    row = replace(line, checkpoints=parts, alpha="0.5")
+    inputs = (HistoryInput("zeroshot", "sha256:a"), HistoryInput("finetuned", "sha256:b"))
+    card = Card("merged", alpha="0.5", history=(HistoryEntry("merge", "0", {}, inputs),))
+    assert results_of(card, [row, line]) == [row]
+    assert results_of(replace(card, alpha="0.3"), [row]) == []
+    assert results_of(replace(card, history=()), [row]) == []
 
 
 def test_results_of_another_checkpoint_are_reported_and_left_out(capsys: Captured) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 
 from wiseft_cli import __version__
 from wiseft_cli.checkpoint.atomic_folder import AtomicFolder, check_output_folder
@@ -37,7 +38,7 @@ from wiseft_cli.errors import CheckpointError, UsageError, counted, list_some
 from wiseft_cli.model.classifier import state_arrays
 from wiseft_cli.model.export_library import write_library_folder
 from wiseft_cli.model.full_clip import FullClip, ModelWarning, load_full_clip, note_line
-from wiseft_cli.model.model_source import CONFIG_NAME, ModelSource, find_model
+from wiseft_cli.model.model_source import CONFIG_NAME, HUB_PREFIX, ModelSource, find_model
 from wiseft_cli.model.tokenizer import check_saved_tokenizer, save_tokenizer
 from wiseft_cli.reporting.model_card import Usage, render_model_card, results_of
 from wiseft_cli.reporting.results import read_result_lines
@@ -142,7 +143,9 @@ def export_checkpoint(
             digest, usage = write_library_folder(
                 folder.temporary, format, checkpoint, card, full=full, source=source
             )
-        text = render_model_card(card, usage, name=_name(card), lines=lines)
+        text = render_model_card(
+            card, usage, name=_name(card), base_model=find_repository(card), lines=lines
+        )
         (folder.temporary / "README.md").write_text(text, encoding="utf-8")
         folder.commit(_manifest(format, full, card, digest))
     if merges := _own_merges(output):
@@ -218,6 +221,19 @@ def _name(card: Card) -> str:
     """Return a name for the model card that does not depend on the folder."""
     model = card.model.name if card.model else "model"
     return f"{model.rpartition(':')[2].rpartition('/')[2]}-{card.role}"
+
+
+def find_repository(card: Card) -> str | None:
+    """Return the repository of the base model's weights on the hub; None if there is none."""
+    if card.model is None or card.model.source is None:
+        return None
+    name, source = card.model.name, card.model.source
+    if source.startswith(HUB_PREFIX):
+        return source.removeprefix(HUB_PREFIX)
+    if not open_clip.is_pretrained_cfg(name, source):
+        return None
+    repository = str(open_clip.get_pretrained_cfg(name, source).get("hf_hub") or "")
+    return repository.rstrip("/") or None
 
 
 def _write_open_clip(

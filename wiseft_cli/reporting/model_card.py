@@ -15,7 +15,6 @@ from wiseft_cli.checkpoint.card import EXIF_ORIENTATION, Card
 from wiseft_cli.errors import list_some
 from wiseft_cli.reporting.results import ResultLine
 
-_HUB = "hf-hub:"
 _PAPER = "[WiSE-FT](https://arxiv.org/abs/2109.01903)"
 _METHODS = {
     "zeroshot": "a zero-shot classifier",
@@ -59,16 +58,22 @@ def results_of(card: Card, lines: Sequence[ResultLine]) -> list[ResultLine]:
 
 
 def render_model_card(
-    card: Card, usage: Usage, *, name: str, lines: Sequence[ResultLine] = ()
+    card: Card,
+    usage: Usage,
+    *,
+    name: str,
+    base_model: str | None = None,
+    lines: Sequence[ResultLine] = (),
 ) -> str:
     """Return a README.md with front matter.
 
     Args:
         card: The card of the checkpoint.
-        name: Name of the model: that of its folder.
+        name: Name of the model.
+        base_model: Repository of the base model on the hub; None if it has none.
         lines: Results lines of the checkpoint, from `results_of`.
     """
-    parts = [_front_matter(card, usage, name, lines), f"# {name}", _description(card)]
+    parts = [_front_matter(card, usage, name, base_model, lines), f"# {name}", _description(card)]
     parts.append(f"## Use\n\n```python\n{usage.code.strip()}\n```")
     parts += usage.notes
     if lines:
@@ -77,17 +82,18 @@ def render_model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(card: Card, usage: Usage, name: str, lines: Sequence[ResultLine]) -> str:
+def _front_matter(
+    card: Card, usage: Usage, name: str, base_model: str | None, lines: Sequence[ResultLine]
+) -> str:
     """Return YAML; JSON strings and lists are YAML too."""
-    source = card.model.source if card.model else None
     fields: list[str] = [
         "# license: choose the licence; that of the base model and of the data may bind you",
         f"library_name: {usage.library}",
         "pipeline_tag: image-classification",
         "tags: [wise-ft, clip, robust-fine-tuning]",
     ]
-    if source and source.startswith(_HUB):
-        fields.append(f"base_model: {json.dumps(source.removeprefix(_HUB))}")
+    if base_model:
+        fields.append(f"base_model: {json.dumps(base_model)}")
     names = list(dict.fromkeys([*_training_sets(card), *(line.set_name for line in lines)]))
     if names:
         fields.append(f"datasets: {json.dumps(names)}")

@@ -15,6 +15,7 @@ from wiseft_cli.errors import UsageError
 EXAMPLES = """
 wiseft export merged.safetensors --model ViT-B-32 --pretrained openai -o clip
 wiseft export merged.safetensors --format transformers --results results.jsonl -o clip-hf
+wiseft export merged.safetensors --format onnx -o clip-onnx
 """
 
 
@@ -24,6 +25,7 @@ class Format(StrEnum):
     open_clip = "open_clip"
     transformers = "transformers"
     timm = "timm"
+    onnx = "onnx"
 
 
 def export(
@@ -46,8 +48,8 @@ def export(
         typer.Option(
             metavar="LIBRARY",
             help="Library that loads the folder. open_clip: image encoder and text tower. "
-            "transformers: image encoder and head, with --model the text tower too. timm: image "
-            "encoder and head.",
+            "transformers: image encoder and head, with --model the text tower too. timm, and "
+            "onnx for onnxruntime: image encoder and head.",
             rich_help_panel="Output",
         ),
     ] = Format.open_clip,

@@ -10,6 +10,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from wiseft_cli.data.clip_benchmark import find_splits, list_clip_benchmark
 from wiseft_cli.data.dataset_card import (
     dataset_card_names,
     is_dataset_card_name,
@@ -145,6 +146,9 @@ def _list_images(spec: SetSpec) -> ImageSet:
     suffix = path.suffix.lower()
     if suffix in (*MANIFEST_SUFFIXES, ".tar") and is_folder(path):
         suffix = ""
+    is_benchmark = not suffix and bool(find_splits(path))
+    if is_benchmark and set(options.of_manifests) <= {"split"}:
+        return list_clip_benchmark(path, name=spec.name, split=options.split)
     if options.of_manifests and suffix not in MANIFEST_SUFFIXES:
         raise UsageError(
             f"{spec.data}: {', '.join(options.of_manifests)} applies only to manifests"

@@ -37,6 +37,7 @@ from wiseft_cli.convert.folder import CLEANED_NOTE
 from wiseft_cli.errors import CheckpointError, UsageError, counted, list_some
 from wiseft_cli.model.classifier import state_arrays
 from wiseft_cli.model.export_library import write_library_folder
+from wiseft_cli.model.export_onnx import require_onnx, write_onnx_folder
 from wiseft_cli.model.full_clip import FullClip, ModelWarning, load_full_clip, note_line
 from wiseft_cli.model.model_source import CONFIG_NAME, HUB_PREFIX, ModelSource, find_model
 from wiseft_cli.model.tokenizer import check_saved_tokenizer, save_tokenizer
@@ -45,7 +46,7 @@ from wiseft_cli.reporting.results import read_result_lines
 
 WEIGHTS_NAME = "open_clip_model.safetensors"
 MANIFEST_NAME = "wiseft_export.json"
-FORMATS = ("open_clip", "transformers", "timm")
+FORMATS = ("open_clip", "transformers", "timm", "onnx")
 
 
 _ORIENTATION_NOTE = (
@@ -98,8 +99,8 @@ def export_checkpoint(
         checkpoint: A zero-shot, fine-tuned or merged checkpoint.
         output: The folder; it appears under this name when it is complete.
         format: `open_clip` writes the image encoder with the text tower; `transformers` the image
-            encoder with the head, and with `model` the text tower too; `timm` the image encoder
-            with the head.
+            encoder with the head, and with `model` the text tower too; `timm` and `onnx` the
+            image encoder with the head.
         model: The CLIP model that the checkpoint was made from: an open_clip name,
             `hf-hub:org/repo`, `local-dir:path`, or a model folder of transformers.
         pretrained: Tag or local weights file of an open_clip name.
@@ -139,6 +140,8 @@ def export_checkpoint(
             assert full is not None
             assert source is not None
             digest, usage = _write_open_clip(folder.temporary, source, full, card)
+        elif format == "onnx":
+            digest, usage = write_onnx_folder(folder.temporary, checkpoint, card)
         else:
             digest, usage = write_library_folder(
                 folder.temporary, format, checkpoint, card, full=full, source=source
@@ -170,9 +173,11 @@ def _check_arguments(
         )
     if model is None and (pretrained is not None or random_weights):
         raise UsageError("--pretrained and --random-weights need --model")
-    if model is not None and format == "timm":
+    if format == "onnx":
+        require_onnx()
+    if model is not None and format in ("timm", "onnx"):
         raise UsageError(
-            "--model does not apply to --format timm, which has no text tower",
+            f"--model does not apply to --format {format}, which has no text tower",
             hint="omit --model",
         )
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from wiseft_cli.checkpoint.card import ClassEntry
 from wiseft_cli.checkpoint.digest import canonical_json
+from wiseft_cli.data.clip_benchmark import class_names_file, templates_file
 from wiseft_cli.data.dataset_card import (
     TORCHVISION_PREFIX,
     dataset_card_names,
@@ -103,6 +104,10 @@ def resolve_prompts(
     if isinstance(templates, (str, Path)):
         template_sources, templates = [*template_sources, templates], ()
     class_list = _resolve_classes(classes)
+    own_templates = None
+    if isinstance(classes, (str, Path)) and not template_sources and not templates:
+        own_templates = templates_file(Path(classes)) if class_list.needs_templates else None
+        template_sources = [own_templates] if own_templates else ()
     texts: tuple[str, ...] = ()
     if class_list.needs_templates:
         sources = [_resolve_template_source(str(source)) for source in template_sources]
@@ -116,6 +121,7 @@ def resolve_prompts(
     is_named = isinstance(classes, (str, Path))
     origin = f" from {classes} ({class_list.source_kind})" if is_named else ""
     how = ", as given" if template_sources or templates else ", the default"
+    how = f", of the image set ({own_templates.name})" if own_templates else how
     own = len(class_list.own_prompts)
     own_note = f", {own} of {len(class_list.entries)} classes have their own" if own else ""
     return prompts, [
@@ -153,7 +159,7 @@ def builtin_templates(name: str) -> tuple[str, ...]:
 
 def _resolve_classes(source: str | Path | Sequence[str] | Mapping[str, str]) -> ClassList:
     if isinstance(source, Path):
-        return read_class_names(source)
+        return read_class_names(class_names_file(source) or source)
     if not isinstance(source, str):
         return make_class_list(source)
     is_builtin = source in BUILTIN_CLASSES
@@ -163,7 +169,7 @@ def _resolve_classes(source: str | Path | Sequence[str] | Mapping[str, str]) -> 
                 f"{source}: neither a file or folder nor a built-in class list",
                 hint=_builtin_sets(source, BUILTIN_CLASSES),
             )
-        return read_class_names(Path(source))
+        return _resolve_classes(Path(source))
     classes = _read_class_list(source) if is_builtin else _classes_of_card(source)
     if Path(source).exists() and (is_builtin or is_dataset_card_name(source)):
         note = f"{source} is the built-in set; for the file or folder of that name use ./{source}"
@@ -195,7 +201,7 @@ def _resolve_template_source(source: str) -> str:
             hint=f"{_builtin_sets(source, BUILTIN_TEMPLATES)}; give a template itself with "
             "--template",
         )
-    return source
+    return str(templates_file(Path(source)) or source)
 
 
 def _builtin_sets(source: str, names: Sequence[str]) -> str:

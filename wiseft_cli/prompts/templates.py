@@ -24,6 +24,8 @@ from wiseft_cli.prompts.documents import (
 BUILTIN_TEMPLATES = ("openai", "simple")
 """Names of the built-in template sets."""
 PLACEHOLDER = "{}"
+CLIP_BENCHMARK_TEMPLATES = "zeroshot_classification_templates.txt"
+"""File of CLIP_benchmark, whose placeholder is `{c}`."""
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 """Used when no template is given: the prompt that CLIP was published with."""
 _YAML_HINT = "write a list, and quote a template that begins with {}: - '{} in the snow'"
@@ -76,8 +78,9 @@ def _read_file(path: Path) -> list[tuple[str, str]]:
 
 def _read_lines(path: Path) -> list[tuple[str, str]]:
     lines = read_text(path, TemplatesError).split("\n")
+    placeholder = "{c}" if path.name == CLIP_BENCHMARK_TEMPLATES else PLACEHOLDER
     return [
-        (f"{path}, line {number}", line.strip())
+        (f"{path}, line {number}", line.strip().replace(placeholder, PLACEHOLDER))
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]

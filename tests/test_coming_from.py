@@ -10,13 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.convert.folders import clip_folder
+from tests.data.test_clip_benchmark import write_shard
 from wiseft_cli.cli.app import main
 
 PAGE = Path(__file__).parents[1] / "docs" / "coming-from.md"
 SECTIONS = ("transformers", "open_clip", "timm")
+PROGRAMS = ("wise-ft", "model-soups", "mergekit", "CLIP_benchmark")
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +58,42 @@ def test_the_code_of_a_section_runs(
             program, *arguments = shlex.split(line)
             assert program == "wiseft"
             assert main(arguments) == 0, line
+
+
+def write_files_of_other_programs(models: Path) -> None:
+    """Write finetuned.pt of wise-ft, soups, and an image set of CLIP_benchmark."""
+    head = ["--classes", "classes.txt", "-o", "start.safetensors", "--force"]
+    assert main(["zeroshot-head", "--model", "my-clip", *head]) == 0
+    start = load_file("start.safetensors")
+
+    def moved(prefix: str, seed: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return {
+            prefix + name if name.startswith("visual.") else name: tensor
+            + 0.01 * torch.randn(tensor.shape, generator=generator)
+            for name, tensor in start.items()
+        }
+
+    torch.save(moved("image_encoder.model.", 0), "finetuned.pt")
+    for number in range(2):
+        torch.save(moved("model.", number), f"model_{number}.pt")
+    write_shard(Path("vtab-dtd/test/0.tar"), [0, 1, 1])
+    Path("vtab-dtd/test/nshards.txt").write_text("1")
+    Path("vtab-dtd/classnames.txt").write_text("banded\nblotchy\n")
+    Path("vtab-dtd/zeroshot_classification_templates.txt").write_text("a photo of a {c}.\n")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_commands_for_another_program_run(
+    name: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(models, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    write_files_of_other_programs(models)
+    section = PAGE.read_text().split(f"\n## {name}\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"^```sh\n(.*?)^```", section, re.M | re.S)
+    assert blocks
+    for line in "".join(blocks).splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "wiseft"
+        assert main(arguments) == 0, line

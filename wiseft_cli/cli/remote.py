@@ -14,9 +14,9 @@ from wiseft_cli.errors import UsageError
 
 CHECKPOINTS = frozenset(
     {"checkpoint", "checkpoints", "zeroshot", "finetuned", "file", "a", "b", "source", "base"}
-    | {"image_encoder", "pretrained"}
+    | {"fisher", "image_encoder", "pretrained"}
 )
-IMAGE_SETS = frozenset({"data", "train", "val"})
+IMAGE_SETS = frozenset({"data", "train", "val", "select_on"})
 """Parameters of the commands that may be remote, by what they name."""
 
 _URL = re.compile(r"(?:[^=/?:]+=)?(?:hf|s3|gs|gcs|https?):/")

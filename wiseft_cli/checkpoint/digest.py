@@ -33,13 +33,14 @@ UNKNOWN_DIGEST = f"{BLAKE3}:" + "0" * 64
 """Placeholder of the same width as a digest, for a digest that is not known yet."""
 
 _SHORT_DIGITS = 12
+_ENCODER = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+)
 
 
 def canonical_json(value: Any) -> str:
     """Return JSON with sorted keys, without spaces, ASCII only; numbers must be finite."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-    )
+    return _ENCODER.encode(value)
 
 
 def sha256_of(data: bytes) -> str:

@@ -338,7 +338,7 @@ def _merge_inputs(
         files, done = _write_outputs(
             plan,
             targets,
-            threads=threads or default_threads(),
+            threads=threads or default_threads(plan),
             is_strict=is_strict,
             on_progress=on_progress,
         )

@@ -52,6 +52,9 @@ _OUTPUT_BYTES = 16 << 20
 _INPUT_BYTES = 32 << 20
 """Memory of all threads together for outputs and for inputs."""
 
+_SMALL_BYTES = 64 << 10
+"""Mean size of a tensor in all inputs below which several threads are slower than one."""
+
 _REPORT_BYTES = 8 << 20
 _FLUSH_BYTES = 64 << 20
 """Bytes read between two flushes of the outputs."""
@@ -74,9 +77,11 @@ class StreamResult:
     not_finite_inputs: tuple[dict[str, int], ...]
 
 
-def default_threads() -> int:
-    """Return one thread per usable CPU, up to 8."""
-    return min(usable_cpus(), MAX_DEFAULT_THREADS)
+def default_threads(plan: MergePlan) -> int:
+    """Return one thread per usable CPU, up to 8; one if the tensors are small on average."""
+    # Small tensors keep the interpreter's lock busy, and the threads wait for each other.
+    is_small = plan.input_bytes < _SMALL_BYTES * len(plan.steps)
+    return 1 if is_small else min(usable_cpus(), MAX_DEFAULT_THREADS)
 
 
 def stream_tensors(

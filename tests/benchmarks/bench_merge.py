@@ -15,6 +15,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -59,6 +60,23 @@ class NoHash:
 digest._HASHES["blake3"] = NoHash
 from wiseft_cli.cli.app import main
 sys.exit(main(sys.argv[1:]))
+"""
+READ_AND_HASH = """
+import os, sys, threading
+from blake3 import blake3
+def run(part):
+    buffer = memoryview(bytearray(1 << 20))
+    for path in sys.argv[1:]:
+        file, digest = os.open(path, os.O_RDONLY), blake3()
+        half = os.fstat(file).st_size // 2
+        position, end = part * half, (part + 1) * half
+        while position < end:
+            count = os.preadv(file, [buffer[: min(1 << 20, end - position)]], position)
+            digest.update(buffer[:count])
+            position += count
+threads = [threading.Thread(target=run, args=[part]) for part in (0, 1)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
 """
 # Runs in a small process: the peak memory of a child starts with that of its parent.
 LAUNCHER = """
@@ -136,8 +154,20 @@ def vit_l_14_shapes() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def smaller(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Return the tensors of the first three blocks: 161 MB in float32."""
+    pattern = re.compile(r"\.resblocks\.([3-9]|\d\d)\.")
+    return {name: shape for name, shape in shapes.items() if not pattern.search(name)}
+
+
 def write_pair(folder: Path, dtype: str, shapes: Mapping[str, tuple[int, ...]]) -> list[Path]:
-    """Write two foreign safetensors files whose weights differ as after fine-tuning."""
+    return write_models(folder, dtype, shapes, count=2)
+
+
+def write_models(
+    folder: Path, dtype: str, shapes: Mapping[str, tuple[int, ...]], *, count: int
+) -> list[Path]:
+    """Write foreign safetensors files; all but the first differ from it as after fine-tuning."""
     numpy_type = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}[dtype]
     header, position = {}, 0
     for name, shape in shapes.items():
@@ -146,9 +176,9 @@ def write_pair(folder: Path, dtype: str, shapes: Mapping[str, tuple[int, ...]]) 
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
         position += size
     text = json.dumps(header).encode()
-    paths = [folder / f"{dtype}-{side}.safetensors" for side in (0, 1)]
+    paths = [folder / f"{dtype}-{side}.safetensors" for side in range(count)]
     for side, path in enumerate(paths):
-        base, moved = np.random.default_rng(0), np.random.default_rng(1)
+        base, moved = np.random.default_rng(0), np.random.default_rng(side)
         with path.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for shape in shapes.values():
@@ -284,6 +314,35 @@ def bench_dtypes(
     show("The same number of elements in every dtype", race(programs, runs), "F32")
 
 
+def bench_inputs(folder: Path, runs: Runs, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare methods and numbers of inputs; a whole file is read and hashed for comparison."""
+    base, *tuned = write_models(folder, "F32", shapes, count=9)
+    out = folder / "out.safetensors"
+    programs: dict[str, tuple[Sequence[str], Sequence[Path]]] = {}
+    for method in ("linear", "task-arithmetic", "ties", "dare", "model-stock"):
+        for count in (2, 8):
+            command = wiseft("merge", base, *tuned[:count], "--method", method, "-o", out)
+            programs[f"{method}, {count} fine-tuned"] = (command, [out])
+    for count in (1, 9):
+        command = [sys.executable, "-c", READ_AND_HASH, *map(str, (base, *tuned)[:count])]
+        programs[f"read and hash {count}"] = (command, [])
+    show("Several inputs, float32", race(programs, runs), "linear, 2 fine-tuned")
+
+
+def bench_small_tensors(folder: Path, runs: Runs, n_tensors: int = 100_000) -> None:
+    """Merge files of many small tensors."""
+    pair = write_pair(folder, "F32", {f"layers.{i}.weight": (64,) for i in range(n_tensors)})
+    out = folder / "out.safetensors"
+    programs = {
+        f"{n_tensors} tensors": (wiseft("merge", *pair, "-o", out), [out]),
+        f"{n_tensors} tensors, 2 threads": (
+            wiseft("merge", *pair, "-o", out, "--threads", 2),
+            [out],
+        ),
+    }
+    show("Many small tensors", race(programs, runs), f"{n_tensors} tensors")
+
+
 def bench_start_up(folder: Path, runs: Runs) -> None:
     """Compare the start-up time with that of the imported libraries alone."""
     small = write_pair(folder, "F32", {"w": (50, 50)})
@@ -329,7 +388,9 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--mergekit", help="path of mergekit-pytorch, if installed")
     parser.add_argument("--large", action="store_true", help="also measure the memory of 10 GB")
-    parser.add_argument("--only", choices=("programs", "alphas", "dtypes", "start-up"))
+    parser.add_argument(
+        "--only", choices=("programs", "alphas", "dtypes", "inputs", "small", "start-up")
+    )
     parser.add_argument("--quiet", action="store_true", help="repeat disturbed runs")
     options = parser.parse_args()
     runs = Runs(options.repeat, tries=40 if options.quiet else 1)
@@ -340,6 +401,8 @@ def main() -> None:
             "programs": lambda: bench_programs(folder, pair, runs, options.mergekit),
             "alphas": lambda: bench_alphas(folder, pair, runs),
             "dtypes": lambda: bench_dtypes(folder, pair, runs, shapes),
+            "inputs": lambda: bench_inputs(folder, runs, smaller(shapes)),
+            "small": lambda: bench_small_tensors(folder, runs),
             "start-up": lambda: bench_start_up(folder, runs),
         }
         for name, part in parts.items():
@@ -356,6 +419,8 @@ def test_every_part_of_the_benchmark_runs(tmp_path: Path) -> None:
     bench_programs(tmp_path, pair, Runs(1), None)
     bench_alphas(tmp_path, pair, Runs(1))
     bench_dtypes(tmp_path, pair, Runs(1), shapes)
+    bench_inputs(tmp_path, Runs(1), shapes)
+    bench_small_tensors(tmp_path, Runs(1), 100)
     bench_memory(tmp_path, 1)
 
 

@@ -56,7 +56,7 @@ _SMALL_BYTES = 64 << 10
 """Mean size of a tensor in all inputs below which several threads are slower than one."""
 
 _REPORT_BYTES = 8 << 20
-_FLUSH_BYTES = 64 << 20
+_FLUSH_BYTES = 256 << 20
 """Bytes read between two flushes of the outputs."""
 
 

@@ -7,20 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-COMMANDS = (
-    "zeroshot-head",
-    "finetune",
-    "merge",
-    "eval",
-    "plot",
-    "predict",
-    "export",
-    "inspect",
-    "diff",
-    "datasets",
-    "demo",
-    "doctor",
-)
+from wiseft_cli.cli.app import COMMANDS
+
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 
 

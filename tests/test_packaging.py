@@ -83,6 +83,8 @@ DATA_FILES = {
     "wiseft_cli/demo/assets": {".npz"},
     "wiseft_cli/demo/assets/tiny-clip": {".gz", ".json", ".safetensors"},
     "wiseft_cli/training/presets": {".yaml"},
+    "wiseft_cli/reporting/assets": (".css", ".j2", ".js", ".txt"),
+    "wiseft_cli/reporting/schemas": (".json",),
 }
 """Folders of the package with files other than modules, and the types of these files."""
 METADATA = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt"}

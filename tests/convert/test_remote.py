@@ -44,8 +44,8 @@ def checkpoint(folder: Path, **tensors: float) -> bytes:
 
 
 def wiseft(
-    hub_url: str, folder: Path, *words: str, **variables: str
-) -> subprocess.CompletedProcess:
+    hub_url: str, folder: Path, *words: str, program: str = "", **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own: the hub's client reads its variables once."""
     environment = {
         "HF_ENDPOINT": hub_url,
@@ -59,7 +59,7 @@ def wiseft(
         **variables,
     }
     return subprocess.run(
-        [sys.executable, "-m", "wiseft_cli", *words],
+        [sys.executable, *(["-c", program] if program else ["-m", "wiseft_cli", *words])],
         capture_output=True,
         text=True,
         cwd=folder,
@@ -150,6 +150,27 @@ def test_a_hub_that_cannot_be_reached_answers_in_ten_seconds(tmp_path: Path, ans
         assert time.monotonic() - start < 10
     assert done.returncode == 1
     assert f"{url} cannot be reached, and the file is not in the local cache" in done.stderr
+
+
+def test_one_split_of_an_image_set_is_fetched(hub: Hub, tmp_path: Path) -> None:
+    files = {"classnames.txt": b"a", "test/nshards.txt": b"1", "test/0.tar": b"x"}
+    files |= {"train/nshards.txt": b"1", "train/0.tar": b"y", "README.md": b"z"}
+    hub.repositories["datasets/org/wds"] = files
+    program = "from wiseft_cli.cli.remote import _local_image_set as f; print(f({!r}))"
+    for split, option in (("test", ""), ("train", "?split=train")):
+        hub.requests.clear()
+        spec = f"mine=hf://datasets/org/wds{option}"
+        done = wiseft(
+            hub.url, tmp_path, program=program.format(spec), HF_HOME=f"{tmp_path}/{split}"
+        )
+        assert done.returncode == 0, done.stderr
+        name, _, path = done.stdout.strip().partition("=")
+        root = Path(path.removesuffix(option))
+        assert name == "mine"
+        assert path.endswith(option)
+        found = {at.relative_to(root).as_posix() for at in root.rglob("*") if at.is_file()}
+        other = "train" if split == "test" else "test"
+        assert found == {at for at in files if not at.startswith(f"{other}/")}
 
 
 def test_an_interrupted_download_continues(hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:

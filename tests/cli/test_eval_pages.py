@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -101,8 +102,14 @@ def test_job_of_the_page_installs_the_documented_wheel() -> None:
         if "pip install" in step.get("run", "")
     )
     assert merge == slim.replace(wheel, '"$WISEFT"')
-    assert evaluate.startswith("pip install ")
-    assert evaluate.endswith(' "$WISEFT"')
+    everything, for_the_report = evaluate.splitlines()
+    assert everything.startswith("pip install ")
+    assert everything.endswith(' "$WISEFT"')
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]
+    extra = {re.split("[>=]", one)[0] for one in project["optional-dependencies"]["report"]}
+    named = set(for_the_report.partition("  #")[0].split()[2:])
+    assert "jinja2" in named
+    assert named <= extra
     assert set(re.findall(r"[\w/.-]+\.whl", page)) == {wheel}
 
 
@@ -115,7 +122,8 @@ def test_job_of_the_page_passes_and_its_gate_can_fail(
     (programs / "wiseft").chmod(0o755)
     paths = ":".join(filter(None, sys.path))
     prefix = f'export PATH="{programs}:$PATH" PYTHONPATH="{paths}"\n'
-    merge, evaluate = steps_of_the_job()
+    prefix += "export GITHUB_STEP_SUMMARY=summary.md\n"
+    merge, evaluate, report = steps_of_the_job()
 
     def run(script: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -130,8 +138,12 @@ def test_job_of_the_page_passes_and_its_gate_can_fail(
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("gate holds: ") == 2
     assert len((folder / "results.jsonl").read_text().splitlines()) == 6
+    assert (folder / "summary.md").stat().st_size > 0
+    done = run(report)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "report.html").stat().st_size > 0
     (folder / "merged.safetensors").unlink()
     (folder / "finetuned.safetensors").rename(folder / "merged.safetensors")
-    words = shlex.split(evaluate.replace("\\\n", " "))
-    assert main([*words[1:], "--workers", "0"]) == 3
+    words = shlex.split(evaluate.replace("\\\n", " ").replace("$GITHUB_STEP_SUMMARY", "s.md"))
+    assert main([*words[1:], "--workers", "0", "--force"]) == 3
     assert "gates failed for merged:\n  mnist:top1>=0.95: " in capsys.readouterr().err

@@ -178,7 +178,7 @@ def test_merge_of_foreign_files_is_rejected_with_a_remedy(
     card = Card(role="merged", model=None, preprocess=None, classes=(), templates=())
     write_checkpoint(tmp_path / "m.safetensors", {"a": np.zeros(2, np.float32)}, card)
     assert main(["predict", str(tmp_path / "m.safetensors"), "photos"]) == 1
-    assert "so it cannot be run\nhint: " in capsys.readouterr().err
+    assert "no classes, expected a classifier\nhint: it is a merge" in capsys.readouterr().err
 
 
 def test_paths_on_stdin_are_answered_as_they_arrive_until_stdout_is_closed(

@@ -103,8 +103,9 @@ def read_yaml(path: Path, error_type: type[WiseftError]) -> Node | None:
         if "*" in text:
             for event in yaml.parse(text, Loader=yaml.BaseLoader):
                 if isinstance(event, yaml.AliasEvent):
+                    line = "" if event.start_mark is None else f", line {event.start_mark.line + 1}"
                     raise error_type(
-                        f"{path}, line {event.start_mark.line + 1}: has the alias *{event.anchor}",
+                        f"{path}{line}: has the alias *{event.anchor}",
                         hint="write the value out; or quote it, if it is a text",
                     )
         root = yaml.compose(text, Loader=yaml.BaseLoader)

@@ -50,7 +50,14 @@ def test_every_relative_link_leads_to_a_file(document: Path) -> None:
 def test_every_option_a_document_names_exists(document: Path) -> None:
     known = set(re.findall(r"--[a-z][a-z0-9-]+", PAGE.read_text()))
     # Options of other programs that the documents quote.
-    known |= {"--extra-index-url", "--index-url", "--no-deps", "--nproc-per-node", "--bind"}
+    known |= {
+        "--load",
+        "--extra-index-url",
+        "--index-url",
+        "--no-deps",
+        "--nproc-per-node",
+        "--bind",
+    }
     for line in re.findall(r"^.*wiseft (?!cli).*$", document.read_text(), re.M):
         for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", line):
             assert option in known, f"{document.name}: {option} in {line!r}"

@@ -152,7 +152,7 @@ def test_commands_are_valid_and_read_files_that_earlier_commands_write() -> None
         needed = {
             "zeroshot-head": (),
             "finetune": (given.get("zeroshot"),),
-            "merge": (given.get("zeroshot"), given.get("finetuned")),
+            "merge": (given.get("zeroshot"), *given.get("finetuned", ())),
             "eval": given.get("checkpoints"),
         }[words[0]]
         assert {str(path) for path in needed} <= written, words

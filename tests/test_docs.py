@@ -50,15 +50,11 @@ def test_every_relative_link_leads_to_a_file(document: Path) -> None:
 def test_every_option_a_document_names_exists(document: Path) -> None:
     known = set(re.findall(r"--[a-z][a-z0-9-]+", PAGE.read_text()))
     # Options of other programs that the documents quote.
-    known |= {
-        "--load",
-        "--extra-index-url",
-        "--index-url",
-        "--no-deps",
-        "--nproc-per-node",
-        "--bind",
-    }
-    for line in re.findall(r"^.*wiseft (?!cli).*$", document.read_text(), re.M):
+    known |= {"--extra-index-url", "--index-url", "--no-deps", "--nproc-per-node", "--bind"}
+    text = document.read_text()
+    if document.name == "coming-from.md":  # the first column of its tables is other programs'
+        text = re.sub(r"^\|[^|]*\|", "|", text, flags=re.M)
+    for line in re.findall(r"^.*wiseft (?!cli).*$", text, re.M):
         for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", line):
             assert option in known, f"{document.name}: {option} in {line!r}"
 

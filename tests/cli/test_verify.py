@@ -15,9 +15,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.training.tiny import write_images, write_zeroshot, zeroshot_card
+from wiseft_cli.checkpoint.card import Card, HistoryEntry, HistoryInput
 from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.cli.app import main
+from wiseft_cli.cli.history_script import history_script
+from wiseft_cli.errors import escape_controls
 
 Captured = pytest.CaptureFixture[str]
 QUIET = ("--workers", "0", "--device", "cpu", "--threads", "1")
@@ -161,3 +164,36 @@ def _environment() -> dict[str, str]:
 def test_commands_need_a_card(place: Path, capsys: Captured) -> None:
     assert main(["inspect", str(place / "plain.safetensors"), "--commands"]) == 1
     assert "has no card with a history" in capsys.readouterr().err
+
+
+def test_no_text_of_a_hostile_card_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bad = "; touch pwned; echo $(touch pwned) `touch pwned`\ntouch pwned\nEND\ntouch pwned"
+    recipe = {bad: bad, "END": bad, "lr": bad}
+    options = [
+        ("zeroshot-head", {"model": bad, "pretrained": bad, "classes": bad, bad: bad}),
+        ("finetune", {"recipe": recipe, "train": {"fingerprint": bad}, "selection": {"set": bad}}),
+        ("finetune", {"recipe": 1, "train": [bad], bad: [bad], "epoch": bad}),
+        ("merge", {"alpha": bad, "method": bad, "weights": [bad], "method_options": {bad: bad}}),
+        ("merge", {"method_options": {"layer_alpha": [[bad, bad]]}, "selection": {bad: bad}}),
+        (bad, {bad: bad}),
+    ]
+    history = tuple(
+        HistoryEntry(command, bad, given, (HistoryInput(bad, f"{bad}{number}"),), f"{number}{bad}")
+        for number, (command, given) in enumerate(options)
+    )
+    script = "\n".join(map(escape_controls, history_script(Card(role="merged", history=history))))
+    program = "wiseft() { :; }; cat() { :; }\n" + script.replace("set -eu", "set +eu")
+    subprocess.run(["sh", "-c", program], check=False, capture_output=True)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_different_image_sets_are_different_variables() -> None:
+    history = tuple(
+        HistoryEntry("finetune", "0.1.0", {"train": {"fingerprint": name}}, (), f"blake3:{name}")
+        for name in ("a1", "b2", "a1")
+    )
+    script = "\n".join(history_script(Card(role="finetuned", history=history)))
+    assert "TRAIN=  # a1," in script
+    assert "TRAIN_2=  # b2," in script
+    assert "TRAIN_3" not in script

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -19,7 +20,8 @@ def history_script(card: Card) -> Iterator[str]:
 
     Every intermediate file is named by the first digits of its digest. What the history does not
     hold is a variable at the start of the script: image sets, model weights, and checkpoints
-    without a history. Each has its digest or fingerprint beside it.
+    without a history. Each has its digest or fingerprint beside it. No text of the card is a part
+    of the script unless it is quoted.
     """
     entries = closed_history(card)
     made = {entry.output for entry in entries}
@@ -30,7 +32,10 @@ def history_script(card: Card) -> Iterator[str]:
             if item.digest not in made:
                 needed.setdefault(_variable(item.role, item.digest), item.digest)
         names = [_file(item.digest, item.role, made) for item in entry.inputs]
-        lines = _COMMANDS.get(entry.command, _unknown)(entry, names, needed)
+        try:
+            lines = _COMMANDS.get(entry.command, _unknown)(entry, names, needed)
+        except (AttributeError, KeyError, TypeError, ValueError):  # options of another form
+            lines = _unknown(entry, names, needed)
         commands += ["", f"# wiseft {entry.version}: {entry.output or card.digest}", *lines]
     yield "set -eu"
     for name, digest in needed.items():
@@ -46,20 +51,18 @@ def _zeroshot_head(entry: HistoryEntry, inputs: list[str], needed: dict[str, str
     if isinstance(pretrained, str) and ":" not in pretrained:
         words += ["--pretrained", shlex.quote(pretrained)]
     elif pretrained is not None:
-        needed["WEIGHTS"] = str(weights or pretrained)
-        words += ["--pretrained", '"$WEIGHTS"']
+        words += ["--pretrained", _need(needed, "WEIGHTS", str(weights or pretrained))]
     for name in ("classes", "templates"):
-        needed[name.upper()] = str(options.pop(name, None))
-        words += [f"--{name}", f'"${name.upper()}"']
+        words += [f"--{name}", _need(needed, name.upper(), str(options.pop(name, None)))]
     if inputs:
         words += ["--image-encoder", *inputs]
     return [" ".join([*words, *_remaining(options), "-o", _output(entry)])]
 
 
 def _finetune(entry: HistoryEntry, inputs: list[str], needed: dict[str, str]) -> list[str]:
-    options = dict(entry.options)
+    options, notes = dict(entry.options), []
     train = options.pop("train", {})
-    needed["TRAIN"] = f"{train.get('fingerprint')}, {train.get('n_images')} images"
+    images = _need(needed, "TRAIN", f"{train.get('fingerprint')}, {train.get('n_images')} images")
     recipe = {**options.pop("recipe", {}), "seed": options.pop("seed", 0)}
     recipe["warmup"] = recipe.get("warmup_steps")
     if (size := recipe.get("micro_batch_size")) != recipe.get("batch_size"):
@@ -69,9 +72,19 @@ def _finetune(entry: HistoryEntry, inputs: list[str], needed: dict[str, str]) ->
         del keys["optimizer"]
     if "micro" in keys:
         keys["micro_batch_size"] = keys.pop("micro")
-    file = f"{shorten(entry.output)}.yaml"
-    words = ["wiseft finetune", *inputs, "--train", '"$TRAIN"', "--recipe", file]
+    file = f"{_name(entry.output)}.yaml"
+    words = ["wiseft finetune", *inputs, "--train", images, "--recipe", file]
+    # The kind of weights that a run wrote beside its last ones: OUT-ema, OUT-epoch-N.
+    for name in ("weights", "epoch"):
+        if (kind := options.pop(name, None)) is not None:
+            notes.append(f"# the file with the weights of {name} {json.dumps(kind)} of this run")
+    if (selection := options.pop("selection", None)) is not None:
+        facts = f"{selection.get('fingerprint')}, {selection.get('n_images')} images"
+        val = _need(needed, "VAL", facts)
+        name = shlex.quote(str(selection.get("set")))
+        words += ["--val", f"{name}={val}", "--keep", f"best:{name}"]
     return [
+        *notes,
         f"cat > {file} <<'END'",
         *(f"{key}: {json.dumps(value)}" for key, value in sorted(keys.items())),
         "END",
@@ -117,7 +130,7 @@ def _remaining(options: Mapping[str, Any]) -> list[str]:
     """Return options whose name and value on the command line are those of the history."""
     words = []
     for name, value in sorted(options.items()):
-        option = f"--{name.replace('_', '-')}"
+        option = shlex.quote(f"--{name.replace('_', '-')}")
         if value is True:
             words.append(option)
         elif value is not None and value is not False:
@@ -126,16 +139,29 @@ def _remaining(options: Mapping[str, Any]) -> list[str]:
     return words
 
 
+def _need(needed: dict[str, str], name: str, value: str) -> str:
+    """Return a variable for something that the history does not hold; equal ones share it."""
+    number = 1
+    while (
+        needed.setdefault(variable := name if number == 1 else f"{name}_{number}", value) != value
+    ):
+        number += 1
+    return f'"${variable}"'
+
+
 def _file(digest: str, role: str, made: set[str | None]) -> str:
-    return f"{shorten(digest)}.safetensors" if digest in made else f'"${_variable(role, digest)}"'
+    return f"{_name(digest)}.safetensors" if digest in made else f'"${_variable(role, digest)}"'
 
 
 def _variable(role: str, digest: str) -> str:
-    name = "".join(
-        letter if letter.isalnum() else "_" for letter in role.upper() if letter.isascii()
-    )
-    return f"{name}_{shorten(digest)}"
+    letters = (letter if letter.isalnum() else "_" for letter in role.upper() if letter.isascii())
+    return f"INPUT_{''.join(letters)}_{_name(digest)}"
+
+
+def _name(digest: str | None) -> str:
+    """Return the first digits of a digest; of another text only letters and digits."""
+    return re.sub(r"[^0-9A-Za-z]", "_", shorten(digest))
 
 
 def _output(entry: HistoryEntry) -> str:
-    return f"{shorten(entry.output)}.safetensors"
+    return f"{_name(entry.output)}.safetensors"

@@ -107,7 +107,7 @@ def _merge(entry: HistoryEntry, inputs: list[str], _needed: dict[str, str]) -> l
     for pattern, alpha in layers:
         words += ["--layer-alpha", shlex.quote(f"{pattern}={alpha}")]
     if weights:
-        words += ["--weights", ",".join(weights)]
+        words += ["--weights", shlex.quote(",".join(weights))]
     for file in fishers:
         words += ["--fisher", file]
     return [*notes, " ".join([*words, "-o", _output(entry)])]
@@ -141,11 +141,10 @@ def _remaining(options: Mapping[str, Any]) -> list[str]:
 
 def _need(needed: dict[str, str], name: str, value: str) -> str:
     """Return a variable for something that the history does not hold; equal ones share it."""
-    number = 1
-    while (
-        needed.setdefault(variable := name if number == 1 else f"{name}_{number}", value) != value
-    ):
+    variable, number = name, 1
+    while needed.setdefault(variable, value) != value:
         number += 1
+        variable = f"{name}_{number}"
     return f'"${variable}"'
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -13,15 +14,17 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tests.convert.folders import clip_folder, siglip_folder
 from tests.convert.tiny import HEADS, LAYERS, MLP, PATCH, SIDE, WIDTH
+from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.cli.app import main
 from wiseft_cli.convert import configs
 from wiseft_cli.errors import MissingDependencyError
 from wiseft_cli.model import export_onnx
 from wiseft_cli.model.classifier import load_checkpoint
+from wiseft_cli.model.transforms import eval_transform
 
 Captured = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the exporter, in this process
@@ -83,6 +86,28 @@ def test_the_code_in_the_readme_gives_the_class_of_the_checkpoint(
     with torch.no_grad():
         best = int(loaded.model(expected[None]).argmax())
     assert capsys.readouterr().out == f"{loaded.class_names[best]}\n"
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [32, (32, 32), (24, 40)])
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("orientation", ["ignore", "apply"])
+def test_the_code_in_the_readme_prepares_images_as_every_card_says(
+    interpolation: str, size: Any, mode: str, orientation: str
+) -> None:
+    stated = {"size": size, "interpolation": interpolation, "resize_mode": mode, "fill_color": 7}
+    preprocess = {**stated, "mean": [0.5] * 3, "std": [0.25] * 3, "exif_orientation": orientation}
+    code = export_onnx._usage(Card(role="zeroshot", preprocess=preprocess)).code
+    scope: dict[str, Any] = {}
+    exec(re.sub(r"\n(session|names|\(logits,\)|print).*", "", code), scope)
+    for shape in ((47, 61, 3), (61, 47, 3), (30, 90, 3), (20, 7, 3), (32, 32, 3)):
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+        image.getexif()[ExifTags.Base.Orientation] = 6
+        file = io.BytesIO()
+        image.save(file, "png", exif=image.getexif())
+        image = Image.open(file)
+        expected = eval_transform(preprocess)(image).numpy()
+        np.testing.assert_allclose(scope["prepare"](image)[0], expected, atol=1e-5)
 
 
 def test_two_exports_have_the_same_bytes(

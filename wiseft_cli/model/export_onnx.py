@@ -17,8 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
-from wiseft_cli.checkpoint.card import EXIF_ORIENTATION, IGNORE_ORIENTATION, Card
+from wiseft_cli.checkpoint.card import (
+    APPLY_ORIENTATION,
+    EXIF_ORIENTATION,
+    IGNORE_ORIENTATION,
+    Card,
+)
 from wiseft_cli.errors import MissingDependencyError, ModelError
 from wiseft_cli.model.classifier import ImageClassifier, load_classifier
 from wiseft_cli.model.quiet import quiet_libraries
@@ -37,7 +43,7 @@ import json
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import $modules
 
 session = onnxruntime.InferenceSession("FOLDER/model.onnx")
 names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
@@ -45,7 +51,7 @@ names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
 
 def prepare(image):
     """PIL image -> (1, 3, $height, $width)"""
-    image = image.convert("RGB")
+$upright    image = image.convert("RGB")
 $resize
     pixels = np.asarray(image, np.float32) / 255
     pixels = (pixels - np.float32($mean)) / np.float32($std)
@@ -54,12 +60,28 @@ $resize
 
 (logits,) = session.run(None, {"images": prepare(Image.open("photo.jpg"))})
 print(names[int(logits[0].argmax())])''')
-_SHORTEST = Template("""\
-    scale = max($height / image.height, $width / image.width)
-    size = max($width, int(image.width * scale)), max($height, int(image.height * scale))
-    image = image.resize(size, Image.Resampling.$resampling)
+_CROP = """
     left, top = round((image.width - $width) / 2), round((image.height - $height) / 2)
-    image = image.crop((left, top, left + $width, top + $height))""")
+    image = image.crop((left, top, left + $width, top + $height))"""
+_RATIO = """\
+    ratio = $reduce(image.height / $height, image.width / $width)
+    size = round(image.width / ratio), round(image.height / ratio)
+    image = image.resize(size, Image.Resampling.$resampling)"""
+_SHORTEST = Template(
+    """\
+    side = min(image.size)
+    size = image.width * $width // side, image.height * $height // side
+    image = image.resize(size, Image.Resampling.$resampling)"""
+    + _CROP
+)
+_SHORTEST_OBLONG = Template(_RATIO + _CROP)
+_LONGEST = Template(
+    _RATIO
+    + """
+    padded = Image.new("RGB", ($width, $height), $fill)
+    padded.paste(image, (($width - image.width) // 2, ($height - image.height) // 2))
+    image = padded"""
+)
 _SQUASH = Template("    image = image.resize(($width, $height), Image.Resampling.$resampling)")
 
 
@@ -206,18 +228,34 @@ def _check(classifier: ImageClassifier, path: Path, size: tuple[int, int]) -> No
 
 def _usage(card: Card) -> Usage:
     preprocess = card.preprocess or {}
+    config = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), dict(preprocess)))
     height, width = _image_size(card)
+    is_bilinear = config.interpolation == "bilinear"
+    resize, reduce = _SHORTEST, "min"
+    if config.resize_mode == "squash":
+        resize = _SQUASH
+    elif config.resize_mode == "longest":
+        resize, reduce = _LONGEST, "max"
+    elif height != width:  # open_clip resizes these with bicubic interpolation only
+        resize, is_bilinear = _SHORTEST_OBLONG, False
+    is_turned = preprocess.get(EXIF_ORIENTATION, IGNORE_ORIENTATION) == APPLY_ORIENTATION
     values = {
         "height": height,
         "width": width,
-        "mean": list(preprocess.get("mean", ())),
-        "std": list(preprocess.get("std", ())),
-        "resampling": str(preprocess.get("interpolation", "bicubic")).upper(),
+        "mean": _listed(config.mean),
+        "std": _listed(config.std),
+        "fill": tuple(_listed(config.fill_color)),
+        "reduce": reduce,
+        "resampling": "BILINEAR" if is_bilinear else "BICUBIC",
+        "modules": "Image, ImageOps" if is_turned else "Image",
+        "upright": "    image = ImageOps.exif_transpose(image)\n" if is_turned else "",
     }
-    is_square = preprocess.get("resize_mode", "shortest") == "squash"
-    resize = (_SQUASH if is_square else _SHORTEST).substitute(values)
     notes = (
         "`model.onnx` takes float32 images (batch, 3, H, W) with any batch and gives logits; its "
         "metadata has `class_names`, `class_ids` and `preprocess` as JSON.",
     )
-    return Usage("onnx", _USE.substitute(values, resize=resize), notes)
+    return Usage("onnx", _USE.substitute(values, resize=resize.substitute(values)), notes)
+
+
+def _listed(values: Any) -> list[Any]:
+    return list(values) if isinstance(values, list | tuple) else [values] * 3

@@ -11,7 +11,8 @@ import timm
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, SiglipModel
 
-from tests.convert.folders import clip_folder, edit_json, siglip_folder
+from tests.clip_merges import write_clip_merges
+from tests.convert.folders import MERGES, clip_folder, edit_json, siglip_folder
 from tests.convert.tiny import HEADS, LAYERS, MLP, PATCH, SIDE, WIDTH, images, raw_tensors
 from wiseft_cli.cli.app import main
 from wiseft_cli.convert import configs
@@ -75,6 +76,47 @@ def test_a_folder_survives_the_way_to_open_clip_and_back(make: object, loader: t
             for one in (model, original)
         )
     torch.testing.assert_close(found, expected)
+
+
+def nested_folder(bpe_path: object) -> None:
+    """Write oc/ of open_clip with its own byte-pair file in a folder of it."""
+    clip_folder(Path("hf"))
+    convert("hf", "-o", "oc/")
+    for path in (*Path("oc").glob("vocab*"), *Path("oc").glob("*tok*"), Path("oc/merges.txt")):
+        path.unlink(missing_ok=True)
+    Path("oc/parts").mkdir()
+    write_clip_merges(Path("oc/parts/bpe.txt.gz"), MERGES)
+    document = json.loads(Path("oc/open_clip_config.json").read_text())
+    document["model_cfg"]["text_cfg"].pop("hf_tokenizer_name", None)
+    document["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"bpe_path": bpe_path}
+    Path("oc/open_clip_config.json").write_text(json.dumps(document))
+
+
+def test_merges_in_a_folder_of_the_model_are_named_as_they_are_copied() -> None:
+    nested_folder("parts/bpe.txt.gz")
+    convert("oc", "-o", "copy/")
+    document = json.loads(Path("copy/open_clip_config.json").read_text())
+    assert document["model_cfg"]["text_cfg"]["tokenizer_kwargs"] == {"bpe_path": "bpe.txt.gz"}
+    assert Path("copy/bpe.txt.gz").read_bytes() == Path("oc/parts/bpe.txt.gz").read_bytes()
+
+
+@pytest.mark.parametrize("bpe_path", ["../secret.gz", "{here}/secret.gz", 7, ["a"], "", "gone.gz"])
+@pytest.mark.parametrize("library", ["open_clip", "transformers"])
+def test_merges_outside_the_model_folder_are_not_copied(
+    bpe_path: object, library: str, capsys: Captured
+) -> None:
+    if isinstance(bpe_path, str):
+        bpe_path = bpe_path.format(here=Path.cwd())
+    nested_folder(bpe_path)
+    write_clip_merges(Path("secret.gz"), MERGES)
+    capsys.readouterr()
+    assert main(["convert", "oc", "--to", library, "-o", "copy/"]) == 1
+    error = capsys.readouterr().err
+    if bpe_path == "gone.gz":
+        assert "oc/gone.gz: not found, but bpe_path in oc/open_clip_config.json names it" in error
+    else:
+        assert f"bpe_path is {bpe_path!r}, expected the name of a file inside" in error
+    assert not Path("copy").exists()
 
 
 def test_timm_loads_a_converted_folder_with_the_same_features() -> None:

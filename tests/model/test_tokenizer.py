@@ -151,6 +151,16 @@ def test_missing_merges_are_reported(source: ModelSource, vit_folder: Path) -> N
     )
 
 
+@pytest.mark.parametrize("bpe_path", ["../bpe.txt.gz", "/etc/hostname", 7, ["a"]])
+def test_merges_outside_the_model_folder_are_an_error(
+    source: ModelSource, bpe_path: object
+) -> None:
+    config = copy.deepcopy(dict(source.config))
+    config["text_cfg"]["tokenizer_kwargs"] = {"bpe_path": bpe_path}
+    with pytest.raises(ModelError, match="expected the name of a file inside the model folder"):
+        load_tokenizer(replace(source, config=config))
+
+
 def test_vocabulary_of_another_size_is_an_error(source: ModelSource) -> None:
     config = copy.deepcopy(dict(source.config))
     config["text_cfg"]["vocab_size"] = 49408

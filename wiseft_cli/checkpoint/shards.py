@@ -185,7 +185,7 @@ def _read_index(path: Path) -> CheckpointFiles:
             f"{path}: not an index of shards: expected an object weight_map from tensors to files"
         )
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not _is_inside(shard):
+        if not isinstance(shard, str) or not is_inside(shard):
             raise CheckpointError(
                 f"{path}: tensor {name!r}: shard {shard!r}, expected a file name inside the folder"
             )
@@ -197,7 +197,8 @@ def _read_index(path: Path) -> CheckpointFiles:
     return CheckpointFiles(tuple(path.parent / shard for shard in shards), path, weight_map, card)
 
 
-def _is_inside(shard: str) -> bool:
+def is_inside(shard: str) -> bool:
+    """Return whether a relative file name stays inside its folder."""
     try:
         shard.encode()  # JSON can spell half a surrogate pair, a file name cannot
     except UnicodeEncodeError:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wiseft_cli.checkpoint.format import TensorInfo
+from wiseft_cli.checkpoint.shards import is_inside
 from wiseft_cli.errors import ModelError, list_some
 
 CONFIG_NAME = "config.json"
@@ -127,6 +128,28 @@ def read_transformers_config(folder: Path) -> dict[str, Any]:
                     f"{path}: {part}.{key} is {filled[part][key]!r}, expected an integer"
                 )
     return filled
+
+
+def merges_name(text_cfg: Mapping[str, Any], where: object) -> str | None:
+    """Return the `bpe_path` of a model's config, relative to its folder; None if it has none.
+
+    Args:
+        where: The file or model, for the error.
+    Raises:
+        ModelError: It is not a name inside the model folder: the file would be published with the
+            model.
+    """
+    options = text_cfg.get("tokenizer_kwargs") or {}
+    if not isinstance(options, Mapping):
+        raise ModelError(f"{where}: tokenizer_kwargs is {options!r}, expected an object")
+    name = options.get("bpe_path")
+    if name is not None and not (isinstance(name, str) and is_inside(name)):
+        raise ModelError(
+            f"{where}: bpe_path is {name!r}, expected the name of a file inside the model folder",
+            hint="copy the tokenizer's merges into the folder, and set"
+            " text_cfg.tokenizer_kwargs.bpe_path to the name of the copy",
+        )
+    return name
 
 
 def _is_count(value: Any) -> bool:

@@ -17,6 +17,7 @@ from wiseft_cli.convert.configs import (
     CLIP_MEAN,
     CLIP_STD,
     CONFIG_NAME,
+    merges_name,
     open_clip_model_config,
     read_json,
     read_preprocess,
@@ -129,10 +130,12 @@ def write_model_files(output: Path, files: ModelFiles, target: Naming) -> tuple[
 
 def _write_open_clip(output: Path, files: ModelFiles) -> tuple[str, ...]:
     model_cfg = {**files.model_cfg, "text_cfg": dict(files.model_cfg["text_cfg"])}
+    merges = _find_merges(files)
     copied = _copy_tokenizer(files.folder, output)
-    merges = (model_cfg["text_cfg"].get("tokenizer_kwargs") or {}).get("bpe_path")
     if merges is not None:
-        shutil.copyfile(files.folder / merges, output / Path(merges).name)
+        shutil.copyfile(merges, output / merges.name)
+        options = {**model_cfg["text_cfg"]["tokenizer_kwargs"], "bpe_path": merges.name}
+        model_cfg["text_cfg"]["tokenizer_kwargs"] = options
     elif copied:
         model_cfg["text_cfg"].setdefault("hf_tokenizer_name", files.folder.resolve().name)
     elif (files.folder / CONFIG_NAME).is_file():
@@ -156,10 +159,18 @@ def _write_tokenizer(output: Path, files: ModelFiles) -> tuple[str, ...]:
             raise _no_tokenizer(files.folder)
         clean = options.get("clean")
         return (CLEANED_NOTE.format(clean),) if clean else ()
-    merges = options.get("bpe_path")
-    path = default_merges() if merges is None else files.folder / str(merges)
-    write_clip_tokenizer(output, path, context_length=text_cfg.get("context_length", 77))
+    merges = _find_merges(files) or default_merges()
+    write_clip_tokenizer(output, merges, context_length=text_cfg.get("context_length", 77))
     return ()
+
+
+def _find_merges(files: ModelFiles) -> Path | None:
+    """Return the model's own byte-pair file; None if it has none."""
+    config = files.folder / OPEN_CLIP_CONFIG
+    name = merges_name(files.model_cfg["text_cfg"], config)
+    if name is not None and not (files.folder / name).is_file():
+        raise ModelError(f"{files.folder / name}: not found, but bpe_path in {config} names it")
+    return None if name is None else files.folder / name
 
 
 def _copy_tokenizer(folder: Path, output: Path) -> bool:

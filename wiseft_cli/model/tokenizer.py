@@ -22,6 +22,7 @@ from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.tokenizer import HFTokenizer
 from torch import Tensor
 
+from wiseft_cli.convert.configs import merges_name
 from wiseft_cli.errors import (
     MissingDependencyError,
     ModelError,
@@ -177,11 +178,11 @@ def find_merges(source: ModelSource) -> Path | None:
 
     open_clip interprets a relative `bpe_path` relative to the working directory.
     """
-    bpe_path = (source.config["text_cfg"].get("tokenizer_kwargs") or {}).get("bpe_path")
+    bpe_path = merges_name(source.config["text_cfg"], f"config of {source.name}")
     if bpe_path is None:
         return None
     if source.folder is not None:
-        path = source.folder.resolve() / str(bpe_path)
+        path = source.folder.resolve() / bpe_path
         if not path.is_file():
             raise ModelError(f"{path}: not found, but bpe_path in the model's config names it")
         return path

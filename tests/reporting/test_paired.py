@@ -48,6 +48,15 @@ def test_no_change_in_few_images_is_not_certainty() -> None:
     assert done.high == pytest.approx(0.3085, abs=1e-4)  # Clopper-Pearson, 0 of 10
 
 
+def test_no_change_on_a_small_set_is_not_made_certain_by_a_large_one() -> None:
+    small, large = PairedCounts(10, 0, 0), PairedCounts(100_000, 0, 0)
+    bounds = [paired_difference([of]).high for of in (small, large)]
+    done = paired_difference([small, large])
+    assert (done.difference, done.low) == (0.0, -done.high)
+    assert done.high == pytest.approx(sum(bounds) / 2)
+    assert done.high > 0.15
+
+
 @given(
     counts=st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(1, 50)),
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from wiseft_cli.reporting.statistics import CONFIDENCE, clopper_pearson
@@ -124,7 +125,8 @@ def _interval(counts: Sequence[PairedCounts], confidence: float) -> tuple[float,
 
     if not any(of.n_gained or of.n_lost for of in counts):
         # Every resample would be 0. No change in n images does not exclude a rare one.
-        bound = clopper_pearson(0, sum(of.n_images for of in counts), confidence=confidence)[1]
+        bounds = (clopper_pearson(0, of.n_images, confidence=confidence)[1] for of in counts)
+        bound = fmean(bounds)
         return -bound, bound
     random = np.random.default_rng(_SEED)
     draws = sum(_resample(of, random) for of in counts) / len(counts)

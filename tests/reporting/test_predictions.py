@@ -101,6 +101,25 @@ def test_line_that_is_no_prediction_is_named(second: str, tmp_path: Path) -> Non
         read_predictions(path, line("val", 1, 2))
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"label": ["cat"]},
+        {"label": 3},
+        {"probability": float("nan")},
+        {"probability": 1.5},
+        {"probability": -0.1},
+        {"path": "cat/\0.png"},
+    ],
+)
+def test_field_of_another_type_or_range_is_named_by_its_line(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "1.jsonl", [image(0, True), image(1, True) | fields])
+    with pytest.raises(ResultsError, match=r"1\.jsonl, line 2: not a prediction"):
+        read_predictions(path, line("val", 2, 2))
+
+
 @pytest.mark.parametrize("name", ["../x.jsonl", "/etc/x.jsonl", "a/b.jsonl", "x.txt", 3, ""])
 def test_name_outside_the_folder_is_rejected(name: object, tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="predictions is"):

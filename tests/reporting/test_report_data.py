@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.reporting.lines import FINETUNED, ZEROSHOT, digest, line, sweep_lines
-from wiseft_cli.errors import ResultsError
+from wiseft_cli.errors import ResultsError, UsageError
 from wiseft_cli.reporting.report_data import arrange_report, first_line, thin_rows
 from wiseft_cli.reporting.results import CheckpointName, MergedBy, ResultLine
 
@@ -115,6 +115,20 @@ def test_baseline_is_a_row_by_name() -> None:
     assert first_line(arrange_report(lines, baseline="old").baseline or {}).value == 0.5
     with pytest.raises(ResultsError, match="--baseline 'olf' is not in the results"):
         arrange_report(lines, baseline="olf")
+
+
+def test_name_of_several_rows_is_no_baseline() -> None:
+    old = [single(CheckpointName("old", "merged", digest(at)), (500, 300)) for at in "89"]
+    with pytest.raises(ResultsError, match="--baseline 'old': 2 rows of the results") as caught:
+        arrange_report([*sweep_lines(), *old[0], *old[1]], baseline="old")
+    assert digest("8") in str(caught.value)
+    assert digest("9") in str(caught.value)
+
+
+@pytest.mark.parametrize("alpha", ["abc", "nan", "", "1/2"])
+def test_alpha_that_is_no_number_is_a_usage_error(alpha: str) -> None:
+    with pytest.raises(UsageError, match=r"--alpha '.*': expected a number"):
+        arrange_report(sweep_lines(), alpha=alpha)
 
 
 def test_curves_of_a_merge_method_have_their_own_headline_with_the_same_end_points() -> None:

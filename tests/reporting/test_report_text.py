@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import csv
 import io
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tests.reporting.lines import line, sweep_lines
 from wiseft_cli.reporting.gates import judge_gate, parse_gate
+from wiseft_cli.reporting.report import append_summary
 from wiseft_cli.reporting.report_data import arrange_report
 from wiseft_cli.reporting.report_text import (
     markdown_text,
@@ -72,6 +75,14 @@ def test_tex_has_the_columns_of_the_paper_in_its_order() -> None:
     assert "\\begin{tabular}{llrrrrrrr}" in text
     with_intervals = render_tex(arrange_report(lines), intervals=True)
     assert "50.1 {\\scriptsize [47.0, 53.2]}" in with_intervals
+
+
+def test_summaries_appended_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    path = tmp_path / "summary.md"
+    with ThreadPoolExecutor(4) as pool:
+        done = [pool.submit(append_summary, path, [line("val", 600)]) for _ in range(24)]
+    assert [at.result() for at in done] == [None] * 24
+    assert path.read_text().count("## Evaluation") == 24
 
 
 def test_tex_specials_are_escaped() -> None:

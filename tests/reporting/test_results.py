@@ -205,6 +205,8 @@ def edited(**changes: Any) -> str:
         ('{"schema": 1}', "field 'alpha' is missing"),
         (edited(n_images="7"), "not a results line: n_images is '7'"),
         (edited(n_images=True), "not a results line: n_images is True"),
+        (edited(alpha="zzz"), "not a results line: alpha is 'zzz', expected a decimal number"),
+        (edited(alpha="inf"), "not a results line: alpha is 'inf', expected a decimal number"),
         (edited(primary="f1"), "not a results line: primary is 'f1', expected one of ['top1']"),
         (edited(alpha="0.5"), "not a results line: 1 checkpoints with alpha '0.5'"),
         (

@@ -87,3 +87,14 @@ def test_order_of_the_files_does_not_matter() -> None:
     first, _ = average_over_seeds(lines)
     second, _ = average_over_seeds(lines[3:] + lines[:3])
     assert [at.metrics for at in first] == [at.metrics for at in second]
+
+
+def test_two_runs_with_one_seed_are_not_two_seeds() -> None:
+    again = [
+        replace(at, checkpoints=(ZEROSHOT, CheckpointName("again", "finetuned", digest("a"))))
+        for at in run(1, (790, 600, 480))
+    ]
+    with pytest.raises(ResultsError, match="runs of one recipe have the same seed") as caught:
+        average_over_seeds([*runs(), *again])
+    assert f"seed 1 on 'val': zeroshot to again at alpha 0.5 ({digest('a')})" in str(caught.value)
+    assert "seed 1 on 'val': zeroshot to run-1 at alpha 0.5" in str(caught.value)

@@ -128,7 +128,9 @@ def _is_prediction(image: Any) -> bool:
     return (
         isinstance(image, dict)
         and isinstance(image.get("path"), str)
+        and "\0" not in image["path"]
         and "label" in image
+        and isinstance(image["label"], str | None)
         and (
             "error" in image
             or (
@@ -136,6 +138,7 @@ def _is_prediction(image: Any) -> bool:
                 and isinstance(image.get("id"), str)
                 and isinstance(image.get("name"), str)
                 and isinstance(image.get("probability"), float | int)
+                and 0 <= image["probability"] <= 1  # false for NaN too
             )
         )
     )

@@ -17,7 +17,7 @@ from wiseft_cli.reporting.comparison import (
 from wiseft_cli.reporting.gates import Gate, Verdict, check_gates, judge_gate, parse_gate
 from wiseft_cli.reporting.report_data import Report, arrange_report, first_line, judged_row
 from wiseft_cli.reporting.report_text import render_csv, render_markdown, render_tex
-from wiseft_cli.reporting.results import ResultLine, read_result_lines
+from wiseft_cli.reporting.results import ResultLine, exclusive_access, read_result_lines
 from wiseft_cli.reporting.seeds import average_over_seeds
 from wiseft_cli.reporting.table import split_tables
 
@@ -232,20 +232,22 @@ def append_summary(
     texts = []
     for at, of_table in enumerate(split_tables(lines)):
         names = {line.weights_name for line in of_table}
+        named = {line.weights_key for line in of_table if line.weights_name == baseline}
         report = arrange_report(
-            of_table, baseline=baseline if baseline in names else None, needs_reference=False
+            of_table, baseline=baseline if len(named) == 1 else None, needs_reference=False
         )
         if at == 0:  # gates are judged once
             report = replace(report, verdicts=tuple(verdicts))
         shown = [comparison for comparison in comparisons if comparison.name in names]
         texts.append(render_markdown(report, comparisons=shown))
+    added = "\n".join(texts).encode("utf-8", "replace")
     try:
-        held = path.read_bytes() if path.exists() else b""
+        with exclusive_access(path):
+            held = path.read_bytes() if path.exists() else b""
+            separator = b"" if not held or held.endswith(b"\n\n") else b"\n"
+            write_bytes_atomically(path, held + separator + added, force=True)
     except OSError as error:
         raise OutputError(f"--summary {path}: cannot be read: {error.strerror}") from None
-    separator = b"" if not held or held.endswith(b"\n\n") else b"\n"
-    added = "\n".join(texts).encode("utf-8", "replace")
-    write_bytes_atomically(path, held + separator + added, force=True)
 
 
 def report_document(report: Report) -> dict[str, object]:

@@ -8,7 +8,7 @@ from decimal import Decimal
 from functools import cached_property
 from statistics import fmean
 
-from wiseft_cli.errors import ResultsError
+from wiseft_cli.errors import ResultsError, UsageError
 from wiseft_cli.reporting.alpha_selection import DEFAULT_ALPHA, selected_alpha
 from wiseft_cli.reporting.comparison import MEAN_SHIFT, Row
 from wiseft_cli.reporting.curves import (
@@ -19,7 +19,7 @@ from wiseft_cli.reporting.curves import (
 )
 from wiseft_cli.reporting.gates import Gate, Verdict
 from wiseft_cli.reporting.paired import format_points
-from wiseft_cli.reporting.results import SOUP, Metric, ResultLine
+from wiseft_cli.reporting.results import SOUP, Metric, ResultLine, parse_alpha
 
 AVERAGE = "average"
 """Column of the mean of the in-distribution value and the mean over the shifts."""
@@ -180,8 +180,9 @@ def arrange_report(
         baseline: Name of the row that differences are also taken from.
         needs_reference: Whether lines without exactly one reference set are an error.
     Raises:
-        ResultsError: There are no lines, a name is unknown, the reference is missing, or the lines
-            contradict each other.
+        UsageError: `alpha` is not a number.
+        ResultsError: There are no lines, a name is unknown or that of several rows, the reference
+            is missing, or the lines contradict each other.
     """
     latest = list({line.key: line for line in lines}.values())
     names = tuple(dict.fromkeys(line.set_name for line in latest))
@@ -261,19 +262,21 @@ def _sort_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def _find_row(rows: Sequence[Row], name: str) -> Row:
-    by_name = {
-        text: row
-        for row in rows
-        for text in (first_line(row).weights_name, first_line(row).checkpoints_name)
-        if first_line(row).alpha is None or text == first_line(row).weights_name
-    }
-    if name not in by_name:
+    found = [row for row in rows if first_line(row).weights_name == name]
+    if not found:
         raise ResultsError(
             f"--baseline {name!r} is not in the results",
-            faults=list(by_name),
+            faults=list(dict.fromkeys(first_line(row).weights_name for row in rows)),
             hint="name one of the rows above",
         )
-    return by_name[name]
+    if len(found) > 1:
+        raise ResultsError(
+            f"--baseline {name!r}: {len(found)} rows of the results have this name",
+            faults=[" and ".join(at.digest for at in first_line(row).checkpoints) for row in found],
+            hint="leave the lines of all but one of them out of the results, or evaluate the others"
+            " under other file names",
+        )
+    return found[0]
 
 
 def _families(rows: Sequence[Row], alpha: str | None) -> list[Family]:
@@ -285,7 +288,8 @@ def _families(rows: Sequence[Row], alpha: str | None) -> list[Family]:
             curves.setdefault(curve_key(row), []).append(row)
         elif len(line.checkpoints) == 1:
             singles.append(row)
-    families = [_family_of_curve(curve, rows, alpha) for curve in curves.values()]
+    wanted = None if alpha is None else _wanted_alpha(alpha)
+    families = [_family_of_curve(curve, rows, wanted) for curve in curves.values()]
     if alpha is not None and not any(family.merge for family in families):
         raise ResultsError(
             f"--alpha {alpha}: no row of the results has this alpha",
@@ -294,7 +298,14 @@ def _families(rows: Sequence[Row], alpha: str | None) -> list[Family]:
     return families or _family_of_singles(singles)
 
 
-def _family_of_curve(curve: Sequence[Row], rows: Sequence[Row], alpha: str | None) -> Family:
+def _wanted_alpha(text: str) -> Decimal:
+    try:
+        return parse_alpha(text)
+    except ValueError:
+        raise UsageError(f"--alpha {text!r}: expected a number such as 0.5") from None
+
+
+def _family_of_curve(curve: Sequence[Row], rows: Sequence[Row], alpha: Decimal | None) -> Family:
     by_alpha = {Decimal(first_line(row).alpha or "0"): row for row in curve}
     merge, reason = _choose(by_alpha, alpha)
     line = first_line(curve[0])
@@ -319,12 +330,12 @@ def _end_point(rows: Sequence[Row], digest: str, at: int) -> Row | None:
     return None
 
 
-def _choose(by_alpha: Mapping[Decimal, Row], alpha: str | None) -> tuple[Row | None, str]:
+def _choose(by_alpha: Mapping[Decimal, Row], alpha: Decimal | None) -> tuple[Row | None, str]:
     lines = [line for row in by_alpha.values() for line in row.values()]
     selected = selected_alpha(lines)
     between = [at for at in by_alpha if 0 < at < 1]
     if alpha is not None:
-        return by_alpha.get(Decimal(alpha)), "the chosen one"
+        return by_alpha.get(alpha), "the chosen one"
     if selected is not None:
         name = next(line.set_name for line in lines if line.selection)
         return by_alpha[Decimal(selected)], f"the best one on {name}"

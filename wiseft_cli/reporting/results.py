@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -322,7 +323,7 @@ def add_result_lines(path: Path, lines: Sequence[ResultLine]) -> None:
         ResultsError: The file holds something else; it is not changed.
         OutputError: The file cannot be written.
     """
-    with _exclusive_access(path):
+    with exclusive_access(path):
         held = read_result_lines(path) if path.exists() else ()
         merged = {line.key: line for line in (*held, *lines)}
         if held == tuple(merged.values()):
@@ -332,7 +333,7 @@ def add_result_lines(path: Path, lines: Sequence[ResultLine]) -> None:
 
 
 @contextlib.contextmanager
-def _exclusive_access(path: Path) -> Iterator[None]:
+def exclusive_access(path: Path) -> Iterator[None]:
     """Wait until no other process adds to a file in the same folder."""
     descriptor = os.open(Path(os.path.realpath(path)).parent, os.O_RDONLY)
     try:
@@ -341,6 +342,21 @@ def _exclusive_access(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def parse_alpha(text: str) -> Decimal:
+    """Return the number that an alpha states.
+
+    Raises:
+        ValueError: It is not a finite decimal number.
+    """
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        number = Decimal("nan")
+    if not number.is_finite():
+        raise ValueError(f"alpha is {text!r:.60}, expected a decimal number")
+    return number
 
 
 def _parse_line(text: str, where: str) -> ResultLine:
@@ -370,6 +386,8 @@ def _parse_line(text: str, where: str) -> ResultLine:
 def _parse_document(document: dict[str, Any]) -> ResultLine:
     document = {**_DEFAULTS, **document}
     plain = {name: _expect(document.pop(name), kind, name) for name, kind in _PLAIN_FIELDS.items()}
+    if plain["alpha"] is not None:
+        parse_alpha(plain["alpha"])
     checkpoints = tuple(
         CheckpointName(**{key: _expect(entry[key], str, key) for key in ("name", "role", "digest")})
         for entry in _expect(document.pop("checkpoints"), list, "checkpoints")

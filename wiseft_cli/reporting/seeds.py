@@ -54,7 +54,8 @@ def average_over_seeds(
     Returns:
         The lines, and one sentence per group on its number of runs and their seeds.
     Raises:
-        ResultsError: No line states a recipe, or the runs of a group have different metrics.
+        ResultsError: No line states a recipe, or the runs of a group have different metrics or the
+            same seed.
     """
     latest = list({line.key: line for line in lines}.values())
     runs = [line for line in latest if _fine_tuning(line)]
@@ -129,6 +130,7 @@ def _average(lines: Sequence[ResultLine], names: Mapping[str, str]) -> ResultLin
             f"--group-by recipe: runs have different metrics on {first.set_name!r}",
             hint="evaluate all runs with the same options",
         )
+    _require_distinct_seeds(lines)
     lines = sorted(lines, key=lambda line: str(_fine_tuning(line).get("seed")))
     key = _recipe_key(first)
     told = ", ".join(filter(None, [names[key], counted(len(lines), "seed")]))
@@ -146,6 +148,25 @@ def _average(lines: Sequence[ResultLine], names: Mapping[str, str]) -> ResultLin
             SEED_VALUES: values,
         },
     )
+
+
+def _require_distinct_seeds(lines: Sequence[ResultLine]) -> None:
+    by_seed: dict[str, list[ResultLine]] = {}
+    for line in lines:
+        if (seed := _fine_tuning(line).get("seed")) is not None:
+            by_seed.setdefault(str(seed), []).append(line)
+    repeated = [
+        f"seed {seed} on {line.set_name!r}: {line.weights_name} ({line.checkpoints[-1].digest})"
+        for seed, of_seed in by_seed.items()
+        for line in of_seed
+        if len(of_seed) > 1
+    ]
+    if repeated:
+        raise ResultsError(
+            "--group-by recipe: runs of one recipe have the same seed",
+            faults=repeated,
+            hint="leave the lines of all but one of them out of the results",
+        )
 
 
 def _mean(values: Sequence[float]) -> Metric:

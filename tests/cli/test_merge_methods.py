@@ -18,6 +18,7 @@ from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.cli.app import main
 from wiseft_cli.merging.fisher_file import FisherInfo, write_fisher
 from wiseft_cli.merging.methods import METHODS
+from wiseft_cli.merging.plan_file import combine_request
 
 FLOATING = [name for name, array in tensors(0).items() if array.dtype == np.float32]
 BLOCK = "visual.transformer.resblocks.0.weight"
@@ -229,6 +230,12 @@ def test_a_plan_states_what_the_options_say(folder: Path, run_wiseft: RunWiseft)
     assert "density: 0.9" in changed.stdout
 
 
+def test_the_integer_0_replaces_the_value_of_the_plan(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("method: dare\nseed: 5\n")
+    assert combine_request(plan, {"seed": 0, "drop": None}).options == {"seed": "0"}
+
+
 @pytest.mark.parametrize(
     ("text", "facts"),
     [
@@ -238,6 +245,10 @@ def test_a_plan_states_what_the_options_say(folder: Path, run_wiseft: RunWiseft)
         ("alpha: 0.5\nalpha: 1\n", ["line 2: alpha is set again"]),
         ("layer_alpha: 0.5\n", ["layer_alpha is a text, expected pattern: alpha"]),
         ("layer_alpha:\n  x: 3\n", ["line 1", "alpha 3 is outside"]),
+        (
+            "layer_alpha:\n  [a, b]: 0.2\n",
+            ["line 1: a pattern of layer_alpha is a list, expected one value"],
+        ),
         ("dtype: int8\n", ["dtype is 'int8', expected float32 or"]),
         ("extrapolate: maybe\n", ["expected true or false"]),
     ],
@@ -329,13 +340,26 @@ def test_another_zero_shot_parent_is_named(folder: Path, run_wiseft: RunWiseft) 
     assert "a was" not in done.stderr
 
 
-def test_integers_must_agree_and_counters_take_the_largest(
+def test_parents_named_by_two_hashes_are_not_taken_for_two(
     folder: Path, run_wiseft: RunWiseft
+) -> None:
+    for name, digest in (("old", "sha256:" + "cd" * 32), ("older", "sha256:" + "ef" * 32)):
+        write_checkpoint(folder / name, blocks(8), finetuned_card(digest))
+    done = run_wiseft("soup", "a", "old", "-o", "m")
+    assert done.returncode == 0
+    assert "another zero-shot" not in done.stderr
+    text = "older was fine-tuned from another zero-shot checkpoint (efefefefefef) than old"
+    assert text in run_wiseft("soup", "a", "old", "older", "-o", "n").stderr
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_integers_must_agree_and_counters_take_the_largest(
+    folder: Path, run_wiseft: RunWiseft, shape: tuple[int, ...]
 ) -> None:
     for name, steps, ids in (("p", 5, 1), ("q", 3, 1), ("r", 4, 2)):
         arrays = {
             "w": np.full(4, steps, np.float32),
-            "bn.num_batches_tracked": np.array(steps),
+            "bn.num_batches_tracked": np.full(shape, steps),
             "ids": np.array([ids, 2]),
         }
         write_foreign(folder / name, arrays)

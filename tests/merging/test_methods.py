@@ -251,6 +251,13 @@ def test_dare_drops_the_share_independently_of_the_chunks(drop: float) -> None:
         assert not (keep_mask(UpdateSettings(name="v", drop=drop, seed=3), 0, 0, n) == mask).all()
 
 
+def test_dare_of_the_largest_share_is_finite() -> None:
+    theta_0, finetuned = models(1)
+    settings = resolve_settings("dare", options={"drop": "0.9999999997671693"})  # 1 - 2**-32
+    merged = merge(settings, theta_0, finetuned, "1")
+    assert all(np.isfinite(values).all() for values in merged.values())
+
+
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("linear", {}),
     ("task-arithmetic", {}),
@@ -459,6 +466,7 @@ def test_lines_needs_blocks() -> None:
         ({"method": "ties", "options": {"density": "1.2"}}, ["'1.2'", "above 0 and at most 1"]),
         ({"method": "ties", "options": {"density": "x"}}, ["--density is 'x'"]),
         ({"method": "dare", "options": {"seed": "1.5"}}, ["--seed is '1.5'"]),
+        ({"method": "dare", "options": {"drop": "0." + 20 * "9"}}, ["0 to 1 - 2**-32"]),
         ({"method": "lines"}, ["--layer-alpha-from is missing"]),
         ({"method": "task-arithmetic", "weights": ["1"]}, ["takes no --weights"]),
         ({"weights": ["0.5", "0.4"], "n_finetuned": 2}, ["is 0.9", "did you mean 0.5556,0.4444"]),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
-from wiseft_cli.checkpoint.digest import shorten
+from wiseft_cli.checkpoint.digest import algorithm_of, shorten
 from wiseft_cli.checkpoint.format import INTEGER_DTYPES
 from wiseft_cli.checkpoint.reader import (
     CheckpointReader,
@@ -126,7 +126,7 @@ def doubts(inputs: Sequence[CheckpointReader], *, has_base: bool) -> list[str]:
 
 
 def _soup_warnings(inputs: Sequence[CheckpointReader]) -> Iterator[str]:
-    parents: dict[str, CheckpointReader] = {}
+    parents_by_hash: dict[str, dict[str, CheckpointReader]] = {}
     for reader in inputs:
         if reader.card is None:
             continue
@@ -136,8 +136,10 @@ def _soup_warnings(inputs: Sequence[CheckpointReader]) -> Iterator[str]:
                 "merges the mean of the others with it"
             )
         elif digests := zeroshot_parents(reader.card):
+            parents = parents_by_hash.setdefault(algorithm_of(digests[-1]), {})
             parents.setdefault(digests[-1], reader)
-    if len(parents) > 1:
+    # Digests by two hashes cannot be compared.
+    for parents in (found for found in parents_by_hash.values() if len(found) > 1):
         (digest_0, first), (digest_1, second), *_ = parents.items()
         yield (
             f"{second.path} was fine-tuned from another zero-shot checkpoint "
@@ -170,7 +172,7 @@ def choose_copied(inputs: Sequence[CheckpointReader], *, has_base: bool) -> Mapp
             if inputs[0].tensors[name].dtype in INTEGER_DTYPES:
                 having = having[n_base:]
         if name.endswith(_COUNTERS) and _is_counter(inputs[having[-1]], name):
-            values = {index: int(inputs[index].read_array(name)) for index in having}
+            values = {index: int(inputs[index].read_array(name).item()) for index in having}
             copied[name] = max(having, key=lambda index: (values[index], index))
             continue
         copied[name] = having[-1]

@@ -134,9 +134,10 @@ _TRIM_SCOPE = MethodOption(
 _DROP = MethodOption(
     "drop",
     "0.5",
-    "a number of at least 0 and below 1",
+    "a number from 0 to 1 - 2**-32",
     "Share of the changes to drop at random; the others are divided by the share that is kept.",
-    _between("0", "1", with_low=True, with_high=False),
+    # Each element is compared with a draw of 32 bits; and a larger share may be 1 as a double.
+    _between("0", str(Decimal(1 - 2**-32)), with_low=True, with_high=True),
 )
 _SEED = MethodOption(
     "seed", 0, "a whole number from 0", "Seed of the changes that are dropped.", _parse_seed

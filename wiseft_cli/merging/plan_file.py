@@ -84,7 +84,11 @@ def combine_request(path: Path | None, given: Mapping[str, Any]) -> MergeRequest
         UsageError: A pattern of `--layer-alpha` is malformed.
     """
     values = read_plan_file(path) if path else {}
-    values |= {key: value for key, value in given.items() if value not in (None, (), [], False)}
+    values |= {
+        key: value
+        for key, value in given.items()
+        if value is not False and value not in (None, (), [])  # 0 equals False, and is a value
+    }
     if rows := values.get("layer_alpha"):
         values["layer_alpha"] = tuple(
             parse_layer_alpha(row) if isinstance(row, str) else row for row in rows
@@ -165,9 +169,8 @@ def _read_layer_alphas(node: documents.Node) -> list[LayerAlpha]:
     if not isinstance(node, documents.Mapping):
         raise ValueError(f"layer_alpha is {documents.describe(node)}, expected pattern: alpha")
     return [
-        layer_alpha(_read_text("layer_alpha", name), _read_text("layer_alpha", value))
+        layer_alpha(_read_text("a pattern of layer_alpha", name), _read_text("layer_alpha", value))
         for name, value in node.members
-        if isinstance(name, documents.Text)
     ]
 
 

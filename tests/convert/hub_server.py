@@ -24,6 +24,8 @@ class Hub:
         gated: Repositories whose terms were not accepted.
         requests: Method and path of every request.
         cut: Number of bytes after which the next download is cut.
+        sends_tags: Whether files have an ETag.
+        sends_ranges: Whether a part of a file can be asked for.
     """
 
     url: str = ""
@@ -31,6 +33,8 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     requests: list[str] = field(default_factory=list)
     cut: int | None = None
+    sends_tags: bool = True
+    sends_ranges: bool = True
 
     @property
     def downloads(self) -> list[str]:
@@ -70,7 +74,8 @@ def serve_hub() -> Iterator[Hub]:
                 kind = "datasets" if match[1] else "models"
                 self.send_file(f"{kind}/{match[2]}", match[4])
             elif match := re.fullmatch(r"/plain/(.+)", path):
-                self.send_file("plain", match[1])
+                query = urlsplit(self.path).query
+                self.send_file("plain", match[1] + (f"?{query}" if query else ""))
             else:
                 self.fail(404, "EntryNotFound")
 
@@ -92,13 +97,13 @@ def serve_hub() -> Iterator[Hub]:
             if data is None:
                 self.fail(404, "EntryNotFound")
                 return
-            headers = {
-                "ETag": f'"{hashlib.sha1(data).hexdigest()}"',
-                "X-Repo-Commit": SHA,
-                "Accept-Ranges": "bytes",
-            }
+            headers = {"X-Repo-Commit": SHA}
+            if hub.sends_tags:
+                headers["ETag"] = f'"{hashlib.sha1(data).hexdigest()}"'
+            if hub.sends_ranges:
+                headers["Accept-Ranges"] = "bytes"
             part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-            if part is None:
+            if part is None or not hub.sends_ranges:
                 self.send(200, data, headers)
                 return
             begin, end = int(part[1]), int(part[2] or len(data) - 1)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
+import resource
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,9 +24,9 @@ from tests.convert.hub_server import SHA, Hub, serve_hub
 from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.cli import remote as cli_remote
 from wiseft_cli.cli.app import COMMANDS
-from wiseft_cli.convert.hub import parse_hub_path
-from wiseft_cli.convert.remote import Callbacks, fetch
-from wiseft_cli.errors import MissingDependencyError, RemoteError, UsageError
+from wiseft_cli.convert.hub import HubFiles, download, parse_hub_path
+from wiseft_cli.convert.remote import Callbacks, cache_folder, fetch
+from wiseft_cli.errors import MissingDependencyError, OutputError, RemoteError, UsageError
 
 
 @pytest.fixture
@@ -76,6 +79,8 @@ def test_a_checkpoint_of_the_hub_is_fetched_once_and_read_offline(hub: Hub, tmp_
     assert f"fetching {url} (0.0 MiB)" in first.stderr
     assert json.loads(first.stdout)
     n_downloads = len(hub.downloads)
+    # Not from the branch, which may have moved since its files were listed.
+    assert {at.split("/resolve/")[1].split("/")[0] for at in hub.downloads} == {SHA}
     second = wiseft(hub.url, tmp_path, "inspect", f"hf://org/clip@{SHA}/sub/model.safetensors")
     assert (second.returncode, second.stderr) == (0, "")
     assert len(hub.downloads) == n_downloads
@@ -198,6 +203,135 @@ def test_a_file_that_changed_on_the_server_is_fetched_again(
     for data in (b"one", b"two"):
         hub.repositories["plain"] = {"a.safetensors": data}
         assert fetch(f"{hub.url}/plain/a.safetensors").read_bytes() == data
+
+
+@pytest.fixture
+def plain(hub: Hub, tmp_path: Path, monkeypatch: Any) -> dict[str, bytes]:
+    """Return the files of the server that are not of a repository."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return hub.repositories.setdefault("plain", {})
+
+
+BIG = bytes(range(256)) * 60_000
+
+
+def test_addresses_that_differ_in_the_query_are_different_files(
+    hub: Hub, plain: dict[str, bytes]
+) -> None:
+    plain |= {"get?id=a": b"one", "get?id=b": b"two", "get?id=c/d": b"three"}
+    paths = [fetch(f"{hub.url}/plain/{name}") for name in plain]
+    assert [path.read_bytes() for path in paths] == list(plain.values())
+
+
+def test_shards_are_asked_for_with_the_query_of_their_index(
+    hub: Hub, plain: dict[str, bytes]
+) -> None:
+    index = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
+    plain["m/model.safetensors.index.json?key=x/y"] = json.dumps(index).encode()
+    for name in index["weight_map"].values():
+        plain[f"m/{name}?key=x/y"] = name.encode()
+    path = fetch(f"{hub.url}/plain/m/model.safetensors.index.json?key=x/y")
+    for name in index["weight_map"].values():
+        assert (path.parent / name).read_bytes() == name.encode()
+
+
+def test_a_file_whose_version_is_unknown_is_fetched_every_time(
+    hub: Hub, plain: dict[str, bytes]
+) -> None:
+    hub.sends_tags = False
+    for data in (b"one", b"two"):
+        plain["a.safetensors"] = data
+        path = fetch(f"{hub.url}/plain/a.safetensors")
+        assert path.read_bytes() == data
+    hub.cut = 100_000
+    plain["a.safetensors"] = BIG
+    with pytest.raises(RemoteError):
+        fetch(f"{hub.url}/plain/a.safetensors")
+    assert not list(cache_folder().rglob("*.part"))
+
+
+def test_downloads_at_the_same_time_share_one_copy(hub: Hub, plain: dict[str, bytes]) -> None:
+    plain["big.safetensors"] = BIG
+    with ThreadPoolExecutor(4) as pool:
+        paths = set(pool.map(fetch, [f"{hub.url}/plain/big.safetensors"] * 4))
+    assert [path.read_bytes() == BIG for path in paths] == [True]
+
+
+@pytest.mark.parametrize("sends_tags", [False, True])
+def test_without_locks_downloads_are_private(
+    hub: Hub, plain: dict[str, bytes], monkeypatch: Any, sends_tags: bool
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError("no locks here")
+
+    monkeypatch.setattr("wiseft_cli.convert.remote.fcntl.flock", flock)
+    hub.sends_tags = sends_tags
+    plain["big.safetensors"] = BIG
+    with ThreadPoolExecutor(4) as pool:
+        paths = set(pool.map(fetch, [f"{hub.url}/plain/big.safetensors"] * 4))
+    assert [path.read_bytes() == BIG for path in paths] == [True]
+
+
+def test_a_server_without_ranges_restarts_a_download(hub: Hub, plain: dict[str, bytes]) -> None:
+    hub.sends_ranges = False
+    plain["big.safetensors"] = BIG
+    hub.cut = 9_000_000
+    url = f"{hub.url}/plain/big.safetensors"
+    with pytest.raises(RemoteError, match="cannot be fetched"):
+        fetch(url)
+    assert [at.stat().st_size > 0 for at in cache_folder().rglob("*.part")] == [True]
+    seen: list[int] = []
+    assert fetch(url, Callbacks(on_progress=seen.append)).read_bytes() == BIG
+    assert sum(seen) == len(BIG)
+
+
+def test_a_part_that_is_too_long_is_fetched_anew(hub: Hub, plain: dict[str, bytes]) -> None:
+    plain["big.safetensors"] = BIG
+    hub.cut = 9_000_000
+    with pytest.raises(RemoteError):
+        fetch(f"{hub.url}/plain/big.safetensors")
+    (part,) = cache_folder().rglob("*.part")
+    part.write_bytes(b"x" * (len(BIG) + 1))
+    assert fetch(f"{hub.url}/plain/big.safetensors").read_bytes() == BIG
+
+
+def test_a_full_disk_is_not_taken_for_a_network_fault(
+    hub: Hub, plain: dict[str, bytes], monkeypatch: Any
+) -> None:
+    plain["big.safetensors"] = BIG
+    url = f"{hub.url}/plain/big.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr("wiseft_cli.compute.disk.free_bytes", lambda _: 7)
+        with pytest.raises(OutputError, match="7 are free") as caught:
+            fetch(url)
+    assert "XDG_CACHE_HOME" in str(caught.value.hint)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match="cannot be written: File too large"):
+            fetch(url)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert fetch(url).read_bytes() == BIG
+
+
+def test_a_cache_that_cannot_be_created_is_named(hub: Hub, plain: dict[str, bytes]) -> None:
+    plain["a.safetensors"] = b"x"
+    cache_folder().parent.parent.mkdir(parents=True)
+    cache_folder().parent.write_text("a file")
+    with pytest.raises(OutputError, match="cannot be written"):
+        fetch(f"{hub.url}/plain/a.safetensors")
+
+
+def test_a_full_disk_of_the_hubs_cache_is_named(tmp_path: Path, monkeypatch: Any) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
+    path = parse_hub_path("hf://org/clip/a.safetensors", kind="model")
+    with pytest.raises(OutputError, match="No space left on device"):
+        download(path, HubFiles({path.path: 1}, SHA), [path.path], print, print)
 
 
 class Bucket(MemoryFileSystem):

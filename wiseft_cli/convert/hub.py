@@ -6,6 +6,8 @@ downloads then go through huggingface_hub. Without the hub, files in its cache a
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import os
 import re
@@ -16,7 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from wiseft_cli.errors import RemoteError, UsageError, brief
+from wiseft_cli.checkpoint.atomic import write_bytes_atomically
+from wiseft_cli.errors import OutputError, RemoteError, UsageError, brief
 
 _TIMEOUT_SECONDS = 4
 _switched: list[str] = []
@@ -214,8 +217,9 @@ def download(
         The local path of `path`.
     Raises:
         RemoteError: A download failed.
+        OutputError: The disk is full.
     """
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
     local = {
         # A path if it is there.
@@ -233,19 +237,35 @@ def download(
                 path.repository,
                 name,
                 repo_type=path.kind,
-                # Not the commit: the cache then knows what the branch was, and works offline.
-                revision=path.revision,
+                # The commit that was listed: the branch may have moved since.
+                revision=files.revision,
                 etag_timeout=_TIMEOUT_SECONDS,
                 tqdm_class=_progress_class(on_progress),
             )
         except Exception as error:  # network, permission and disk errors of several libraries
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OutputError(
+                    f"{path.url}: {name}: the hub's cache cannot be written: {error.strerror}",
+                    hint=f"make space in {constants.HF_HUB_CACHE}, or name another with HF_HOME",
+                ) from None
             raise RemoteError(
                 f"{path.url}: {name}: the download failed: {_brief(error)}",
                 hint="run the command again; it continues where it stopped",
             ) from None
     first = names[0]
     root = Path(str(local[first])).parents[first.count("/")]
+    if not files.is_local:
+        _note_commit(root, path.revision or constants.DEFAULT_REVISION, files.revision)
     return root / path.path if path.path else root
+
+
+def _note_commit(root: Path, revision: str, commit: str) -> None:
+    """Note in the hub's cache which commit a branch is at, so that it is found offline."""
+    ref = root.parent.parent / "refs" / revision
+    with contextlib.suppress(OSError, OutputError):  # a cache that is only read
+        if revision != commit and not (ref.is_file() and ref.read_text() == commit):
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes_atomically(ref, commit.encode(), force=True)
 
 
 def _progress_class(on_progress: Callable[[int], object]) -> type:

@@ -8,26 +8,34 @@ anything is fetched. This module does not print: callbacks get sizes and progres
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
-from wiseft_cli.checkpoint.atomic import try_lock
 from wiseft_cli.checkpoint.shards import INDEX_NAME, TORCH_NAMES, find_checkpoint_files
 from wiseft_cli.compute.disk import require_space
 from wiseft_cli.convert.hub import HubFiles, HubPath, download, list_files, parse_hub_path
-from wiseft_cli.errors import MissingDependencyError, RemoteError, UsageError, did_you_mean
+from wiseft_cli.errors import (
+    MissingDependencyError,
+    OutputError,
+    RemoteError,
+    UsageError,
+    did_you_mean,
+)
 
 REMOTE = re.compile(r"^((?:[^=/?:]+=)?)((?:hf|s3|gs|gcs|https?):/.+)$", re.DOTALL)
 """A remote input, perhaps with `NAME=` before it; `Path` has made one slash of two."""
 
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 _SMALL = (".json", ".txt", ".model")
-_VERSION_FACTS = ("ETag", "etag", "mtime", "LastModified")
+_VERSION_FACTS = ("ETag", "etag", "Content-MD5", "mtime", "LastModified", "Last-Modified")
 _CHUNK_BYTES = 4 << 20
 _TIMEOUT_SECONDS = 8
 
@@ -64,15 +72,18 @@ def fetch(text: str, callbacks: Callbacks = _SILENT) -> Path:
         UsageError: The URL is malformed.
         RemoteError: The hub or server cannot be reached, refuses, or lacks the file.
         MissingDependencyError: A package for this scheme is not installed.
+        OutputError: The cache cannot be written.
     """
     url = normalize_url(text)
     if url.startswith("hf://"):
         return _fetch_from_hub(parse_hub_path(url, kind="model"), callbacks)
     path = _fetch_file(url, callbacks)
     if INDEX_NAME.search(path.name):
-        folder = url.rsplit("/", 1)[0]
+        parts = urlsplit(url, allow_fragments=False)
+        folder = parts.path.rpartition("/")[0]
         for shard in find_checkpoint_files(path).files:
-            _fetch_file(f"{folder}/{shard.relative_to(path.parent)}", callbacks)
+            at = f"{folder}/{shard.relative_to(path.parent).as_posix()}"
+            _fetch_file(parts._replace(path=at).geturl(), callbacks, shard)
     return path
 
 
@@ -179,52 +190,134 @@ def cache_folder() -> Path:
     return Path(home) / "wiseft" / "remote"
 
 
-def _fetch_file(url: str, callbacks: Callbacks) -> Path:
-    """Fetch one file through fsspec; a download that was interrupted is continued."""
+def _fetch_file(url: str, callbacks: Callbacks, target: Path | None = None) -> Path:
+    """Fetch one file through fsspec; a download that was interrupted is continued.
+
+    Args:
+        target: Where to put it, by default in a folder of the cache that is its own.
+    """
     scheme = url.partition(":")[0]
     with _named_errors(url):
         system, remote = _file_system(scheme, url)
         facts = system.info(remote)
+    if target is None:
+        name = PurePosixPath(urlsplit(url, allow_fragments=False).path).name or "file"
+        # Of the whole URL: its query too tells one file from another.
+        target = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:24] / name
     size = facts.get("size")
-    tag = next(
-        (facts[key] for key in ("ETag", "etag", "mtime", "LastModified") if key in facts), ""
-    )
-    # Named by its version, so that a file that changed on the server is fetched again.
-    version = hashlib.sha256(f"{url}\n{size}\n{tag}".encode()).hexdigest()[:24]
-    folder_of = hashlib.sha256(url.rsplit("/", 1)[0].encode()).hexdigest()[:24]
-    name = PurePosixPath(url.partition("?")[0]).name or "file"
-    target = cache_folder() / folder_of / name
-    state = target.with_name(f".{name}.version")
-    if target.is_file() and state.is_file() and state.read_text() == version:
+    tag = next((facts[key] for key in _VERSION_FACTS if facts.get(key)), None)
+    # A file that changed on the server is fetched again, as is one that may have changed.
+    version = hashlib.sha256(f"{url}\n{size}\n{tag}".encode()).hexdigest()[:24] if tag else None
+    if _is_cached(target, version):
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{name}.{version}.part")
-    callbacks.on_start(url, 1, size)
-    with _named_errors(url):
-        _copy(system, remote, part, size, callbacks)
-    state.unlink(missing_ok=True)
-    os.replace(part, target)
-    state.write_text(version)
+    with _locked(target) as is_alone:
+        if not _is_cached(target, version):  # another process may have fetched it meanwhile
+            callbacks.on_start(url, 1, size)
+            _download(url, system, remote, target, size, version, is_alone, callbacks)
     return target
 
 
+def _state(target: Path) -> Path:
+    return target.with_name(f".{target.name}.version")
+
+
+def _is_cached(target: Path, version: str | None) -> bool:
+    state = _state(target)
+    return target.is_file() and state.is_file() and state.read_text() == version
+
+
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[bool]:
+    """Wait until no other process fetches a file; give False if the disk has no locks."""
+    with _disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = target.with_name(f".{target.name}.lock").open("ab")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            is_alone = True
+        except OSError:
+            is_alone = False
+        yield is_alone
+
+
+def _download(
+    url: str,
+    system: Any,
+    remote: str,
+    target: Path,
+    size: int | None,
+    version: str | None,
+    is_alone: bool,
+    callbacks: Callbacks,
+) -> None:
+    continues = version is not None and is_alone
+    # What cannot be continued is private: another process may be writing the same file.
+    part = target.with_name(f".{target.name}.{version if continues else os.urandom(12).hex()}.part")
+    try:
+        with _named_errors(url):
+            _copy(system, remote, part, size, callbacks)
+        with _disk_errors(target):
+            _state(target).unlink(missing_ok=True)
+            os.replace(part, target)
+            if version is not None:
+                _state(target).write_text(version)
+    finally:
+        if not continues:
+            part.unlink(missing_ok=True)
+
+
 def _copy(system: Any, remote: str, part: Path, size: int | None, callbacks: Callbacks) -> None:
-    if size is not None:
-        require_space([(part, size)])
-    with part.open("ab") as file:
-        try_lock(file.fileno())
-        done = file.tell() if size is not None else 0
-        file.truncate(done)
+    with _disk_errors(part):
+        file = part.open("ab", buffering=0)
+    with file:
+        done = file.tell()
+        if size is None or done > size:
+            done = 0
+        if size is not None:
+            with _disk_errors(part):
+                require_space([(part, size - done)])
         callbacks.on_progress(done)
-        options = {} if size is not None else {"block_size": 0}
-        with system.open(remote, "rb", **options) as source:
-            if done:
-                source.seek(done)
-            while data := source.read(_CHUNK_BYTES):
-                file.write(data)
-                callbacks.on_progress(len(data))
+        try:
+            _append(system, remote, file, done, callbacks)
+        except ValueError:  # of fsspec: the server sends whole files only
+            if not done:
+                raise
+            callbacks.on_progress(-file.tell())
+            _append(system, remote, file, 0, callbacks)
         if size is not None and file.tell() != size:
             raise OSError(f"ended at byte {file.tell()} of {size}; run the command again")
+
+
+def _append(system: Any, remote: str, file: FileIO, done: int, callbacks: Callbacks) -> None:
+    """Write a remote file from a byte on to the end of a local one that is cut there."""
+    with _disk_errors(Path(file.name)):
+        file.truncate(done)
+        file.seek(done)
+    # Read as one stream from the start, because some servers send whole files only.
+    options = {"block_size": 0} if not done and "http" in system.protocol else {}
+    with system.open(remote, "rb", **options) as source:
+        if done:
+            source.seek(done)
+        while data := source.read(_CHUNK_BYTES):
+            view = memoryview(data)
+            with _disk_errors(Path(file.name)):
+                while view:
+                    view = view[file.write(view) :]
+            callbacks.on_progress(len(data))
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turn the errors of the local disk into one of the cache, not of the network."""
+    try:
+        yield
+    except (OSError, OutputError) as error:
+        text = error.message if isinstance(error, OutputError) else None
+        raise OutputError(
+            text or f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}",
+            hint=f"make space in {path.parent}, or name another cache with XDG_CACHE_HOME",
+        ) from None
 
 
 def _file_system(scheme: str, url: str) -> tuple[Any, str]:
@@ -261,7 +354,7 @@ def _named_errors(url: str) -> Iterator[None]:
     """Turn the errors of fsspec's file systems, which have no common class, into one of the URL."""
     try:
         yield
-    except (RemoteError, MissingDependencyError, UsageError):
+    except (RemoteError, MissingDependencyError, UsageError, OutputError):
         raise
     except FileNotFoundError as error:
         cause = error.__cause__

@@ -26,7 +26,7 @@ from transformers import (
 
 from tests.convert.folders import clip_folder, siglip_folder
 from tests.convert.tiny import HEADS, LAYERS, MLP, PATCH, SIDE, WIDTH, images
-from wiseft_cli.checkpoint.card import Card, HistoryEntry, HistoryInput, ModelSpec
+from wiseft_cli.checkpoint.card import Card, ClassEntry, HistoryEntry, HistoryInput, ModelSpec
 from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
 from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.cli.app import main
@@ -34,7 +34,7 @@ from wiseft_cli.convert import configs
 from wiseft_cli.convert.timm_config import CLIP_TOWERS
 from wiseft_cli.model.classifier import load_checkpoint
 from wiseft_cli.model.export import find_repository
-from wiseft_cli.reporting.model_card import results_of
+from wiseft_cli.reporting.model_card import Usage, render_model_card, results_of
 from wiseft_cli.reporting.results import CheckpointName, read_result_lines
 
 Captured = pytest.CaptureFixture[str]
@@ -194,6 +194,24 @@ def test_the_model_card_has_front_matter_and_metrics(library: str, models: Path)
     assert "| imagenet-r | 30,000 | top1 | 77.12 % | 76.00 to 78.00 |" in body
     assert "3 classes: cat, dog, owl." in body
     assert str(Path.cwd()) not in text
+
+
+def test_names_in_the_model_card_are_no_markup() -> None:
+    write_results("sha256:a")
+    (line,) = read_result_lines(Path("results.jsonl"))
+    hostile = "<img src=x> | [a](http://b) `c`"
+    card = replace(
+        read_card(Path("clip.safetensors")),
+        model=ModelSpec(hostile, hostile, {}),
+        classes=(ClassEntry("0", hostile),),
+    )
+    lines = [replace(line, set_name=hostile)]
+    text = render_model_card(card, Usage("timm", "x"), name=hostile, lines=lines)
+    _, body = text.split("\n---\n", 1)
+    escaped = r"&lt;img src=x&gt; \| \[a\](http://b) \`c\`"
+    assert hostile not in body
+    assert body.count(escaped) == 5  # the title, the model, its source, the set and the class
+    assert f"| {escaped} | 30,000 | top1 |" in body
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 
 from wiseft_cli.checkpoint.card import EXIF_ORIENTATION, Card
 from wiseft_cli.errors import list_some
+from wiseft_cli.reporting.report_text import markdown_text
 from wiseft_cli.reporting.results import ResultLine
 
 _PAPER = "[WiSE-FT](https://arxiv.org/abs/2109.01903)"
@@ -73,7 +74,8 @@ def render_model_card(
         base_model: Repository of the base model on the hub; None if it has none.
         lines: Results lines of the checkpoint, from `results_of`.
     """
-    parts = [_front_matter(card, usage, name, base_model, lines), f"# {name}", _description(card)]
+    front = _front_matter(card, usage, name, base_model, lines)
+    parts = [front, f"# {markdown_text(name)}", _description(card)]
     parts.append(f"## Use\n\n```python\n{usage.code.strip()}\n```")
     parts += usage.notes
     if lines:
@@ -130,13 +132,13 @@ def _model_index(name: str, lines: Sequence[ResultLine]) -> list[dict[str, Any]]
 
 def _description(card: Card) -> str:
     model = card.model
-    source = (model.source if model else None) or "random weights"
-    name = model.name if model else "unknown"
+    source = markdown_text((model.source if model else None) or "random weights")
+    name = markdown_text(model.name if model else "unknown")
     text = f"This is {_METHODS[card.role]}, made with wiseft. Base model: {name}, weights {source}."
     if card.alpha is not None:
         text += f" alpha, the weight of the fine-tuned model: {card.alpha}."
     if method := card.extra.get("method"):
-        text += f" Merge method: {method}."
+        text += f" Merge method: {markdown_text(str(method))}."
     return text
 
 
@@ -148,12 +150,13 @@ def _results_table(lines: Sequence[ResultLine]) -> str:
             if metric.low is not None and metric.high is not None:
                 ends = f"{100 * metric.low:.2f} to {100 * metric.high:.2f}"
             value = f"{100 * metric.value:.2f} %"
-            rows.append(f"| {line.set_name} | {line.n_images:,} | {name} | {value} | {ends} |")
+            names = (markdown_text(line.set_name), f"{line.n_images:,}", markdown_text(name))
+            rows.append(f"| {' | '.join(names)} | {value} | {ends} |")
     return "## Results\n\n" + "\n".join(rows)
 
 
 def _classes(card: Card) -> str:
-    names = [" ".join(entry.name.split()) for entry in card.classes]
+    names = [markdown_text(" ".join(entry.name.split())) for entry in card.classes]
     return f"## Classes\n\n{len(names)} classes: " + ", ".join(list_some(names, limit=50)) + "."
 
 
@@ -166,7 +169,7 @@ def _preprocessing(card: Card) -> str:
 
 
 def _provenance(card: Card) -> str:
-    steps = " -> ".join(entry.command for entry in card.history)
+    steps = " -> ".join(markdown_text(entry.command) for entry in card.history)
     return (
         f"## Provenance\n\nCheckpoint {card.digest}, made by {steps or 'unknown steps'}."
         + (f" Seed {card.seed}." if card.seed is not None else "")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.reporting.lines import line, sweep_lines
+from tests.reporting.lines import ZEROSHOT, digest, line, sweep_lines
 from wiseft_cli.cli.app import main
-from wiseft_cli.reporting.results import add_result_lines
+from wiseft_cli.reporting.results import CheckpointName, add_result_lines
 
 Run = tuple[int, str, str]
 
@@ -50,6 +50,30 @@ def test_gates_are_shown_and_set_the_exit_code(
     assert "| **FAIL** | shifts:top1" in Path("r.md").read_text()
 
 
+def test_gates_judge_every_fine_tuning_and_name_the_row(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = CheckpointName("other", "finetuned", digest("5"))
+    pair = [
+        line(name, count, alpha=alpha, checkpoints=(ZEROSHOT, other), reference=name == "val")
+        for alpha, counts in {"0.5": (500, 400, 300), "0.6": (900, 900, 900)}.items()
+        for name, count in zip(("val", "shift-a", "shift-b"), counts, strict=True)
+    ]
+    add_result_lines(results, pair)
+    gate = ("--fail-under", "val:top1>=0.6")
+    code, out, err = report(capsys, results, "-o", "r.md", "--json", *gate)
+    assert code == 3
+    assert "1 of 2 gates failed:\n  val:top1>=0.6: 0.5, expected at least 0.6 (zeroshot to" in err
+    assert [(at["row"], at["passes"]) for at in json.loads(out)["gates"]] == [
+        ("zeroshot to finetuned at alpha 0.5", True),
+        ("zeroshot to other at alpha 0.5", False),
+    ]
+    assert "| val:top1>=0.6 | zeroshot to other at alpha 0.5 |" in (
+        Path("r.md").read_text().replace("&gt;", ">")
+    )
+    assert report(capsys, results, "-o", "s.md", "--alpha", "0.6", *gate)[0] == 0
+
+
 def test_json_has_the_numbers(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = report(capsys, results, "-o", "r.csv", "--json")
     document = json.loads(out)
@@ -62,6 +86,7 @@ def test_json_has_the_numbers(results: Path, capsys: pytest.CaptureFixture[str])
     [
         (("r.jsonl", "-o", "r.txt"), 2, "-o r.txt: expected a name ending in .html, .md, .tex or"),
         (("no.jsonl", "-o", "r.md"), 1, "no.jsonl: "),
+        (("r.jsonl", "-o", "r.md", "--alpha", "abc"), 2, "--alpha 'abc': expected a number"),
         (("half.jsonl", "-o", "r.md"), 1, "half.jsonl, line 2: not a results line"),
         (("newer.jsonl", "-o", "r.md"), 1, "newer.jsonl, line 1: has schema 9"),
         (("r.jsonl", "other.jsonl", "-o", "r.md"), 1, "several measurements of the same weights"),

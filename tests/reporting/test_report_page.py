@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +173,25 @@ def test_unusual_results_make_a_page_that_says_what_it_leaves_out(
     for part in wanted:
         assert part in text
     assert ('id="curve"' in text) == (n_sets > 1)
+    # Without permission to copy, the command is shown in a field that can be seen.
+    assert text.count('<input id="command" type="text" readonly') == 1
     assert "No predictions were given" in text
     assert len(text) < 5e6
+
+
+def test_calibration_has_the_rows_of_every_set(tmp_path: Path) -> None:
+    lines = write_inputs(tmp_path / "predictions")
+    bare = [
+        replace(at, extra={}) if (at.set_name, at.alpha) == ("val", "0.5") else at for at in lines
+    ]
+    add_result_lines(tmp_path / "r.jsonl", bare)
+    write_page(tmp_path / "r.html", tmp_path)
+    table = (tmp_path / "r.html").read_text().partition("Expected calibration error in points")[2]
+    rows = table.partition("</table>")[0].split("<tr>")[1:]
+    assert re.findall(r'<th scope="col">([^<]*)', rows[0]) == ["zero-shot", "fine-tuned", "merge"]
+    cells = [re.findall("<td>([^<]*)", row) for row in rows[1:]]
+    assert cells[0][2] == "-"
+    assert all(len(of_set) == 3 and "-" not in of_set for of_set in cells[1:])
 
 
 @pytest.fixture(scope="module")

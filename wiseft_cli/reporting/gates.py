@@ -102,6 +102,7 @@ class Verdict:
         bound: Smallest accepted value.
         baseline: The number of the baseline, for a relative gate.
         low: The lower end of the interval, if the gate judges it.
+        row: Display name of the judged weight set.
     """
 
     gate: Gate
@@ -109,6 +110,7 @@ class Verdict:
     bound: float
     baseline: float | None
     low: float | None = None
+    row: str = ""
 
     @property
     def passes(self) -> bool:
@@ -120,7 +122,8 @@ class Verdict:
         baseline = "" if self.baseline is None else f" (baseline {self.baseline:.6g})"
         bound = f"{self.bound:.6g}{baseline}"
         low = "" if self.low is None else f" with lower end {self.low:.6g}"
-        return f"{self.gate.text}: {self.value:.6g}{low}, expected at least {bound}"
+        of_row = f" ({self.row})" if self.row else ""
+        return f"{self.gate.text}: {self.value:.6g}{low}, expected at least {bound}{of_row}"
 
 
 def parse_gate(text: str) -> Gate:

@@ -11,11 +11,12 @@ from wiseft_cli.errors import OutputError, UsageError
 from wiseft_cli.reporting.comparison import (
     Comparison,
     PredictionFolder,
+    Row,
     compare_rows,
     compared_pairs,
 )
 from wiseft_cli.reporting.gates import Gate, Verdict, check_gates, judge_gate, parse_gate
-from wiseft_cli.reporting.report_data import Report, arrange_report, first_line, judged_row
+from wiseft_cli.reporting.report_data import Report, arrange_report, first_line, judged_rows
 from wiseft_cli.reporting.report_text import render_csv, render_markdown, render_tex
 from wiseft_cli.reporting.results import ResultLine, exclusive_access, read_result_lines
 from wiseft_cli.reporting.seeds import average_over_seeds
@@ -145,15 +146,20 @@ def _prediction_notes(report: Report, request: ReportRequest) -> list[str]:
 def judge_report(
     report: Report, gates: Sequence[Gate], folder: PredictionFolder
 ) -> tuple[Verdict, ...]:
-    """Judge gates on the row that the report is about.
+    """Judge gates on the rows that the report is about, one per fine-tuning.
 
     Raises:
         UsageError: A gate names a set, a metric or a baseline that the report does not have.
         ResultsError: Predictions cannot be used, or no row can be judged.
     """
-    if not gates:
-        return ()
-    row, baseline, shift_column = judged_row(report), report.baseline, report.shift_column
+    rows = judged_rows(report) if gates else []
+    return tuple(verdict for row in rows for verdict in _judge_row(report, row, gates, folder))
+
+
+def _judge_row(
+    report: Report, row: Row, gates: Sequence[Gate], folder: PredictionFolder
+) -> list[Verdict]:
+    baseline, shift_column = report.baseline, report.shift_column
     shifts = shift_column.sets if shift_column is not None else ()
     metrics = {
         name: [m for m in line.metrics if baseline is None or m in baseline[name].metrics]
@@ -170,7 +176,9 @@ def judge_report(
         has_predictions=len(paired) == len(metrics),
         primaries={name: line.primary for name, line in row.items()},
     )
-    return tuple(judge_gate(gate, row, baseline, shifts, paired) for gate in gates)
+    name = first_line(row).weights_name
+    verdicts = (judge_gate(gate, row, baseline, shifts, paired) for gate in gates)
+    return [replace(verdict, row=name) for verdict in verdicts]
 
 
 def compare_report(report: Report, folder: PredictionFolder) -> list[Comparison]:
@@ -264,7 +272,13 @@ def report_document(report: Report) -> dict[str, object]:
             for row in report.rows
         ],
         "gates": [
-            {"gate": at.gate.text, "passes": at.passes, "value": at.value, "bound": at.bound}
+            {
+                "gate": at.gate.text,
+                "row": at.row,
+                "passes": at.passes,
+                "value": at.value,
+                "bound": at.bound,
+            }
             for at in report.verdicts
         ],
         "notes": list(report.notes),

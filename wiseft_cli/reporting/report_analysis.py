@@ -224,8 +224,12 @@ class Thumbnails:
         Only files inside the folder are read.
         """
         root = folder.resolve()
-        target = (root / path).resolve()
-        data = _thumbnail(target) if target.is_relative_to(root) and target.is_file() else None
+        try:
+            target = (root / path).resolve()
+            is_inside = target.is_relative_to(root) and target.is_file()
+        except (ValueError, OSError):  # a name that no file can have
+            is_inside = False
+        data = _thumbnail(target) if is_inside else None
         if data is None or self._n_bytes + len(data) > MAX_THUMBNAIL_BYTES:
             self.n_missing += 1
             return None

@@ -24,6 +24,8 @@ from wiseft_cli.reporting.results import SOUP, Metric, ResultLine, parse_alpha
 AVERAGE = "average"
 """Column of the mean of the in-distribution value and the mean over the shifts."""
 
+_CHOSEN = "the chosen one"
+
 PAPER_ORDER = ("imagenet-v2", "imagenet-r", "imagenet-sketch", "objectnet", "imagenet-a")
 """Order of the distribution shifts of ImageNet in table 1 of arXiv:2109.01903."""
 
@@ -335,7 +337,7 @@ def _choose(by_alpha: Mapping[Decimal, Row], alpha: Decimal | None) -> tuple[Row
     selected = selected_alpha(lines)
     between = [at for at in by_alpha if 0 < at < 1]
     if alpha is not None:
-        return by_alpha.get(alpha), "the chosen one"
+        return by_alpha.get(alpha), _CHOSEN
     if selected is not None:
         name = next(line.set_name for line in lines if line.selection)
         return by_alpha[Decimal(selected)], f"the best one on {name}"
@@ -423,19 +425,29 @@ def _deltas(column: Column, family: Family, value: float) -> str:
     return f" ({', '.join(deltas)})" if deltas else ""
 
 
-def judged_row(report: Report) -> Row:
-    """Return the row that gates judge: the merge, else the fine-tuned row, else the only row.
+def judged_rows(report: Report) -> list[Row]:
+    """Return the rows that gates judge, one per fine-tuning.
+
+    It is the merge, else the fine-tuned row; without either, the only row of the report. A chosen
+    alpha leaves out the fine-tunings that do not have it.
 
     Raises:
-        ResultsError: There is no such row.
+        ResultsError: There is no such row, or none of some of the fine-tunings.
     """
-    for family in report.families:
-        row = family.merge if family.merge is not None else family.finetuned
-        if row is not None and row is not report.baseline:
-            return row
+    chosen = [at for at in report.families if at.merge is not None and at.reason == _CHOSEN]
+    of_families = [
+        family.merge if family.merge is not None else family.finetuned
+        for family in chosen or report.families
+    ]
+    found: list[Row] = []
+    for row in of_families:
+        if row is not None and not any(row is at for at in (*found, report.baseline)):
+            found.append(row)
+    if found and None not in of_families:
+        return found
     others = [row for row in report.rows if row is not report.baseline]
     if len(others) == 1:
-        return others[0]
+        return others
     raise ResultsError(
         "--fail-under: the results do not say which row to judge", hint="use --alpha"
     )

@@ -91,6 +91,11 @@ def render_page(report: Report, request: ReportRequest, folder: PredictionFolder
         "series": [] if curve is None else _series_controls(curve),
         "sets": sets,
         "calibrations": calibrations,
+        "calibrated": [
+            role
+            for role in ("zero-shot", "fine-tuned", "merge")
+            if any(role in of_set for of_set in calibrations.values())
+        ],
         "facts": [_facts(name, lines) for name, lines in report.sets.items()],
         "checkpoints": _checkpoints(report),
         "files": [(file, file.digest in known) for file in files],

@@ -83,18 +83,20 @@ def _gates(report: Report) -> str:
         return ""
     failed = sum(not verdict.passes for verdict in report.verdicts)
     state = f"{failed} of {len(report.verdicts)} gates failed" if failed else "All gates passed"
+    has_rows = len({verdict.row for verdict in report.verdicts}) > 1
     rows = [
         [
             "pass" if verdict.passes else "**FAIL**",
             markdown_text(verdict.gate.text),
+            *[markdown_text(verdict.row)] * has_rows,
             f"{verdict.value:.4f}",
             "" if verdict.low is None else f"{verdict.low:.4f}",
             f"{verdict.bound:.4f}",
         ]
         for verdict in report.verdicts
     ]
-    header = ["", "gate", "value", "lower end", "expected at least"]
-    return f"**{state}**\n\n" + _pipe_table([header, *rows], n_left=2)
+    header = ["", "gate", *["row"] * has_rows, "value", "lower end", "expected at least"]
+    return f"**{state}**\n\n" + _pipe_table([header, *rows], n_left=2 + has_rows)
 
 
 def _markdown_table(report: Report) -> str:

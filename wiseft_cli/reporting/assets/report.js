@@ -13,6 +13,7 @@
       await navigator.clipboard.writeText(command);
       status.textContent = "Copied: " + command;
     } catch {
+      field.focus();
       field.select();
       status.textContent = "Select and copy: " + command;
     }

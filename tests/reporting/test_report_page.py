@@ -23,6 +23,7 @@ from wiseft_cli.checkpoint.card import Card, HistoryEntry, HistoryInput
 from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.errors import ResultsError, escape_controls
 from wiseft_cli.reporting.report import ReportRequest, write_report
+from wiseft_cli.reporting.report_analysis import Thumbnails
 from wiseft_cli.reporting.results import CheckpointName, add_result_lines
 
 SETS = ("val", HOSTILE, SEPARATORS, RIGHT_TO_LEFT)
@@ -177,6 +178,13 @@ def test_unusual_results_make_a_page_that_says_what_it_leaves_out(
     assert text.count('<input id="command" type="text" readonly') == 1
     assert "No predictions were given" in text
     assert len(text) < 5e6
+
+
+@pytest.mark.parametrize("path", ["a\0b.png", "\ud800.png", "x" * 5000])
+def test_path_that_no_file_can_have_has_no_thumbnail(path: str, tmp_path: Path) -> None:
+    thumbnails = Thumbnails()
+    assert thumbnails.of(tmp_path, path) is None
+    assert thumbnails.n_missing == 1
 
 
 def test_calibration_has_the_rows_of_every_set(tmp_path: Path) -> None:
@@ -426,3 +434,20 @@ def test_parts_have_names_for_screen_readers(loaded: Any) -> None:
 def test_no_error_was_logged_by_any_of_this(loaded: Any) -> None:
     assert [entry for entry in loaded.get_log("browser") if entry["level"] != "INFO"] == []
     assert loaded.execute_script("return window.hacked") is None
+
+
+def test_command_that_cannot_be_copied_is_selected_in_a_visible_field(
+    browser: Any, tmp_path: Path
+) -> None:
+    add_result_lines(tmp_path / "r.jsonl", curve_lines(["0", "0.5", "1"], ["val"], (500, 600)))
+    write_page(tmp_path / "r.html", tmp_path, predictions=None)
+    browser.get((tmp_path / "r.html").as_uri())
+    browser.execute_script(
+        "Object.defineProperty(navigator, 'clipboard',"
+        " {value: {writeText: () => Promise.reject(new Error('denied'))}});"
+        "document.querySelectorAll('button.copy')[1].click()"
+    )
+    wait_for(browser, "return document.activeElement.id === 'command'")
+    field = browser.switch_to.active_element
+    assert field.is_displayed()
+    assert field.get_attribute("value").startswith("wiseft merge --alpha 0.5 ")

@@ -43,7 +43,16 @@ MAY_IMPORT = {
         "compute",
         "errors",
     },
-    "training": {"evaluation", "model", "data", "prompts", "checkpoint", "compute", "errors"},
+    "training": {
+        "evaluation",
+        "model",
+        "data",
+        "merging",
+        "prompts",
+        "checkpoint",
+        "compute",
+        "errors",
+    },
     "demo": {"reporting", "errors"},
 }
 TORCH_FREE = {"checkpoint", "prompts", "merging", "reporting", "convert", "errors"}

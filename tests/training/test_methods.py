@@ -223,6 +223,11 @@ NAMES = {
     " head.proj.weight",
     "open_clip vit": "class_embedding transformer.resblocks.0.ln_1.bias"
     " transformer.resblocks.1.ln_1.bias transformer.resblocks.2.ln_1.bias proj ln_post.weight",
+    "hybrid vit": "trunk.patch_embed.backbone.stem.conv.weight"
+    " trunk.patch_embed.backbone.stages.0.blocks.0.norm1.bias trunk.blocks.0.norm1.bias"
+    " trunk.blocks.1.norm1.bias trunk.norm.weight head.proj.weight",
+    "efficientnet": "trunk.bn1.weight trunk.blocks.0.0.bn1.bias trunk.blocks.0.1.bn1.bias"
+    " trunk.blocks.1.0.bn1.bias trunk.conv_head.weight head.proj.weight",
 }
 """Names of tensors below `visual.`: the stem, three blocks, and two that follow the blocks."""
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from wiseft_cli.errors import RecipeError
+from wiseft_cli.merging.layers import find_block
 from wiseft_cli.model.classifier import ImageClassifier
 from wiseft_cli.training.recipe import ResolvedRecipe
 
@@ -210,12 +211,6 @@ def update_average(
         average[name].copy_(weights[name])
 
 
-_BLOCKS = (
-    r"\.layer(\d+)\.(\d+)\.",  # ResNet
-    r"\.(?:stages?|layers)\.(\d+)\.blocks\.(\d+)\.",  # ConvNeXt, Swin
-    r"\.(?:stages?|layers)\.(\d+)\.",
-    r"\.(?:resblocks|blocks)\.(\d+)\.",  # ViT
-)
 _STEM = r"visual\.(trunk\.)?(conv\d|bn\d|stem|patch\w*|\w*embed\w*|\w*token\w*|ln_pre|norm_pre)\b"
 
 
@@ -232,7 +227,7 @@ def layer_lr_scales(names: Iterable[str], decay: float) -> list[float]:
         RecipeError: No name has the number of a block.
     """
     names = list(names)
-    blocks = [_block_of(name) for name in names]
+    blocks = _paths_of_blocks(names)
     order = sorted({block for block in blocks if block is not None})
     if not order:
         raise RecipeError(
@@ -246,11 +241,12 @@ def layer_lr_scales(names: Iterable[str], decay: float) -> list[float]:
     return [decay ** (len(order) + 1 - layer) for layer in layers]
 
 
-def _block_of(name: str) -> tuple[int, ...] | None:
-    """Return the stage and the number of a tensor's block; None outside blocks."""
-    for pattern in _BLOCKS:
-        if match := re.search(pattern, name):
-            numbers = tuple(map(int, match.groups()))
-            # What a stage begins with belongs to its first block.
-            return numbers if "blocks" in pattern or len(numbers) > 1 else (*numbers, 0)
-    return None
+def _paths_of_blocks(names: Sequence[str]) -> list[tuple[int, ...] | None]:
+    """Return the numbers of every tensor's block, outermost first; None outside blocks."""
+    paths = [block and block.path for block in map(find_block, names)]
+    stages = {path[:end] for path in set(filter(None, paths)) for end in range(1, len(path))}
+    for index, path in enumerate(paths):
+        while path in stages:  # a tensor of a stage outside its blocks belongs to its first block
+            path = (*path, 0)
+        paths[index] = path
+    return paths

@@ -37,6 +37,11 @@ def test_every_combination_is_a_run_with_its_own_output() -> None:
         (["lr=1,2", "seed=0,1"], "run-{lr}.safetensors", r"it lacks \{seed\}"),
         (["lr=1,2"], "run-{lr}-{seed}.safetensors", r"\{seed\} is not swept"),
         (["augment=a/b,c"], "{augment}", "slash"),
+        (
+            ["lr=1,11", "seed=11,1"],
+            "run-{lr}{seed}",
+            "lr=1 seed=11 and lr=11 seed=1 have the same output, run-111",
+        ),
     ],
 )
 def test_wrong_sweeps_are_usage_errors(texts: list[str], output: str, expected: str) -> None:

@@ -59,7 +59,20 @@ def plan_sweep(texts: Sequence[str], output: str) -> tuple[SweepRun, ...]:
         for key, value in values_of.items():
             path = path.replace(f"{{{key}}}", value)
         runs.append(SweepRun(values_of, Path(path)))
+    _require_distinct_outputs(runs)
     return tuple(runs)
+
+
+def _require_distinct_outputs(runs: Sequence[SweepRun]) -> None:
+    labels: dict[Path, str] = {}
+    for run in runs:
+        if run.output in labels:
+            raise UsageError(
+                f"-o: the runs {labels[run.output]} and {run.label} have the same output, "
+                f"{run.output}",
+                hint=f"separate the keys in the name, {_EXAMPLE}",
+            )
+        labels[run.output] = run.label
 
 
 def _parse(text: str) -> tuple[str, list[str]]:

@@ -10,11 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.training.tiny import write_images, write_zeroshot
 from wiseft_cli.cli.app import main
+from wiseft_cli.cli.finetune_sweep import run_sweep
+from wiseft_cli.errors import DatasetError, RecipeError, UsageError
+from wiseft_cli.training.sweep import plan_sweep
 
 Captured = pytest.CaptureFixture[str]
 QUIET = ["--workers", "0", "--device", "cpu", "--threads", "1", "--batch-size", "4"]
@@ -94,6 +98,43 @@ def test_run_that_fails_does_not_stop_the_others(capsys: Captured) -> None:
     assert re.search(r"1e-3 +failed", done.err)
     assert "1 run of 2 failed:" in done.err
     assert Path("1e-3.safetensors").read_bytes() == b"of somebody else"
+
+
+def sweep_with_fakes(failing_run: str = "", failing_validation: str = "") -> None:
+    """Run the sweep `lr=1,2` to outputs of the same names, without training."""
+
+    def run(_: Any, output: Path) -> Any:
+        if output.name == failing_run:
+            raise UsageError("the option is wrong for this run")
+        return output, "blake3:0", []
+
+    def validate(output: Any) -> dict[str, float]:
+        if output.name == failing_validation:
+            raise DatasetError("an image is unreadable")
+        return {"val": 0.5}
+
+    read: Any = dict
+    runs = plan_sweep(["lr=1,2"], "{lr}")
+    run_sweep(runs, read_recipe=read, run=run, validate=validate, as_json=True)
+
+
+def test_usage_error_of_one_run_does_not_stop_the_others(capsys: Captured) -> None:
+    with pytest.raises(RecipeError, match="1 run of 2 failed"):
+        sweep_with_fakes(failing_run="1")
+    done = capsys.readouterr()
+    assert [row["path"] for row in json.loads(done.out)] == ["2"]
+    assert "error: the option is wrong for this run" in done.err
+    assert re.search(r"1 +failed\n +2 +50.00", done.err)
+
+
+def test_run_whose_validation_fails_is_done_with_an_unknown_accuracy(capsys: Captured) -> None:
+    sweep_with_fakes(failing_validation="1")
+    done = capsys.readouterr()
+    first, second = json.loads(done.out)
+    assert (first["path"], first["accuracies"]) == ("1", None)
+    assert first["warnings"] == ["the accuracy is unknown: an image is unreadable"]
+    assert (second["path"], second["accuracies"]) == ("2", {"val": 0.5})
+    assert re.search(r"1 +unknown\n +2 +50.00", done.err)
 
 
 def test_values_are_checked_before_the_first_run(capsys: Captured) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from wiseft_cli.cli.console import print_data, print_json, print_message, print_result
-from wiseft_cli.errors import RecipeError, UsageError, WiseftError, counted
+from wiseft_cli.errors import RecipeError, WiseftError, counted
 from wiseft_cli.training.recipe import Recipe
 from wiseft_cli.training.sweep import SweepRun
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import typer
 
     from wiseft_cli.training.plan import FinetunePlan
+
+Row: TypeAlias = tuple[SweepRun, Mapping[str, float] | None, str]
+"""A run, its accuracies, and the word in place of accuracies that are not known."""
 
 
 def run_sweep(
@@ -29,7 +32,8 @@ def run_sweep(
 ) -> None:
     """Train every run, print the outputs, and a table of the validation accuracies.
 
-    A run that fails does not stop the others.
+    A run that fails does not stop the others. If only the validation of a run fails, the run is
+    done and its accuracy is unknown.
 
     Args:
         read_recipe: Returns the recipe with some values replaced.
@@ -41,20 +45,23 @@ def run_sweep(
         RecipeError: Some runs failed; raised after all others are done.
     """
     recipes = [read_recipe(at.values) for at in runs]  # all values are checked before any run
-    rows: list[tuple[SweepRun, Mapping[str, float] | None]] = []
+    rows: list[Row] = []
     documents: list[dict[str, Any]] = []
     for number, (at, recipe) in enumerate(zip(runs, recipes, strict=True), start=1):
         print_message(f"run {number} of {len(runs)}: {at.label}, to {at.output}")
         try:
             plan, digest, warnings = run(recipe, at.output)
-            accuracies = validate(plan)
-        except UsageError:
-            raise
         except WiseftError as error:
             print_message(f"error: {error.message}")
-            rows.append((at, None))
+            rows.append((at, None, "failed"))
             continue
-        rows.append((at, accuracies))
+        accuracies: Mapping[str, float] | None = None
+        try:
+            accuracies = validate(plan)
+        except WiseftError as error:
+            warnings = [*warnings, f"the accuracy is unknown: {error.message}"]
+            print_message(f"warning: {at.output} is written; {warnings[-1]}")
+        rows.append((at, accuracies, "unknown"))
         documents.append(
             {
                 "path": str(at.output),
@@ -62,7 +69,7 @@ def run_sweep(
                 "role": "finetuned",
                 "alpha": None,
                 "values": dict(at.values),
-                "accuracies": dict(accuracies),
+                "accuracies": None if accuracies is None else dict(accuracies),
                 "warnings": warnings,
             }
         )
@@ -72,7 +79,7 @@ def run_sweep(
         print_message(line)
     if as_json:
         print_json(documents)
-    if failed := [at.label for at, accuracies in rows if accuracies is None]:
+    if failed := [at.label for at, _, state in rows if state == "failed"]:
         raise RecipeError(f"{counted(len(failed), 'run')} of {len(runs)} failed", faults=failed)
 
 
@@ -103,13 +110,13 @@ def validate_output(plan: FinetunePlan, device: str, workers: int | None) -> dic
     }
 
 
-def _table(rows: Sequence[tuple[SweepRun, Mapping[str, float] | None]]) -> Iterator[str]:
+def _table(rows: Sequence[Row]) -> Iterator[str]:
     """Yield the lines of the table: the swept values, and top-1 accuracy in per cent."""
     keys = [*rows[0][0].values]
-    sets = [*dict.fromkeys(name for _, found in rows for name in found or ())]
+    sets = [*dict.fromkeys(name for _, found, _ in rows for name in found or ())]
     cells = [[*keys, *sets]]
-    for at, found in rows:
-        shown = (f"{100 * found[name]:.2f}" if found else "failed" for name in sets)
+    for at, found, otherwise in rows:
+        shown = (f"{100 * found[name]:.2f}" if found else otherwise for name in sets)
         cells.append([*at.values.values(), *shown])
     widths = [max(len(row[at]) for row in cells) for at in range(len(cells[0]))]
     for row in cells:

@@ -243,10 +243,12 @@ def layer_lr_scales(names: Iterable[str], decay: float) -> list[float]:
 
 def _paths_of_blocks(names: Sequence[str]) -> list[tuple[int, ...] | None]:
     """Return the numbers of every tensor's block, outermost first; None outside blocks."""
-    paths = [block and block.path for block in map(find_block, names)]
-    stages = {path[:end] for path in set(filter(None, paths)) for end in range(1, len(path))}
-    for index, path in enumerate(paths):
+    found = [find_block(name) for name in names]
+    stages = {block.path[:end] for block in found if block for end in range(1, len(block.path))}
+    paths: list[tuple[int, ...] | None] = []
+    for block in found:
+        path = block.path if block else None
         while path in stages:  # a tensor of a stage outside its blocks belongs to its first block
             path = (*path, 0)
-        paths[index] = path
+        paths.append(path)
     return paths

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.convert.tiny import CLIP_CONFIG
 from wiseft_cli.checkpoint.card import Card, ClassEntry
-from wiseft_cli.checkpoint.reader import open_checkpoint, read_card
+from wiseft_cli.checkpoint.reader import open_checkpoint, read_card, read_content
 from wiseft_cli.checkpoint.writer import write_checkpoint
 from wiseft_cli.cli.app import main
 from wiseft_cli.convert.adapted import open_adapted
@@ -136,6 +137,34 @@ def test_merging_an_adapter_equals_merging_the_converted_file(
     direct, other = (load_file(path) for path in outputs)
     assert direct.keys() == other.keys()
     assert all(torch.equal(direct[name], other[name]) for name in direct)
+
+
+def test_the_history_names_an_adapter_and_verify_says_how_to_find_it(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    make_adapter(tmp_path, "CLIPModel")
+    monkeypatch.chdir(tmp_path)
+    arrays = {name: tensor.numpy() for name, tensor in load_file("base.safetensors").items()}
+    write_checkpoint(Path("base.safetensors"), arrays, Card("zeroshot"), force=True)
+    Path("expected.safetensors").unlink()
+    assert main(["merge", "base.safetensors", "adapter", "-o", "out.safetensors"]) == 0
+    with open_checkpoint(tmp_path / "adapter" / "adapter_model.safetensors") as weights:
+        digest = read_content(weights).digest
+    entry = read_card(Path("out.safetensors")).history[-1]
+    assert entry.options["adapters"] == [digest]
+    capsys.readouterr()
+    assert main(["verify", "out.safetensors"]) == 1
+    hint = f"an input was a LoRA adapter ({digest}) that was merged in memory: write it with"
+    assert hint in " ".join(capsys.readouterr().err.split())
+    assert main(["inspect", "out.safetensors", "--commands"]) == 0
+    script = capsys.readouterr().out.splitlines()
+    assert f'# inputs that are LoRA adapters merged in memory: ["{digest}"]' in script
+    assert not any("--adapters" in line for line in script)
+    convert_checkpoint("adapter", "tuned.safetensors", base="base.safetensors")
+    assert main(["verify", "out.safetensors", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["matches"]
+    assert entry.inputs[1].digest in found["inputs"]
 
 
 def test_an_adapter_among_several_fine_tuned_inputs(

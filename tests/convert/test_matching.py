@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.convert.tiny import save, timm_model, transformers_model
+from wiseft_cli.checkpoint.reader import read_card
 from wiseft_cli.cli.app import main
 from wiseft_cli.convert.convert import convert_checkpoint
 
@@ -67,6 +68,29 @@ def test_transformers_and_open_clip_merge_as_two_files_of_open_clip(capsys: Capt
     assert "transformers names of CLIP read as open_clip names of CLIP" in note
     back = merged("a-oc.safetensors", "b.safetensors", "--match-names")
     assert back.keys() == load_file("b.safetensors").keys()
+
+
+def test_the_history_says_that_names_were_matched(capsys: Captured) -> None:
+    for name in "ab":
+        convert_checkpoint(f"{name}.safetensors", f"{name}-oc.safetensors")
+    words = ["merge", "a.safetensors", "b-oc.safetensors", "--match-names", "-o", "out.safetensors"]
+    assert main(words) == 0
+    entry = read_card(Path("out.safetensors")).history[-1]
+    assert entry.options["match_names"] is True
+    Path("a-oc.safetensors").rename("hidden")
+    capsys.readouterr()
+    assert main(["verify", "out.safetensors"]) == 1
+    hint = "an input was renamed in memory by --match-names, and its digest is that of the renamed"
+    assert hint in " ".join(capsys.readouterr().err.split())
+    assert main(["inspect", "out.safetensors", "--commands"]) == 0
+    script = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("wiseft merge") and "--match-names" in line for line in script) == 1
+    assert "# the digest of a renamed input is that of its renamed tensors" in script
+    Path("hidden").rename("a-oc.safetensors")
+    assert main(["verify", "out.safetensors"]) == 0
+    # Names that are equal were not matched.
+    assert main(["merge", "a-oc.safetensors", *words[2:], "--force"]) == 0
+    assert "match_names" not in read_card(Path("out.safetensors")).history[-1].options
 
 
 def test_a_wrapped_target_keeps_its_wrapper() -> None:

@@ -111,6 +111,11 @@ class CheckpointReader:
         return algorithm_of(self.card.digest if self.card else None)
 
     @property
+    def changes(self) -> Mapping[str, Any]:
+        """Options with which the tensors differ from those of the files, for a merge's history."""
+        return {}
+
+    @property
     def partial(self) -> tuple[str, str] | None:
         """What the file is if it is not a whole checkpoint, and the remedy; otherwise None."""
         if RECORD_TENSOR in self.tensors and any(n.startswith("weights.") for n in self.tensors):

@@ -103,6 +103,10 @@ def _merge(entry: HistoryEntry, inputs: list[str], _needed: dict[str, str]) -> l
     # In JSON, so that no text of a card becomes a line of the script.
     selection = options.pop("selection", None)
     notes = [f"# an image set selected the inputs: {json.dumps(selection)}"] if selection else []
+    if (adapters := options.pop("adapters", None)) is not None:
+        notes.append(f"# inputs that are LoRA adapters merged in memory: {json.dumps(adapters)}")
+    if options.get("match_names"):
+        notes.append("# the digest of a renamed input is that of its renamed tensors")
     words += _remaining({**options, **own})
     for pattern, alpha in layers:
         words += ["--layer-alpha", shlex.quote(f"{pattern}={alpha}")]

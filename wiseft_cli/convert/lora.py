@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from wiseft_cli.checkpoint.card import Card
 from wiseft_cli.checkpoint.format import TensorInfo, numpy_dtype
-from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint
+from wiseft_cli.checkpoint.reader import CheckpointReader, open_checkpoint, read_content
 from wiseft_cli.checkpoint.shards import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from wiseft_cli.convert.lora_config import AdapterConfig, read_adapter_config
 from wiseft_cli.convert.torch_files import open_torch_weights
@@ -96,6 +96,15 @@ class AdapterReader(CheckpointReader):
     def card(self) -> Card | None:
         """None: an adapter has none."""
         return None
+
+    @cached_property
+    def _digest(self) -> str:
+        return read_content(self._adapter).digest
+
+    @property
+    def changes(self) -> Mapping[str, Any]:
+        """The content digest of the adapter's own tensors."""
+        return {"adapter": self._digest}
 
     @property
     def partial(self) -> tuple[str, str] | None:

@@ -15,6 +15,7 @@ from wiseft_cli.checkpoint.reader import CheckpointReader
 from wiseft_cli.convert.adapted import open_with_adapters
 from wiseft_cli.convert.convert import convert_names
 from wiseft_cli.convert.plain_names import read_plainly, rename
+from wiseft_cli.convert.view import ConvertedReader
 from wiseft_cli.errors import counted
 from wiseft_cli.merging.causes import find_renaming
 
@@ -47,6 +48,8 @@ class NameMatcher:
         view, how = match_names(reader, target)
         common = view.tensors.keys() & target.tensors.keys()
         if view is not reader:
+            assert isinstance(view, ConvertedReader)
+            view.added = {"match_names": True}
             example = next((name for name in target.tensors if name in common), None)
             self.notes.append(
                 f"{reader.path}: {how}; {counted(len(common), 'tensor')} of {len(view.tensors)} "

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import isqrt, prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,6 +80,7 @@ class ConvertedReader(CheckpointReader):
         self.source = source
         self.path, self.files = source.path, source.files
         self.derived = derived
+        self.added: Mapping[str, Any] = {}
         self.metadata = source.metadata
         self.tensors = {
             name: TensorInfo(name, each.dtype, each.shape, 0, each.nbytes)
@@ -93,6 +95,11 @@ class ConvertedReader(CheckpointReader):
     def card(self) -> Card | None:
         """None: a card describes the names of its own file."""
         return None
+
+    @property
+    def changes(self) -> Mapping[str, Any]:
+        """Those of the source, and those that were `added`."""
+        return {**self.source.changes, **self.added}
 
     @property
     def partial(self) -> tuple[str, str] | None:

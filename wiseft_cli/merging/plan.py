@@ -1,6 +1,7 @@
 """Plan a merge from headers and cards: the source of every tensor, and the card of the result.
 
-No tensor is read here, and compatibility is not checked: `compatibility.py` has done that before.
+No tensor is read here except those of LoRA adapters, for their digests. Compatibility is not
+checked: `compatibility.py` has done that before.
 """
 
 from __future__ import annotations
@@ -236,6 +237,11 @@ def plan_merge(
     options: dict[str, Any] = {"dtype": dtype} if dtype else {}
     if any(None in step.infos for step in steps):
         options["missing"] = "copy"
+    changes = [reader.changes for reader in inputs]
+    if any("match_names" in change for change in changes):
+        options["match_names"] = True
+    if adapters := sorted(change["adapter"] for change in changes if "adapter" in change):
+        options["adapters"] = adapters
     if selection is not None:
         options["selection"] = dict(selection)
     n_finetuned = len(inputs) - int(settings.spec.has_base)

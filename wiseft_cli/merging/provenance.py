@@ -26,7 +26,17 @@ from wiseft_cli.merging.settings import resolve_settings
 
 _COMMANDS = ("merge", "soup")
 _KNOWN_OPTIONS = frozenset(
-    {"alpha", "method", "method_options", "weights", "dtype", "missing", "selection"}
+    {
+        "adapters",
+        "alpha",
+        "dtype",
+        "match_names",
+        "method",
+        "method_options",
+        "missing",
+        "selection",
+        "weights",
+    }
 )
 
 
@@ -88,7 +98,7 @@ def verify_merge(
             f"{folder}: contains no checkpoint with the digest of {len(missing)} of"
             f" {len(wanted)} inputs of {path}",
             faults=missing,
-            hint="name the folder that holds the inputs with --inputs",
+            hint=_hint_of_missing(entry),
         )
     with tempfile.TemporaryDirectory(prefix="wiseft-verify-") as scratch:
         output = Path(scratch) / "redone.safetensors"
@@ -97,6 +107,22 @@ def verify_merge(
             redone = read_content(reader, algorithm=algorithm_of(card.digest)).digest
         has_equal_bytes = path.is_file() and _have_equal_bytes(path, output)
     return Verification(path, digest, card.digest, redone, inputs, has_equal_bytes)
+
+
+def _hint_of_missing(entry: HistoryEntry) -> str:
+    """Return how to find inputs; tensors that were computed in memory need a file first."""
+    hints = []
+    if adapters := entry.options.get("adapters"):
+        hints.append(
+            f"an input was a LoRA adapter ({', '.join(map(str, adapters))}) that was merged in "
+            "memory: write it with wiseft convert ADAPTER --base ZEROSHOT -o FILE.safetensors"
+        )
+    if entry.options.get("match_names"):
+        hints.append(
+            "an input was renamed in memory by --match-names, and its digest is that of the "
+            "renamed tensors: write it with wiseft convert under the names of the merged file"
+        )
+    return "; ".join([*hints, "name the folder that holds the inputs with --inputs"])
 
 
 def _last_merge(path: Path, card: Card) -> HistoryEntry:

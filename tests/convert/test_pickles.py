@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -333,6 +334,16 @@ class TestContents:
             "empty": torch.zeros(0, 3),
         }
         assert_equal_tensors(self.save(state, tmp_path / "x.pt", legacy), state)
+
+    def test_a_file_that_is_replaced_while_it_is_open(self, tmp_path: Path, legacy: bool) -> None:
+        state = {"transposed": torch.randn(5, 7).t(), "plain": torch.randn(5)}
+        path = self.save(state, tmp_path / "x.pt", legacy)
+        self.save({n: at.new_zeros(at.shape) for n, at in state.items()}, tmp_path / "y", legacy)
+        reader, _ = open_torch_weights(path)
+        with reader:
+            (tmp_path / "y").replace(path)
+            for name, tensor in state.items():
+                np.testing.assert_array_equal(reader.read_array(name), tensor.numpy())
 
     def test_a_training_checkpoint_of_open_clip(self, tmp_path: Path, legacy: bool) -> None:
         model = make_model()

@@ -291,7 +291,8 @@ class TorchFile:
         kept = [(n, step) for n, step in zip(at.info.shape, at.stride, strict=True) if n != 1]
         shape, stride = (tuple(values) for values in zip(*kept, strict=True))
         span = 1 + sum((n - 1) * step for n, step in kept)
-        mapped = np.memmap(self.path, np.uint8, "r", at.info.start, (span * dtype.itemsize,))
+        with os.fdopen(os.dup(self._descriptor), "rb") as file:
+            mapped = np.memmap(file, np.uint8, "r", at.info.start, (span * dtype.itemsize,))
         strides = [step * dtype.itemsize for step in stride]
         view = np.lib.stride_tricks.as_strided(mapped.view(dtype), shape, strides, writeable=False)
         row = prod(shape[1:]) * dtype.itemsize

@@ -125,6 +125,33 @@ def test_the_bytes_do_not_depend_on_the_reads(tmp_path: Path) -> None:
             assert bytes(data) == whole
 
 
+def add_to_adapter(folder: Path, name: str, saved_modules: list[str] | None) -> None:
+    """Add a tensor that the base model lacks, and set modules_to_save."""
+    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    save_file({**load_file(weights), name: torch.ones(2, 2)}, weights)
+    document = {**json.loads(config.read_text()), "modules_to_save": saved_modules}
+    config.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("saved_modules", [None, ["head"], ["lassifier"]])
+def test_a_saved_tensor_that_the_base_lacks_is_a_fault(
+    tmp_path: Path, saved_modules: list[str] | None
+) -> None:
+    make_adapter(tmp_path, targets=["wide"])
+    add_to_adapter(tmp_path / "adapter", "base_model.model.classifier.weight", saved_modules)
+    with pytest.raises(IncompatibleCheckpointsError) as caught:
+        merged_arrays(tmp_path)
+    message = "base_model.model.classifier.weight: the base model has no classifier.weight"
+    assert message in str(caught.value)
+
+
+def test_a_module_to_save_may_be_new(tmp_path: Path) -> None:
+    make_adapter(tmp_path, targets=["wide"])
+    name = "base_model.model.classifier.weight"
+    add_to_adapter(tmp_path / "adapter", name, ["classifier"])
+    assert merged_arrays(tmp_path)["classifier.weight"].tolist() == [[1, 1], [1, 1]]
+
+
 def test_a_folder_and_its_weights_file_are_adapters(tmp_path: Path) -> None:
     make_adapter(tmp_path, targets=["wide"])
     assert is_adapter(tmp_path / "adapter")

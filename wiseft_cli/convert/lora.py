@@ -250,7 +250,9 @@ def _plan(adapter: CheckpointReader, config: AdapterConfig, base: CheckpointRead
             target = _SAVED.sub(r"\1", plain)
             plan.saved[target] = name
             shape = adapter.tensors[name].shape
-            if target in base.tensors and base.tensors[target].shape != shape:
+            if target not in base.tensors and not config.saves(target):
+                plan.faults.append(f"{name}: the base model has no {target}")
+            elif target in base.tensors and base.tensors[target].shape != shape:
                 plan.faults.append(f"{name}: shape {shape}, expected {base.tensors[target].shape}")
     for module, named in sorted(factors.items()):
         planned = _plan_module(module, named, adapter, config, base)

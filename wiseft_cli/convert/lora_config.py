@@ -68,6 +68,7 @@ class AdapterConfig:
         ranks: Rank by pattern of module names.
         alphas: lora_alpha by pattern of module names.
         is_transposed: Whether square weights are stored as (in, out).
+        saved_modules: Names of modules that are replaced as a whole, or ends of such names.
     """
 
     base: str | None
@@ -77,6 +78,7 @@ class AdapterConfig:
     alphas: Mapping[str, float]
     is_rank_stabilized: bool
     is_transposed: bool
+    saved_modules: tuple[str, ...] = ()
 
     def scale_of(self, module: str, rank: int, where: str) -> float:
         """Return the factor of B A for a module whose factors have a rank.
@@ -91,6 +93,10 @@ class AdapterConfig:
             )
         alpha: float = _by_pattern(self.alphas, module, self.alpha)
         return alpha / (math.sqrt(rank) if self.is_rank_stabilized else rank)
+
+    def saves(self, tensor: str) -> bool:
+        """Return whether a tensor is in a module that is replaced as a whole."""
+        return any(f".{module}." in f".{tensor}" for module in self.saved_modules)
 
 
 def _by_pattern(values: Mapping[str, Any], module: str, default: Any) -> Any:
@@ -121,6 +127,7 @@ def read_adapter_config(path: Path) -> AdapterConfig:
             alphas=_patterns(document, "alpha_pattern", _number),
             is_rank_stabilized=bool(_checked(document, "use_rslora", bool, False)),
             is_transposed=bool(_checked(document, "fan_in_fan_out", bool, False)),
+            saved_modules=tuple(map(str, _checked(document, "modules_to_save", list, []))),
         )
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None

@@ -112,6 +112,13 @@ def test_bytes_depend_neither_on_batches_nor_on_workers(
     assert (tmp_path / "b.safetensors").read_bytes() == first
 
 
+def test_threads_of_torch_are_restored(tmp_path: Path, data: Path) -> None:
+    before = torch.get_num_threads()
+    plan = plan_fisher(make_checkpoint(tmp_path / "c", seed=1), str(data), tmp_path / "f")
+    compute_fisher(plan, device="cpu", workers=0, threads=before + 1)
+    assert torch.get_num_threads() == before
+
+
 def test_file_names_checkpoint_data_and_labels(tmp_path: Path, data: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "c.safetensors", seed=1)
     done = run(checkpoint, data, "f.safetensors", labels="data", seed=3)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.evaluation.test_merged_weights import make_seeds
 from tests.evaluation.tiny import CLASSES, make_images
@@ -125,6 +126,13 @@ def test_each_image_is_decoded_once_or_once_for_each_mean(
     # The four candidates share one pass; then there is one mean for each of three.
     n_passes = 1 if limit > 1000 else 4
     assert sorted(decoded) == sorted(list(range(40)) * n_passes)
+
+
+def test_threads_of_torch_are_restored(room: Path) -> None:
+    before = torch.get_num_threads()
+    plan = plan_greedy_soup(candidates(room), str(room / "val"))
+    run_greedy_soup(plan, workers=0, device="cpu", threads=before + 1)
+    assert torch.get_num_threads() == before
 
 
 def test_unreadable_images_are_counted_once_per_mean(room: Path) -> None:

@@ -1,11 +1,26 @@
-"""Turn the text of `--device` into a torch device that exists on this machine."""
+"""Turn the text of `--device` into a torch device of this machine, and set the CPU threads."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from wiseft_cli.compute.torchrun import Launch
 from wiseft_cli.errors import ModelError, UsageError
+
+
+@contextmanager
+def cpu_threads(threads: int | None) -> Iterator[None]:
+    """Let torch use this number of CPU threads in the block; None keeps its number."""
+    before = torch.get_num_threads()
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def resolve_device(text: str, launch: Launch | None = None) -> torch.device:

@@ -23,7 +23,7 @@ from torch.nn import functional
 from wiseft_cli import __version__
 from wiseft_cli.checkpoint.atomic import check_output
 from wiseft_cli.checkpoint.card import describe_ignored_orientation
-from wiseft_cli.compute.devices import resolve_device
+from wiseft_cli.compute.devices import cpu_threads, resolve_device
 from wiseft_cli.compute.disk import require_space
 from wiseft_cli.compute.memory import report_out_of_memory
 from wiseft_cli.compute.precision import deterministic_algorithms
@@ -182,15 +182,14 @@ def compute_fisher(
         ModelError: A gradient is not finite, or memory is not enough.
         OutputError: The file cannot be written.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
     on = resolve_device(device)
     path = plan.checkpoint.path
-    tensor_digests(path, threads=torch.get_num_threads())  # raises if the file is damaged
-    with report_out_of_memory(
+    tensor_digests(path, threads=threads or torch.get_num_threads())  # raises if it is damaged
+    out_of_memory = report_out_of_memory(
         f"the weights, gradients and their squares on {on}, 16 bytes per parameter",
         hint="use --device cpu, or a machine with more memory",
-    ):
+    )
+    with cpu_threads(threads), out_of_memory:
         classifier, _ = load_classifier(path, device=on)
         squares = _SquaredGradients(classifier)
         size_bytes = _BYTES_PER_VALUE * squares.n_parameters

@@ -208,12 +208,10 @@ def run_greedy_soup(
     # lazy: torch takes seconds, and the mistakes that `plan_greedy_soup` finds need none
     import torch
 
-    from wiseft_cli.compute.devices import resolve_device
+    from wiseft_cli.compute.devices import cpu_threads, resolve_device
     from wiseft_cli.evaluation.classifiers import ClassifierPool
     from wiseft_cli.evaluation.sweep import SweepSettings, sweep
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     on = resolve_device(device)
     settings = SweepSettings(
         batch_size,
@@ -245,8 +243,9 @@ def run_greedy_soup(
         (line,) = measure(_plan_jobs([weights], plan.image_set, plan.jobs[0].line.precision))
         return line.value
 
-    scores = [line.value for line in measure(plan.jobs)]
-    return tuple(select_greedily(scores, score_mean))
+    with cpu_threads(threads):
+        scores = [line.value for line in measure(plan.jobs)]
+        return tuple(select_greedily(scores, score_mean))
 
 
 class ImageCache:

@@ -44,7 +44,7 @@ def history_script(card: Card) -> Iterator[str]:
 
 
 def _zeroshot_head(entry: HistoryEntry, inputs: list[str], needed: dict[str, str]) -> list[str]:
-    options = dict(entry.options)
+    options, note = dict(entry.options), []
     words = ["wiseft zeroshot-head", "--model", shlex.quote(str(options.pop("model", None)))]
     pretrained = options.pop("pretrained", None)
     weights = options.pop("weights", None)
@@ -52,11 +52,12 @@ def _zeroshot_head(entry: HistoryEntry, inputs: list[str], needed: dict[str, str
         words += ["--pretrained", shlex.quote(pretrained)]
     elif pretrained is not None:
         words += ["--pretrained", _need(needed, "WEIGHTS", str(weights or pretrained))]
+        note = ["# a model from a folder: --model local-dir:DIR, without --pretrained"]
     for name in ("classes", "templates"):
         words += [f"--{name}", _need(needed, name.upper(), str(options.pop(name, None)))]
     if inputs:
         words += ["--image-encoder", *inputs]
-    return [" ".join([*words, *_remaining(options), "-o", _output(entry)])]
+    return [*note, " ".join([*words, *_remaining(options), "-o", _output(entry)])]
 
 
 def _finetune(entry: HistoryEntry, inputs: list[str], needed: dict[str, str]) -> list[str]:
@@ -67,18 +68,29 @@ def _finetune(entry: HistoryEntry, inputs: list[str], needed: dict[str, str]) ->
     recipe["warmup"] = recipe.get("warmup_steps")
     if (size := recipe.get("micro_batch_size")) != recipe.get("batch_size"):
         recipe["micro"] = size
-    keys = {key: value for key, value in recipe.items() if key not in _RESOLVED}
+    # The linear classifier of LP-FT is a step of its own in the history.
+    omitted = (*_RESOLVED, "lp_ft", "lp_lr")
+    keys = {key: value for key, value in recipe.items() if key not in omitted}
     if keys.get("optimizer") == "adamw":  # the default, which older versions had no key for
         del keys["optimizer"]
     if "micro" in keys:
         keys["micro_batch_size"] = keys.pop("micro")
     file = f"{_name(entry.output)}.yaml"
     words = ["wiseft finetune", *inputs, "--train", images, "--recipe", file]
+    if (split := train.get("split")) is not None:
+        words += ["--val-fraction", shlex.quote(str(split["val_fraction"]))]
+    if (few := train.get("selection")) is not None:
+        words += ["--shots", shlex.quote(str(few["shots"]))]
+    if split or few:
+        notes.append("# the fingerprint is that of the images that were selected from the set")
     # The kind of weights that a run wrote beside its last ones: OUT-ema, OUT-epoch-N.
     for name in ("weights", "epoch"):
         if (kind := options.pop(name, None)) is not None:
             notes.append(f"# the file with the weights of {name} {json.dumps(kind)} of this run")
-    if (selection := options.pop("selection", None)) is not None:
+    selection = options.pop("selection", None)
+    if selection is not None and split is not None:
+        words += ["--keep", "best"]
+    elif selection is not None:
         facts = f"{selection.get('fingerprint')}, {selection.get('n_images')} images"
         val = _need(needed, "VAL", facts)
         name = shlex.quote(str(selection.get("set")))

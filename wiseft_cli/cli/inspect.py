@@ -11,7 +11,7 @@ import typer
 
 from wiseft_cli.cli.console import print_json, print_result, progress
 from wiseft_cli.cli.options import Json
-from wiseft_cli.errors import CheckpointError, list_some
+from wiseft_cli.errors import CheckpointError, UsageError, list_some
 
 if TYPE_CHECKING:
     from wiseft_cli.checkpoint.card import Card
@@ -66,6 +66,10 @@ def inspect(
 
     with open_checkpoint(file, allow_shards=True) as reader:
         if commands:
+            if verify or tensors or json:
+                raise UsageError(
+                    "--commands prints a script, and takes no --verify, --tensors or --json"
+                )
             if reader.card is None or not reader.card.history:
                 raise CheckpointError(f"{reader.path}: has no card with a history")
             for line in history_script(reader.card):

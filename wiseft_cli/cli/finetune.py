@@ -17,9 +17,7 @@ from wiseft_cli.cli.console import (
     print_block,
     print_data,
     print_json,
-    print_message,
     progress,
-    warn,
 )
 from wiseft_cli.cli.options import Device, Json, Threads, Workers
 from wiseft_cli.errors import (
@@ -268,7 +266,7 @@ def finetune(
         raise UsageError("--model and --pretrained are only for --car-ft and --lipsum-ft")
     _check_device_name(device)
     # lazy: numpy takes a tenth of a second, which --help does not need
-    from wiseft_cli.cli.finetune_report import print_plan
+    from wiseft_cli.cli.finetune_report import print_plan, report_estimate
     from wiseft_cli.cli.finetune_sweep import print_run_commands, run_sweep, validate_output
     from wiseft_cli.cli.torchrun import rank_zero_output
     from wiseft_cli.training.kept import TextSource, parse_keep, probe_path
@@ -333,7 +331,7 @@ def finetune(
         plan = plan_last(parent=parent)
         print_plan(plan, n_processes=launch.world_size)
         if dry_run:
-            _estimate(plan, device, launch, save_interval, workers=workers, as_json=as_json)
+            report_estimate(plan, device, launch, save_interval, workers=workers, as_json=as_json)
             return plan, "", []
         digest, warnings = train_plan(plan, launch, appends=resumes or bool(recipe.lp_ft))
         return plan, digest, warnings
@@ -390,57 +388,6 @@ def _check_device_name(text: str) -> None:
         raise UsageError(
             f"--device {text}: unknown device", hint="use auto, cpu, cuda, cuda:N or mps"
         )
-
-
-def _estimate(
-    plan: FinetunePlan,
-    device: str,
-    launch: Launch,
-    save_interval: SaveInterval,
-    *,
-    workers: int | None,
-    as_json: bool,
-) -> None:
-    # lazy: torch takes seconds
-    import torch
-
-    from wiseft_cli.cli.finetune_report import estimate_document, print_estimate, print_sample
-    from wiseft_cli.compute.devices import resolve_device
-    from wiseft_cli.compute.workers import default_workers
-    from wiseft_cli.training.estimate import (
-        count_samples,
-        decode_samples,
-        estimate,
-        sample_warnings,
-    )
-
-    samples = []
-    with progress(count_samples(plan), "decoding a sample of each image set") as advance:
-        for sample in decode_samples(plan, on_progress=advance):
-            print_sample(sample)
-            samples.append(sample)
-    planned_for = None
-    try:
-        own_device = resolve_device(device, launch)
-    except ModelError:  # a GPU of another machine
-        own_device, planned_for = torch.device("cpu"), torch.device(device)
-    found = estimate(
-        plan,
-        device=own_device,
-        planned_for=planned_for,
-        saves_states=not save_interval.is_never,
-        launch=launch,
-    )
-    if workers is None:
-        workers = default_workers(launch.local_world_size)
-    warnings = sample_warnings(plan, samples)
-    warnings += filter(None, [found.memory_warning()])
-    print_estimate(plan, found, samples[0], workers=workers)
-    for text in warnings:
-        warn(text)
-    print_message("dry run: nothing was trained, and nothing was written")
-    if as_json:
-        print_json(estimate_document(plan, found, warnings))
 
 
 def _train(

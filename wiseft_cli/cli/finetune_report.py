@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from wiseft_cli.cli.console import Advance, print_message, warn
+from wiseft_cli.cli.console import Advance, print_json, print_message, progress, warn
 from wiseft_cli.cli.finetune_log import RunLog
 from wiseft_cli.compute.torchrun import Launch
-from wiseft_cli.errors import counted
+from wiseft_cli.errors import ModelError, counted
 from wiseft_cli.training.callbacks import Callbacks, EpochReport, StartReport, StepReport
 from wiseft_cli.training.plan import FinetunePlan, LabelledSet
 from wiseft_cli.training.recipe import RECIPE_KEYS
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from wiseft_cli.evaluation.metrics import SetAccuracy
     from wiseft_cli.training.estimate import Estimate
     from wiseft_cli.training.finetune import Stopped
+    from wiseft_cli.training.saving import SaveInterval
 
 RECENT_STEPS = 20
 """Steps over which images per second are averaged."""
@@ -317,3 +318,54 @@ def _describe_disk(found: Estimate) -> str:
 
 def _mb(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:,.1f} MB" if n_bytes < 1e8 else f"{n_bytes / 1e6:,.0f} MB"
+
+
+def report_estimate(
+    plan: FinetunePlan,
+    device: str,
+    launch: Launch,
+    save_interval: SaveInterval,
+    *,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Decode sample images, estimate the time and memory of a run, and print both."""
+    # lazy: torch takes seconds
+    import torch
+
+    from wiseft_cli.compute.devices import resolve_device
+    from wiseft_cli.compute.workers import default_workers
+    from wiseft_cli.training.estimate import (
+        count_samples,
+        decode_samples,
+        estimate,
+        sample_warnings,
+    )
+
+    samples = []
+    with progress(count_samples(plan), "decoding a sample of each image set") as advance:
+        for sample in decode_samples(plan, on_progress=advance):
+            print_sample(sample)
+            samples.append(sample)
+    planned_for = None
+    try:
+        own_device = resolve_device(device, launch)
+    except ModelError:  # a GPU of another machine
+        own_device, planned_for = torch.device("cpu"), torch.device(device)
+    found = estimate(
+        plan,
+        device=own_device,
+        planned_for=planned_for,
+        saves_states=not save_interval.is_never,
+        launch=launch,
+    )
+    if workers is None:
+        workers = default_workers(launch.local_world_size)
+    warnings = sample_warnings(plan, samples)
+    warnings += filter(None, [found.memory_warning()])
+    print_estimate(plan, found, samples[0], workers=workers)
+    for text in warnings:
+        warn(text)
+    print_message("dry run: nothing was trained, and nothing was written")
+    if as_json:
+        print_json(estimate_document(plan, found, warnings))

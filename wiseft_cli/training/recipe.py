@@ -9,7 +9,7 @@ arXiv 2109.01903, section D.2) and those of the authors' code. No torch is neede
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from typing import Any
@@ -17,9 +17,10 @@ from typing import Any
 from wiseft_cli.compute.precision import PRECISIONS
 from wiseft_cli.errors import RecipeError, counted
 from wiseft_cli.training.recipe_keys import (
+    Fault,
     RecipeKey,
     choice,
-    describe_value,
+    find_contradictions,
     integer,
     number,
     parse_betas,
@@ -384,14 +385,6 @@ def _length_in_steps(length: int | float, steps: int) -> int:
     return int(Fraction(str(length)) * steps)
 
 
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong with a recipe: the keys involved, and a sentence."""
-
-    keys: tuple[str, ...]
-    text: str
-
-
 def find_faults(
     values: Mapping[str, Any], *, names: Mapping[str, str] | None = None
 ) -> list[Fault]:
@@ -408,54 +401,7 @@ def find_faults(
         for key, row in RECIPE_KEYS.items()
         if key in values and not row.allows(values[key])
     ]
-    return faults or _find_contradictions(values, names)
-
-
-def _find_contradictions(values: Mapping[str, Any], names: Mapping[str, str]) -> list[Fault]:
-    faults = []
-    epochs, steps = values.get("epochs"), values.get("steps")
-    if epochs is not None and steps is not None:
-        text = f"{names['epochs']} is {epochs} and {names['steps']} is {steps}"
-        faults.append(Fault(("steps", "epochs"), f"{text}; give one of the two, not both"))
-    micro, batch = values.get("micro_batch_size"), values.get("batch_size")
-    if micro is not None and batch is not None and micro > batch:
-        text = f"{names['micro_batch_size']} is {micro}"
-        text += f", expected at most {names['batch_size']} ({batch})"
-        faults.append(Fault(("micro_batch_size", "batch_size"), text))
-    for key, row in RECIPE_KEYS.items():
-        if values.get("freeze") == "encoder" and row.frozen_encoder and values.get(key) is not None:
-            expected, reason = row.frozen_encoder
-            if values[key] != expected:
-                text = f"{names[key]} is {values[key]!r} with {names['freeze']} 'encoder'"
-                text += f", expected {expected!r}: {reason}"
-                faults.append(Fault((key, "freeze"), text))
-    return faults + _find_conflicts(values, names)
-
-
-_Contradicts = Callable[[Mapping[str, Any]], bool]
-_CONFLICTS: tuple[tuple[str, str, _Contradicts, str], ...] = (
-    ("min_lr", "schedule", lambda at: at["schedule"] == "constant", "there is no cosine to end"),
-    ("min_lr", "lr", lambda at: at["min_lr"] > at["lr"], "the cosine falls"),
-    ("lp_ft", "freeze", lambda at: at["freeze"] != "none", "both parts train after the probe"),
-    ("lp_lr", "lp_ft", lambda at: not at["lp_ft"], "there is no linear classifier before"),
-    ("spd", "weight_decay", lambda at: at["weight_decay"] > 0, "SPD replaces weight decay"),
-    ("spd", "l2_sp", lambda at: at["l2_sp"] > 0, "SPD is the selective form of L2-SP"),
-)
-"""A method, another key, whether their values contradict each other, and why."""
-
-
-def _find_conflicts(values: Mapping[str, Any], names: Mapping[str, str]) -> list[Fault]:
-    return [
-        Fault(
-            (method, other),
-            f"{names[method]} is {describe_value(values[method])} with {names[other]}"
-            f" {describe_value(values[other])}: {reason}",
-        )
-        for method, other, contradicts, reason in _CONFLICTS
-        if RECIPE_KEYS[method].is_on(values.get(method))
-        and values.get(other) is not None
-        and contradicts(values)
-    ]
+    return faults or find_contradictions(RECIPE_KEYS, values, names)
 
 
 def probe_recipe(recipe: Recipe) -> Recipe:

@@ -19,12 +19,11 @@ from wiseft_cli.prompts import documents
 from wiseft_cli.training.recipe import (
     DEFAULT_EPOCHS,
     RECIPE_KEYS,
-    Fault,
     Recipe,
     ResolvedRecipe,
     find_faults,
 )
-from wiseft_cli.training.recipe_keys import RecipeKey
+from wiseft_cli.training.recipe_keys import Fault, RecipeKey
 
 DEFAULT_RECIPE = "wise-ft"
 SOURCE = "source"

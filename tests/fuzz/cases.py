@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import resource
@@ -67,7 +68,7 @@ def run_case(target: Target, data: bytes) -> None:
     """
     _GUARD.install()
     folder = Path(tempfile.mkdtemp(prefix="wiseft-fuzz-"))
-    began, before = time.process_time(), _peak_bytes()
+    began, before = time.process_time(), _reset_peak()
     try:
         _GUARD.folder = str(folder)
         try:
@@ -81,7 +82,7 @@ def run_case(target: Target, data: bytes) -> None:
                 raise FindingError(f"control characters in {text!r}")
         if (seconds := time.process_time() - began) > MAX_SECONDS:
             raise FindingError(f"took {seconds:.1f} s")
-        if (grown := _peak_bytes() - before) > MAX_MEMORY_BYTES:
+        if (grown := _status_bytes("VmHWM") - before) > MAX_MEMORY_BYTES:
             raise FindingError(f"took {grown >> 20} MiB of memory")
     finally:
         shutil.rmtree(folder)
@@ -95,7 +96,18 @@ def _texts(result: object) -> list[str]:
     return [escape_controls(str(text)) for text in result]
 
 
-def _peak_bytes() -> int:
+def _reset_peak() -> int:
+    """Return the resident bytes, from which the next peak counts if the system can do that."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status_bytes("VmRSS")
+
+
+def _status_bytes(name: str) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) << 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 

@@ -291,7 +291,7 @@ def test_duplicate_keys_are_rejected(name: str, text: str, places: str, tmp_path
         ("c.yaml", "a:\n  name: b\n  name: c\n", ", line 3: duplicate field 'name'"),
         ("c.yaml", "a: {prompts: b}\n", ", line 1: expected a list of prompts, found a text"),
         ("c.yaml", "- [a]\n", ", line 1: expected a text, found a list"),
-        ("c.yaml", "&a [*a]\n", ", line 1: expected a text, found a list"),
+        ("c.yaml", "&a [*a]\n", ": its aliases stand for too many values"),
         (
             "c.json",
             '{"a": 1\n"b": 2}',

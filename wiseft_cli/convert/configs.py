@@ -15,7 +15,7 @@ from typing import Any
 
 from wiseft_cli.checkpoint.format import TensorInfo
 from wiseft_cli.checkpoint.shards import is_inside
-from wiseft_cli.errors import ModelError, list_some
+from wiseft_cli.errors import ModelError, brief, list_some
 
 CONFIG_NAME = "config.json"
 PREPROCESSOR_NAMES = ("preprocessor_config.json", "processor_config.json")
@@ -286,6 +286,14 @@ def _cannot_express(path: Path, what: str) -> ModelError:
     )
 
 
+def _channels(value: Any, name: str, path: Path) -> list[float]:
+    """Return one number per channel."""
+    numbers = value if isinstance(value, list | tuple) else []
+    if len(numbers) != 3 or not all(type(number) in (int, float) for number in numbers):
+        raise ModelError(f"{path}: {name} is {brief(repr(value))}, expected three numbers")
+    return [*numbers]
+
+
 def read_preprocess(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Translate the image processor of a folder to open_clip's preprocessing fields.
 
@@ -305,8 +313,8 @@ def read_preprocess(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     fields = {
         "size": size,
         "mode": "RGB",
-        "mean": list(processor.get("image_mean") or CLIP_MEAN),
-        "std": list(processor.get("image_std") or CLIP_STD),
+        "mean": _channels(processor.get("image_mean") or CLIP_MEAN, "image_mean", found[0]),
+        "std": _channels(processor.get("image_std") or CLIP_STD, "image_std", found[0]),
         "interpolation": INTERPOLATIONS.get(processor.get("resample", 3)),
         "resize_mode": _resize_mode(processor, size, is_naflex="max_num_patches" in processor),
         "fill_color": 0,

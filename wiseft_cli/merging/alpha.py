@@ -131,7 +131,8 @@ def _guess_fraction(text: str) -> str | None:
 
 def _is_inside(text: str) -> bool:
     try:
-        values = (value for part in text.split(",") for value in _expand(part, text))
+        # The empty text has no guess of its own, which would ask again.
+        values = (value for part in text.split(",") for value in _expand(part, ""))
         return all(0 <= value <= 1 for value in islice(values, MAX_ALPHAS))
     except UsageError:
         return False

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from wiseft_cli.errors import WiseftError, did_you_mean_path
 
 YAML_SUFFIXES = (".yaml", ".yml")
+_MAX_EXPANSION = 20
+"""Values that a file may stand for through aliases, per character."""
+
 _MAX_DEPTH = 5
 """Deepest level that is read; it also bounds YAML documents that contain themselves."""
 
@@ -89,7 +93,7 @@ def read_document(path: Path, error_type: type[WiseftError]) -> Node | None:
 def read_yaml(path: Path, error_type: type[WiseftError]) -> Node | None:
     """Read a YAML file; the place of a node is its line.
 
-    Aliases are rejected: a few of them can stand for a billion values.
+    Aliases that stand for very many values are rejected: a few of them can stand for a billion.
 
     Returns:
         The root node, or None for an empty file.
@@ -100,15 +104,11 @@ def read_yaml(path: Path, error_type: type[WiseftError]) -> Node | None:
 
     text = read_text(path, error_type)
     try:
-        if "*" in text:
-            for event in yaml.parse(text, Loader=yaml.BaseLoader):
-                if isinstance(event, yaml.AliasEvent):
-                    line = "" if event.start_mark is None else f", line {event.start_mark.line + 1}"
-                    raise error_type(
-                        f"{path}{line}: has the alias *{event.anchor}",
-                        hint="write the value out; or quote it, if it is a text",
-                    )
         root = yaml.compose(text, Loader=yaml.BaseLoader)
+        if root is not None and "*" in text and _count(root, {}) > _MAX_EXPANSION * len(text):
+            raise error_type(
+                f"{path}: its aliases stand for too many values", hint="write the values out"
+            )
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise error_type(f"{path}{line}: is not YAML: {error.problem}") from None
@@ -138,6 +138,16 @@ def describe(node: Node) -> str:
     if isinstance(node, Other):
         return node.kind
     return {Text: "a text", Listing: "a list", Mapping: "a mapping"}[type(node)]
+
+
+def _count(node: Any, counts: dict[int, float]) -> float:
+    """Return the number of values that a node stands for; infinite if it contains itself."""
+    if id(node) not in counts:
+        counts[id(node)] = inf
+        below = [] if node.id == "scalar" else node.value
+        below = [at for pair in below for at in pair] if node.id == "mapping" else below
+        counts[id(node)] = 1 + sum(_count(at, counts) for at in below)
+    return counts[id(node)]
 
 
 def _from_yaml(node: Any, depth: int) -> Node:

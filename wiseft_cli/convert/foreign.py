@@ -49,7 +49,7 @@ def reject_foreign(reader: CheckpointReader) -> CheckpointError:
     what, remedy = describe_foreign(reader.tensors)
     some = sorted(reader.tensors)
     return CheckpointError(
-        f"{reader.path}: is {what}, expected a CLIP or SigLIP model; its tensors",
+        f"{reader.path}: is {what}, expected CLIP or SigLIP with a ViT image encoder; its tensors",
         faults=some,
         hint=remedy,
     )

@@ -133,7 +133,12 @@ def resolve_alphas(
         if texts:
             raise UsageError(
                 f"method {settings.method}: has no alpha",
-                hint="leave --alpha out; the method finds the factor of each tensor itself",
+                hint="omit --alpha"
+                + (
+                    "; the method finds the factor of each tensor itself"
+                    if settings.spec.has_base
+                    else ""
+                ),
             )
         return (None,)
     alphas = parse_alphas(texts or [default], extrapolate=extrapolate)

@@ -111,6 +111,10 @@ def _training_sets(card: Card) -> list[str]:
     return [text.rpartition("/")[2] for text in values if isinstance(text, str) and text]
 
 
+_METRIC_TYPES = {"macro_f1": "f1"}
+"""The hub's types of metrics that are not accuracies."""
+
+
 def _model_index(name: str, lines: Sequence[ResultLine]) -> list[dict[str, Any]]:
     return [
         {
@@ -120,7 +124,8 @@ def _model_index(name: str, lines: Sequence[ResultLine]) -> list[dict[str, Any]]
                     "task": {"type": "image-classification"},
                     "dataset": {"name": line.set_name, "type": line.set_name},
                     "metrics": [
-                        {"type": "accuracy", "name": metric, "value": found.value}
+                        {"type": _METRIC_TYPES.get(metric, "accuracy"), "name": metric}
+                        | {"value": found.value}
                         for metric, found in line.metrics.items()
                     ],
                 }

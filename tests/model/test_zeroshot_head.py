@@ -43,7 +43,7 @@ def head_of(
     )
     bias = 0.0 if model.logit_bias is None else float(model.logit_bias)
     return build_zeroshot_head(
-        features, scale=float(model.logit_scale.exp()), bias=bias, class_ids=names
+        features, scale=float(model.logit_scale.detach().exp()), bias=bias, class_ids=names
     )
 
 
@@ -74,7 +74,7 @@ def test_head_equals_the_formula_in_float64(tokenizer: PromptTokenizer) -> None:
             features /= np.linalg.norm(features, axis=1, keepdims=True)
             mean = features.mean(axis=0)
             rows.append(mean / np.linalg.norm(mean))
-    expected = np.exp(model.logit_scale.item()) * np.stack(rows)
+    expected = np.exp(model.logit_scale.detach().item()) * np.stack(rows)
     head = head_of(random_clip("vit"), tokenizer, NAMES, TEMPLATES)
     assert_close_relative(head.weight, torch.from_numpy(expected))
 

@@ -41,7 +41,7 @@ def head_of(
     features = encode_prompts(
         model, tokenizer, class_prompts(names, templates), class_count=len(names), **options
     )
-    bias = 0.0 if model.logit_bias is None else float(model.logit_bias)
+    bias = 0.0 if model.logit_bias is None else float(model.logit_bias.detach())
     return build_zeroshot_head(
         features, scale=float(model.logit_scale.detach().exp()), bias=bias, class_ids=names
     )

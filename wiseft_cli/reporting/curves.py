@@ -93,7 +93,7 @@ def collect_curves(
             for of_pair in pairs.values()
         ),
         singles=tuple(singles),
-        metrics=_primary_metrics(shown),
+        metrics=primary_metrics(shown),
         notes=(*notes, *_selection_notes(selection, named, shifts), *repeated_sets(shown)),
     )
 
@@ -211,8 +211,12 @@ def _complete_rows(rows: Sequence[Row], names: Sequence[str]) -> tuple[list[Row]
     return complete, tuple(notes)
 
 
-def _primary_metrics(lines: Sequence[ResultLine]) -> dict[str, str]:
-    """Return the primary metric of each set; an axis shows a single one."""
+def primary_metrics(lines: Sequence[ResultLine]) -> dict[str, str]:
+    """Return the primary metric of each set; a table or an axis shows a single one.
+
+    Raises:
+        ResultsError: A set has several.
+    """
     of_set: dict[str, set[str]] = {}
     for line in lines:
         of_set.setdefault(line.set_name, set()).add(line.primary)

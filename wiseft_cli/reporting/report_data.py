@@ -15,6 +15,7 @@ from wiseft_cli.reporting.curves import (
     find_reference,
     find_shifts,
     group_by_weights,
+    primary_metrics,
     repeated_sets,
 )
 from wiseft_cli.reporting.gates import Gate, Verdict
@@ -202,7 +203,7 @@ def arrange_report(
     columns = _columns(reference, list(shifts), kept)
     shown = [line for line in latest if any(line.set_name in at.sets for at in columns)]
     rows = _sort_rows(group_by_weights(shown))
-    _require_one_metric(shown)
+    primary_metrics(shown)  # raises if a set has several
     return Report(
         lines=tuple(shown),
         columns=columns,
@@ -232,23 +233,6 @@ def _columns(
     if shifts and reference is not None:
         columns.append(Column(AVERAGE, (reference, *shifts), "average"))
     return tuple(columns)
-
-
-def _require_one_metric(lines: Sequence[ResultLine]) -> None:
-    primaries: dict[str, set[str]] = {}
-    for line in lines:
-        primaries.setdefault(line.set_name, set()).add(line.primary)
-    several = [
-        f"{name}: {', '.join(sorted(of_set))}"
-        for name, of_set in primaries.items()
-        if len(of_set) > 1
-    ]
-    if several:
-        raise ResultsError(
-            "sets have several primary metrics in the results",
-            faults=several,
-            hint="evaluate again with one primary metric, into a new file",
-        )
 
 
 def _sort_rows(rows: Sequence[Row]) -> list[Row]:
